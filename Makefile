@@ -1,0 +1,195 @@
+# make demo       the main job: a character language model with fastrnn and with torch.nn
+# make test       the tests                       (ARGS="-k lstm" and the like)
+# make bench      the benchmarks beside torch.nn  (ARGS="--help" tells the choices)
+# make lint       ruff and clang-format           make format applies them
+# make sanitize   the CPU kernels under AddressSanitizer + UBSan and under ThreadSanitizer
+# make cuda-check compiles every CUDA source for sm_80 and sm_90a, on a machine without a GPU
+# make sdist      a source distribution in dist/
+# make clean      removes build products; make distclean the virtual environment too
+#
+# Each target first makes what it needs: .venv with the pinned packages, then the extension,
+# compiled again only where sources or settings changed. A second call starts at once.
+#
+# PYTHON       the Python that makes .venv (3.11 or newer; default python3)
+# CXX          the C++ compiler            MAX_JOBS  compilations at once
+# FASTRNN_CUDA 0: no CUDA kernels, 1: CUDA kernels or an error
+
+PYTHON ?= python3
+ARGS ?=
+export CXX FASTRNN_CUDA
+
+# The build's output goes through a filter, which must not hide its exit status.
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+
+# Folders are in the list so that an added or removed file counts as a change.
+EXTENSION_INPUTS := $(shell find csrc) setup.py fastrnn/_version.py
+PYTHON_TREES := setup.py $(wildcard fastrnn tests examples benchmarks)
+CPP_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help build demo test bench lint format sanitize cuda-check sdist clean distclean FORCE
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//; p' Makefile
+
+# --- the environment and the extension ---------------------------------------------------------
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "fastrnn needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)."; \
+	    echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "$(PYTHON) cannot make virtual environments: install its venv package"; \
+	    echo "(on Debian and Ubuntu: apt-get install python3-venv)."; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; \
+	    sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || { \
+	    echo "$(PYTHON) has no C headers (Python.h): install its development package"; \
+	    echo "(on Debian and Ubuntu: apt-get install python3-dev)."; exit 1; }
+	@command -v $(firstword $(CXX)) >/dev/null || { \
+	    echo "No C++ compiler '$(CXX)': install g++, or name one: make CXX=clang++"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.requirements: requirements.txt $(VENV)/.created
+	@echo "installing torch and the other pinned packages into $(VENV)"
+	$(PIP) install --quiet --requirement requirements.txt
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.created
+	$(PIP) install --quiet --requirement requirements-dev.txt
+	@touch $@
+
+# Holds the settings of the last build, and is newer than the extension when they changed.
+build/settings: FORCE
+	@mkdir -p build
+	@echo '$(CXX) | $(CXXFLAGS) | $(FASTRNN_CUDA)' | cmp -s - $@ || \
+	    echo '$(CXX) | $(CXXFLAGS) | $(FASTRNN_CUDA)' > $@
+
+# torch has ninja print whole command lines; the file's name is what a person watches for.
+BRIEF := sed -u -E 's@^(\[[0-9]+/[0-9]+\]) .* -o [^ ]*/(csrc/[^ ]+)\.o .*@\1 compiled \2@'
+
+# In place: fastrnn/_C.*.so.
+$(VENV)/.extension: $(EXTENSION_INPUTS) build/settings $(VENV)/.requirements
+	$(PY) setup.py --quiet build_ext --inplace 2>&1 | $(BRIEF)
+	@touch $@
+
+# The editable install makes `import fastrnn` work from any folder; it compiles nothing again.
+$(VENV)/.installed: pyproject.toml setup.py fastrnn/_version.py $(VENV)/.requirements \
+                    | $(VENV)/.extension
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+build: $(VENV)/.extension $(VENV)/.installed
+
+# --- what people run ----------------------------------------------------------------------------
+
+demo: build
+	$(PY) examples/char_lm.py $(ARGS)
+
+test: build
+	$(PY) -m pytest $(ARGS)
+
+bench: build $(VENV)/.dev
+	$(PY) -m benchmarks $(ARGS)
+
+sdist: $(VENV)/.requirements
+	rm -rf build/sdist
+	$(PY) setup.py --quiet sdist --dist-dir build/sdist
+	@mkdir -p dist && cp build/sdist/*.tar.gz dist/ && ls dist/
+
+# --- style --------------------------------------------------------------------------------------
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check $(PYTHON_TREES)
+	$(VENV)/bin/ruff format --check $(PYTHON_TREES)
+	$(VENV)/bin/clang-format --dry-run --Werror $(CPP_FILES)
+
+format: $(VENV)/.dev
+	$(VENV)/bin/ruff check --fix $(PYTHON_TREES)
+	$(VENV)/bin/ruff format $(PYTHON_TREES)
+	$(VENV)/bin/clang-format -i $(CPP_FILES)
+
+# --- sanitizers ---------------------------------------------------------------------------------
+
+# Only files that know nothing of torch, so a program of its own can run every target's kernels.
+# ThreadSanitizer cannot see through libgomp's own synchronisation, so its build runs the same
+# team on std::thread.
+SANITIZE_SOURCES := tests/sanitize/kernels_main.cpp csrc/cpu/dispatch.cpp csrc/cpu/team.cpp \
+                    $(sort $(wildcard csrc/cpu/targets/*.cpp))
+SANITIZE_FLAGS := -std=c++17 -O1 -g -fno-omit-frame-pointer -ffp-contract=off -fno-math-errno \
+                  -Wall -Wextra -Icsrc -MMD -MP
+SANITIZE_JOBS ?= 2
+asan_FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=all -fopenmp
+tsan_FLAGS := -fsanitize=thread -DFASTRNN_STD_THREADS -pthread
+asan_OBJECTS := $(SANITIZE_SOURCES:%.cpp=build/sanitize/asan/%.o)
+tsan_OBJECTS := $(SANITIZE_SOURCES:%.cpp=build/sanitize/tsan/%.o)
+# ThreadSanitizer of older compilers cannot place its memory under strong address randomisation.
+NO_RANDOM := $(shell setarch -R true 2>/dev/null && echo setarch -R)
+
+build/sanitize/asan/%.o: %.cpp
+	@mkdir -p $(@D)
+	$(CXX) $(SANITIZE_FLAGS) $(asan_FLAGS) -c $< -o $@
+
+build/sanitize/tsan/%.o: %.cpp
+	@mkdir -p $(@D)
+	$(CXX) $(SANITIZE_FLAGS) $(tsan_FLAGS) -c $< -o $@
+
+build/sanitize/kernels-asan: $(asan_OBJECTS)
+	$(CXX) $(asan_FLAGS) $^ -o $@
+
+build/sanitize/kernels-tsan: $(tsan_OBJECTS)
+	$(CXX) $(tsan_FLAGS) $^ -o $@
+
+sanitize:
+	@$(MAKE) --no-print-directory -j$(SANITIZE_JOBS) \
+	    build/sanitize/kernels-asan build/sanitize/kernels-tsan
+	UBSAN_OPTIONS=print_stacktrace=1 build/sanitize/kernels-asan
+	TSAN_OPTIONS=halt_on_error=1 $(NO_RANDOM) build/sanitize/kernels-tsan
+
+-include $(asan_OBJECTS:.o=.d) $(tsan_OBJECTS:.o=.d)
+
+# --- CUDA sources, compiled only ----------------------------------------------------------------
+
+CUDA_SOURCES := $(sort $(shell find csrc -name '*.cu'))
+CUDA_ARCHITECTURES := sm_80 sm_90a
+NVCC ?= $(firstword $(wildcard $(CUDA_HOME)/bin/nvcc) nvcc)
+CUDA_OBJECTS := $(foreach arch,$(CUDA_ARCHITECTURES),$(CUDA_SOURCES:%.cu=build/cuda/$(arch)/%.o))
+# A CPU build of torch ships the CUDA headers but not the one that its CUDA build generates.
+CUDA_FLAGS := -std=c++20 -O3 --expt-relaxed-constexpr -Icsrc -DC10_CUDA_NO_CMAKE_CONFIGURE_FILE \
+              -Xcompiler -fPIC -Xptxas -v
+
+define cuda_rule
+build/cuda/$(1)/%.o: %.cu $$(VENV)/.requirements $(shell find csrc -name '*.cuh' -o -name '*.h')
+	@mkdir -p $$(@D)
+	$$(NVCC) -arch=$(1) $$(CUDA_FLAGS) $$$$($$(PY) -c 'import sysconfig; \
+	    from torch.utils.cpp_extension import include_paths; \
+	    print(*("-isystem " + p for p in [*include_paths(), sysconfig.get_path("include")]))') \
+	    -c $$< -o $$@
+endef
+$(foreach arch,$(CUDA_ARCHITECTURES),$(eval $(call cuda_rule,$(arch))))
+
+cuda-check:
+ifeq ($(CUDA_SOURCES),)
+	@echo "cuda-check: no CUDA sources in this version, nothing to compile"
+else
+	@command -v $(NVCC) >/dev/null || { \
+	    echo "cuda-check: no nvcc found; set NVCC or CUDA_HOME"; exit 1; }
+	@$(MAKE) --no-print-directory -j2 $(CUDA_OBJECTS)
+	@echo "cuda-check: $(words $(CUDA_SOURCES)) source(s) compiled for $(CUDA_ARCHITECTURES)"
+endif
+
+# --- cleaning -----------------------------------------------------------------------------------
+
+clean:
+	rm -rf build dist *.egg-info fastrnn/*.so .pytest_cache .ruff_cache $(VENV)/.extension \
+	    $(VENV)/.installed
+	find fastrnn tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

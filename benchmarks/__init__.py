@@ -1,0 +1,12 @@
+"""Benchmarks of fastrnn beside torch.nn: ``python -m benchmarks --help``.
+
+cases.py    what is measured: sizes, flop counts, pairs of layers with equal weights
+checks.py   the numerical check that every row must pass before it is shown
+timing.py   interleaved timing and its statistics
+suites.py   one function per suite, each yields rows
+peers.py    ONNX Runtime and OpenVINO, optional
+memory.py   peak memory of one layer, measured in a fresh process
+report.py   tables, the bars, the environment, JSON
+plot.py     PNG plots (needs matplotlib)
+progress.py a progress bar on stderr
+"""

@@ -1,0 +1,404 @@
+// The backward recurrence of one layer, all directions, any cell.
+//
+// Steps run against time. A tile of rows x one block of units accumulates
+//   d_h = d_gates(next step) w_hh
+// and the cell's backward equations turn it, with the saved values of this step,
+// into this step's d_gates. With a projection the product gives the gradient of
+// the projected h, and a second one, with w_hr, that of the unprojected h.
+//
+// Invariants: d_gates goes to the result and, in the compute type, to a slot of
+// scratch that the next step multiplies; slots alternate. A thread writes its
+// own rows and units only. Rows that become active (packed data) start from the
+// gradient of the final state; rows that were active and are no more have
+// reached the initial state, whose gradient is then written.
+#pragma once
+#include "cpu/kernels/cell_traits.h"
+#include "cpu/kernels/math.h"
+#include "cpu/kernels/pack.h"
+#include "cpu/kernels/plan.h"
+
+namespace fastrnn::cpu {
+namespace {
+
+template <class Cell, class S>
+class Backward {
+  using C = Compute<S>;
+  using V = Vec<C>;
+  static constexpr int L = V::kLanes;
+  static constexpr int G = Cell::kGates;
+  static constexpr int kResults = Cell::kSaved > 0 ? Cell::kSaved : 1;  // values in d_gates
+  using Blocks = VectorBlocks<kBackwardVectors>;
+  using Rows = RowBlocks<kBackwardRows>;
+
+ public:
+  static size_t workspace_bytes(const BackwardParams& p, int threads) {
+    return Backward(p, threads, nullptr).bytes_;
+  }
+  static void run(const BackwardParams& p, const Worker& worker) {
+    Backward(p, worker.threads, p.workspace).run_worker(worker);
+  }
+
+ private:
+  struct Direction {
+    C* w_hh;     // panels [G*H][NV * L], one a block of columns
+    C* w_hr;     // panels [P][NV * L]
+    C* d_gates;  // [2][B][gate_stride]
+    C* d_c;      // [B][stride], LSTM: what reaches c from the next step
+    C* d_skip;   // [B][stride], GRU: the part of d_h that bypasses the product
+    C* d_h;      // [B][h_stride], projection: gradient of this step's h
+  };
+
+  struct Step {
+    int d;
+    int64_t row;            // first row of this step in tensors of N rows
+    int64_t previous_row;   // the same of the step before it in the recurrence
+    int64_t previous_rows;  // rows that have such a step; the others had h0, c0
+    int64_t joined;         // rows from here on are active for the first time
+    const C* d_gates_in;
+    C* d_gates_out;
+  };
+
+  Backward(const BackwardParams& p, int threads, void* workspace)
+      : p_(p),
+        s_(p.shape),
+        H_(s_.hidden_size),
+        P_(s_.proj_size),
+        B_(s_.steps.batch),
+        vectors_(ceil_div(H_, L)),
+        h_vectors_(ceil_div(P_, L)),
+        stride_(vectors_ * L),
+        h_stride_(h_vectors_ * L),
+        gate_stride_(G * H_ + L) {
+    weight_bytes_ = G * H_ * P_ * static_cast<int64_t>(sizeof(C));
+    direct_ = std::is_same_v<S, C> && s_.steps.rows < kDirectRows && P_ % L == 0;
+    Arena arena(workspace);
+    for (int d = 0; d < s_.directions; ++d) {
+      Direction& a = directions_[d];
+      a.w_hh = arena.take<C>(direct_ ? 0 : G * H_ * h_stride_);
+      a.w_hr = arena.take<C>(s_.projected ? P_ * stride_ : 0);
+      a.d_gates = arena.take<C>(2 * B_ * gate_stride_);
+      a.d_c = arena.take<C>(Cell::kIsLstm ? B_ * stride_ : 0);
+      a.d_skip = arena.take<C>(Cell::kIsGru ? B_ * stride_ : 0);
+      a.d_h = arena.take<C>(s_.projected ? B_ * h_stride_ : 0);
+    }
+    partial_elements_ = G * H_ > kReduction ? B_ * kBackwardVectors * L : 0;
+    partial_ = arena.take<C>(threads * partial_elements_);
+    bytes_ = arena.used();
+  }
+
+  void run_worker(const Worker& worker) {
+    const Place place =
+        place_of(worker.thread, worker.threads, s_.directions, B_, vectors_, weight_bytes_);
+    pack(worker, place.split.unit_groups);
+    worker.barriers[0].wait(worker.threads);
+    partial_ += worker.thread * partial_elements_;
+    for (int d = place.first_direction; d <= place.last_direction; ++d) {
+      run_direction(d, place, worker);
+    }
+  }
+
+  void pack(const Worker& worker, int unit_groups) const {
+    int64_t job = 0;
+    const auto pack_all = [&](const void* w, int64_t terms, int64_t columns, int64_t vectors,
+                              C* panels) {
+      for (int g = 0; g < unit_groups; ++g) {
+        const Range range = part(vectors, unit_groups, g);
+        const Blocks blocks{range.begin, range.end};
+        for (int64_t i = 0; i < blocks.count(); ++i) {
+          if (job++ % worker.threads != worker.thread) continue;
+          blocks.call(i, [&](auto nv, int64_t v) {
+            pack_columns<nv()>(static_cast<const S*>(w), terms, columns, v, panels + v * L * terms);
+          });
+        }
+      }
+    };
+    for (int d = 0; d < s_.directions; ++d) {
+      const Direction& a = directions_[d];
+      if (!direct_) pack_all(p_.weights[d].w_hh, G * H_, P_, h_vectors_, a.w_hh);
+      if (s_.projected) pack_all(p_.weights[d].w_hr, P_, H_, vectors_, a.w_hr);
+    }
+  }
+
+  void run_direction(int d, const Place& place, const Worker& worker) const {
+    const Steps& steps = s_.steps;
+    const Direction& a = directions_[d];
+    const int64_t T = steps.seq_len;
+    const Range rows = batch_rows(steps, place.split.batch_groups, place.batch_group);
+    const Range units = part(vectors_, place.split.unit_groups, place.unit_group);
+    const Range h_units =
+        s_.projected ? part(h_vectors_, place.split.unit_groups, place.unit_group) : units;
+    SpinBarrier& barrier = worker.barriers[place.barrier];
+    const int peers = place.split.unit_groups;
+    const int64_t direction = d == 0 ? -1 : 1;  // from a step to the one before it in the recurrence
+
+    int64_t was_active = rows.begin;
+    Step step{};
+    step.d = d;
+    for (int64_t s = 0; s <= T; ++s) {  // s == T: what is left reaches the initial state
+      const int64_t t = d == 0 ? T - 1 - s : s;
+      const int64_t active = s < T ? within(rows, steps.count(t)) : rows.begin;
+      if (s < T) {
+        const int64_t previous = t + direction;
+        const bool exists = previous >= 0 && previous < T;
+        step.row = steps.offset(t);
+        step.previous_row = exists ? steps.offset(previous) : 0;
+        step.previous_rows = exists ? steps.count(previous) : 0;
+      }
+      step.joined = was_active;
+      step.d_gates_in = a.d_gates + ((s + 1) % 2) * B_ * gate_stride_;
+      step.d_gates_out = a.d_gates + (s % 2) * B_ * gate_stride_;
+      const int64_t staying = smaller(was_active, active);
+      const Blocks blocks{h_units.begin, h_units.end};
+      const int64_t count = blocks.count();
+      for (int64_t i = 0; i < count; ++i) {
+        // Back and forth, so that what is still in the cache is used first.
+        blocks.call(s % 2 ? count - 1 - i : i, [&](auto nv, int64_t v) {
+          product_block<nv()>(step, v, rows.begin, staying, was_active, active);
+        });
+      }
+      if (Cell::kIsLstm && was_active > active) {
+        store_d_c0(d, {active, was_active}, units);
+      }
+      if (s_.projected && s < T) {
+        barrier.wait(peers);
+        const Blocks cell_blocks{units.begin, units.end};
+        for (int64_t i = 0; i < cell_blocks.count(); ++i) {
+          cell_blocks.call(i, [&](auto nv, int64_t v) {
+            Rows::each(rows.begin, active, [&](auto mr, int64_t b) {
+              projection_tile<mr(), nv()>(step, v, b);
+            });
+          });
+        }
+      }
+      barrier.wait(peers);
+      was_active = active;
+    }
+  }
+
+  static int64_t within(Range rows, int64_t count) {
+    return larger(rows.begin, smaller(rows.end, count));
+  }
+
+  // One block of columns of d_h for one step: rows [begin, staying) have a next
+  // step, [staying, was_active) have reached the initial state, [was_active,
+  // active) start here.
+  template <int NV>
+  void product_block(const Step& step, int64_t v, int64_t begin, int64_t staying,
+                     int64_t was_active, int64_t active) const {
+    const int64_t terms = G * H_;
+    int64_t k = 0;
+    for (; terms - k > kReduction; k += kReduction) {
+      Rows::each(begin, was_active,
+                 [&](auto mr, int64_t b) { partial_tile<mr(), NV>(step, v, b, begin, k); });
+    }
+    Rows::each(begin, staying,
+               [&](auto mr, int64_t b) { tile<mr(), NV, true>(step, v, b, begin, k); });
+    if (was_active > staying) {
+      Rows::each(staying, was_active,
+                 [&](auto mr, int64_t b) { tile<mr(), NV, false>(step, v, b, begin, k); });
+    }
+    if (active > was_active) {
+      Rows::each(was_active, active,
+                 [&](auto mr, int64_t b) { start_tile<mr(), NV>(step, v, b); });
+    }
+  }
+
+  // ---- tiles ---------------------------------------------------------------
+
+  // acc = the terms before k (from partial_, or none), then up to `count` more.
+  template <int MR, int NV>
+  FASTRNN_INLINE void product(const Step& step, int64_t v, int64_t b, int64_t begin, int64_t k,
+                              int64_t count, V (&acc)[MR][NV]) const {
+    const Direction& a = directions_[step.d];
+    const C* partial = partial_ + (b - begin) * kBackwardVectors * L;
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+      for (int i = 0; i < NV; ++i) {
+        acc[m][i] = k == 0 ? V::zero() : V::load(partial + m * kBackwardVectors * L + i * L);
+      }
+    }
+    const C* d_gates = step.d_gates_in + b * gate_stride_ + k;
+    if (direct_) {
+      const C* w = static_cast<const C*>(p_.weights[step.d].w_hh) + k * P_ + v * L;
+      accumulate<MR, NV>(count, d_gates, gate_stride_, w, P_, acc);
+    } else {
+      const C* w = a.w_hh + v * L * G * H_ + k * NV * L;
+      accumulate<MR, NV>(count, d_gates, gate_stride_, w, NV * L, acc);
+    }
+  }
+
+  template <int MR, int NV>
+  FASTRNN_NOINLINE void partial_tile(const Step& step, int64_t v, int64_t b, int64_t begin,
+                                     int64_t k) const {
+    V acc[MR][NV];
+    product<MR, NV>(step, v, b, begin, k, kReduction, acc);
+    C* partial = partial_ + (b - begin) * kBackwardVectors * L;
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+      for (int i = 0; i < NV; ++i) acc[m][i].store(partial + m * kBackwardVectors * L + i * L);
+    }
+  }
+
+  // The last terms of the product; then the cell, or the end of the recurrence.
+  template <int MR, int NV, bool kStays>
+  FASTRNN_NOINLINE void tile(const Step& step, int64_t v, int64_t b, int64_t begin,
+                             int64_t k) const {
+    V acc[MR][NV];
+    product<MR, NV>(step, v, b, begin, k, G * H_ - k, acc);
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+      for (int i = 0; i < NV; ++i) {
+        V d_h = acc[m][i];
+        if constexpr (Cell::kIsGru) {
+          d_h = d_h + V::load(directions_[step.d].d_skip + (b + m) * stride_ + (v + i) * L);
+        }
+        if constexpr (kStays) {
+          receive(step, v + i, b + m, d_h);
+        } else {
+          store_lanes(d_h, static_cast<S*>(p_.d_h0) + (step.d * B_ + b + m) * P_ + (v + i) * L,
+                      lanes(v + i, P_));
+        }
+      }
+    }
+  }
+
+  template <int MR, int NV>
+  FASTRNN_NOINLINE void start_tile(const Step& step, int64_t v, int64_t b) const {
+    for (int m = 0; m < MR; ++m) {
+      for (int i = 0; i < NV; ++i) {
+        receive(step, v + i, b + m, load_state(p_.d_h_n, step.d, b + m, v + i, P_));
+      }
+    }
+  }
+
+  // d_h of one row and vector, but for what comes from the output.
+  FASTRNN_INLINE void receive(const Step& step, int64_t v, int64_t b, V d_h) const {
+    const int64_t row = step.row + b;
+    if (p_.d_output) {
+      const S* d_output = static_cast<const S*>(p_.d_output);
+      d_h = d_h + load_lanes<V>(d_output + (row * s_.directions + step.d) * P_ + v * L,
+                                lanes(v, P_));
+    }
+    if (s_.projected) {
+      d_h.store(directions_[step.d].d_h + b * h_stride_ + v * L);
+      store_lanes(d_h,
+                  static_cast<S*>(p_.d_hidden) + (step.d * s_.steps.rows + row) * P_ + v * L,
+                  lanes(v, P_));
+    } else {
+      apply_cell(step, v, b, d_h);
+    }
+  }
+
+  template <int MR, int NV>
+  FASTRNN_NOINLINE void projection_tile(const Step& step, int64_t v, int64_t b) const {
+    const Direction& a = directions_[step.d];
+    V acc[MR][NV];
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+      for (int i = 0; i < NV; ++i) acc[m][i] = V::zero();
+    }
+    accumulate<MR, NV>(P_, a.d_h + b * h_stride_, h_stride_, a.w_hr + v * L * P_, NV * L, acc);
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+      for (int i = 0; i < NV; ++i) apply_cell(step, v + i, b + m, acc[m][i]);
+    }
+  }
+
+  // ---- cells ---------------------------------------------------------------
+
+  FASTRNN_INLINE void apply_cell(const Step& step, int64_t v, int64_t b, V d_h) const {
+    const int k = lanes(v, H_);
+    const Direction& a = directions_[step.d];
+    const int64_t n = step.d * s_.steps.rows + step.row + b;
+    const S* saved = static_cast<const S*>(p_.gates) + n * Cell::kSaved * H_ + v * L;
+    if constexpr (Cell::kIsLstm) {
+      const cells::LstmGates<V> gates{load_lanes<V>(saved, k), load_lanes<V>(saved + H_, k),
+                                      load_lanes<V>(saved + 2 * H_, k),
+                                      load_lanes<V>(saved + 3 * H_, k)};
+      const V c = load_lanes<V>(static_cast<const S*>(p_.cells) + n * H_ + v * L, k);
+      const V c_previous = previous(step, p_.cells, p_.c0, v, b, k);
+      C* carry = a.d_c + b * stride_ + v * L;
+      V d_c = b < step.joined ? V::load(carry) : load_state(p_.d_c_n, step.d, b, v, H_);
+      const auto d = cells::lstm_cell_backward(gates, c_previous, c, d_h, d_c);
+      d_c.store(carry);
+      publish(step, n, v, b, 0, d.i, k);
+      publish(step, n, v, b, 1, d.f, k);
+      publish(step, n, v, b, 2, d.g, k);
+      publish(step, n, v, b, 3, d.o, k);
+    } else if constexpr (Cell::kIsGru) {
+      const cells::GruGates<V> gates{load_lanes<V>(saved, k), load_lanes<V>(saved + H_, k),
+                                     load_lanes<V>(saved + 2 * H_, k),
+                                     load_lanes<V>(saved + 3 * H_, k)};
+      const V h_previous = previous(step, p_.hidden, p_.h0, v, b, k);
+      const auto d = cells::gru_cell_backward(gates, h_previous, d_h);
+      d_h.store(a.d_skip + b * stride_ + v * L);
+      publish(step, n, v, b, 0, d.r, k);
+      publish(step, n, v, b, 1, d.z, k);
+      // n's product is multiplied by r: the recurrent side sees d.u, the input d.n.
+      store_lanes(d.n, result(n, v, 2), k);
+      store_lanes(d.u, result(n, v, 3), k);
+      store_lanes(d.u, step.d_gates_out + b * gate_stride_ + 2 * H_ + v * L, k);
+    } else {
+      const V h = load_lanes<V>(static_cast<const S*>(p_.hidden) + n * H_ + v * L, k);
+      publish(step, n, v, b, 0, Cell::Function::backward(h, d_h), k);
+    }
+  }
+
+  // The value a state had before this step.
+  FASTRNN_INLINE V previous(const Step& step, const void* saved, const void* initial, int64_t v,
+                            int64_t b, int k) const {
+    if (b >= step.previous_rows) return load_state(initial, step.d, b, v, H_);
+    const int64_t n = step.d * s_.steps.rows + step.previous_row + b;
+    return load_lanes<V>(static_cast<const S*>(saved) + n * H_ + v * L, k);
+  }
+
+  FASTRNN_INLINE S* result(int64_t n, int64_t v, int gate) const {
+    return static_cast<S*>(p_.d_gates) + (n * kResults + gate) * H_ + v * L;
+  }
+
+  FASTRNN_INLINE void publish(const Step& step, int64_t n, int64_t v, int64_t b, int gate, V d,
+                              int k) const {
+    store_lanes(d, result(n, v, gate), k);
+    store_lanes(d, step.d_gates_out + b * gate_stride_ + gate * H_ + v * L, k);
+  }
+
+  FASTRNN_INLINE V load_state(const void* state, int d, int64_t b, int64_t v, int64_t size) const {
+    if (!state) return V::zero();
+    return load_lanes<V>(static_cast<const S*>(state) + (d * B_ + b) * size + v * L,
+                         lanes(v, size));
+  }
+
+  void store_d_c0(int d, Range rows, Range units) const {
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      for (int64_t v = units.begin; v < units.end; ++v) {
+        store_lanes(V::load(directions_[d].d_c + b * stride_ + v * L),
+                    static_cast<S*>(p_.d_c0) + (d * B_ + b) * H_ + v * L, lanes(v, H_));
+      }
+    }
+  }
+
+  static FASTRNN_INLINE int lanes(int64_t v, int64_t size) {
+    return static_cast<int>(smaller(L, size - v * L));
+  }
+
+  const BackwardParams& p_;
+  const LayerShape& s_;
+  const int64_t H_, P_, B_;
+  const int64_t vectors_, h_vectors_;  // of units, of values of h
+  const int64_t stride_, h_stride_;    // the same in elements, padded
+  const int64_t gate_stride_;          // of a row of d_gates scratch
+  int64_t weight_bytes_;               // of w_hh in the compute type
+  bool direct_;                        // w_hh is read where it lies
+  int64_t partial_elements_;
+  C* partial_;  // a thread's sums of the first blocks of terms, [rows][kBackwardVectors * L]
+  Direction directions_[2];
+  size_t bytes_;
+};
+
+}  // namespace
+}  // namespace fastrnn::cpu

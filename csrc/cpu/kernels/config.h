@@ -1,0 +1,51 @@
+// Tile sizes and thresholds, each with its reason. None of them changes a
+// result except kDirectRows and kDirectBatch, which depend on shapes alone.
+#pragma once
+#include <cstdint>
+
+namespace fastrnn::cpu {
+namespace {
+
+// Register tiles: kRows batch rows by kGates * kUnitVectors vectors of
+// accumulators, plus one row of weights and one broadcast value, must fit the
+// register file (32 on AVX-512, 16 elsewhere).
+constexpr bool kManyRegisters = kVectorRegisters >= 32;
+
+constexpr int kLstmRows = kManyRegisters ? 6 : 3;
+constexpr int kGruRows = kManyRegisters ? 8 : 4;
+constexpr int kRnnRows = 6;
+constexpr int kRnnUnitVectors = kManyRegisters ? 4 : 2;
+constexpr int kBackwardRows = 6;
+constexpr int kBackwardVectors = kManyRegisters ? 4 : 2;
+
+// Below this many rows in all, packing a weight costs more than it saves: each
+// packed element is read and written once, each direct one read once a row.
+constexpr int64_t kDirectRows = 8;
+
+// Up to this batch, recurrent weights beyond kDirectBytes are read where they
+// lie: a step is bound by that read, and packing would add several.
+constexpr int64_t kDirectBatch = 1;
+constexpr int64_t kDirectBytes = int64_t{1} << 21;
+
+// The input product of a chunk of steps stays in a core's L2 (1 MiB and more on
+// today's servers, 512 KiB on Zen 3) beside a panel of weights.
+constexpr int64_t kChunkBytes = 256 << 10;
+
+// With this many rows a step and a w_ih of at most kFusedBytes, the input
+// product runs in the same tile as the recurrent one and is never stored.
+constexpr int64_t kFusedRows = 4;
+constexpr int64_t kFusedBytes = 512 << 10;
+
+// Long reductions run in blocks of this many terms, so that a panel
+// (kReduction * kBackwardVectors vectors) stays in L2 while rows pass over it.
+constexpr int64_t kReduction = 1024;
+
+// Threads share a step's batch rows rather than its units when each gets at
+// least kSplitRows rows: no barrier is needed then. Weights beyond kSplitBytes
+// want kSplitRowsLarge, since every thread streams all of them.
+constexpr int64_t kSplitRows = 4;
+constexpr int64_t kSplitRowsLarge = 64;
+constexpr int64_t kSplitBytes = int64_t{1} << 21;
+
+}  // namespace
+}  // namespace fastrnn::cpu

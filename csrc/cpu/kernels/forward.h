@@ -1,0 +1,550 @@
+// The forward recurrence of one layer, all directions, any cell.
+//
+// Per step, a tile of rows x one block of units accumulates
+//   bias + x w_ih^T + h_prev w_hh^T
+// in registers and the cell equations turn it into c and h there. The input part
+// is either fused into the tile or computed for a chunk of steps beforehand.
+//
+// Invariants: the state h has two slots, step s reads slot s % 2 and writes the
+// other; a thread writes h and c of its own rows and units only. Rows that are
+// not active at a step (packed data) are not touched, and both slots hold h0
+// before step 0, so a row may start at any step.
+#pragma once
+#include "cpu/kernels/cell_traits.h"
+#include "cpu/kernels/math.h"
+#include "cpu/kernels/pack.h"
+#include "cpu/kernels/plan.h"
+
+namespace fastrnn::cpu {
+namespace {
+
+template <class Cell, class S>
+class Forward {
+  using C = Compute<S>;
+  using V = Vec<C>;
+  static constexpr int L = V::kLanes;
+  static constexpr int G = Cell::kGates;
+  using Blocks = VectorBlocks<Cell::kUnitVectors>;
+  using ProjectionBlocks = VectorBlocks<kRnnUnitVectors>;
+
+ public:
+  static size_t workspace_bytes(const ForwardParams& p, int threads) {
+    return Forward(p, threads, nullptr).bytes_;
+  }
+  static void run(const ForwardParams& p, const Worker& worker) {
+    Forward(p, worker.threads, p.workspace).run_worker(worker);
+  }
+
+ private:
+  // The parts of the workspace that belong to one direction.
+  struct Direction {
+    C* w_ih;    // panels [I][G][NU * L], one a block of units
+    C* w_hh;    // panels [P][G][NU * L]
+    C* w_hr;    // panels [H][NU * L]
+    C* bias;    // [G][NU * L], one a block; GRU: n without b_hn
+    C* bias_u;  // [vectors * L], GRU: b_hn
+    C* h;       // [2][B][h_stride]
+    C* c;       // [B][stride]
+    C* m;       // [B][stride], h before its projection
+  };
+
+  // One step of one thread.
+  struct Step {
+    int d;
+    int64_t first_row;    // of the step, in tensors of N rows
+    const C* x;           // fused: rows of this step, x_stride apart, for row 0 of the batch
+    int64_t x_stride;
+    const C* pre;         // not fused: bias + x w_ih^T, [rows][pre_stride], for row 0
+    int64_t pre_first;    // the first vector of units in pre
+    int64_t pre_stride;
+    const C* h_in;
+    C* h_out;
+  };
+
+  Forward(const ForwardParams& p, int threads, void* workspace)
+      : p_(p),
+        s_(p.shape),
+        I_(s_.input_size),
+        H_(s_.hidden_size),
+        P_(s_.proj_size),
+        B_(s_.steps.batch),
+        vectors_(ceil_div(H_, L)),
+        h_vectors_(ceil_div(P_, L)),
+        stride_(vectors_ * L),
+        h_stride_(h_vectors_ * L) {
+    constexpr int64_t kSize = sizeof(C);
+    weight_bytes_ = G * H_ * P_ * kSize;
+    direct_ih_ = s_.steps.rows < kDirectRows;
+    direct_hh_ = direct_ih_ || (B_ <= kDirectBatch && weight_bytes_ > kDirectBytes);
+    fused_ = !direct_hh_ && B_ >= kFusedRows && G * H_ * I_ * kSize <= kFusedBytes;
+    const Place place = place_of(0, threads, s_.directions, B_, vectors_, weight_bytes_);
+
+    Arena arena(workspace);
+    for (int d = 0; d < s_.directions; ++d) {
+      Direction& a = directions_[d];
+      a.w_ih = arena.take<C>(direct_ih_ ? 0 : G * stride_ * I_);
+      a.w_hh = arena.take<C>(direct_hh_ ? 0 : G * stride_ * P_);
+      a.w_hr = arena.take<C>(s_.projected ? h_stride_ * H_ : 0);
+      a.bias = arena.take<C>(G * stride_);
+      a.bias_u = arena.take<C>(Cell::kIsGru ? stride_ : 0);
+      a.h = arena.take<C>(2 * B_ * h_stride_);
+      a.c = arena.take<C>(Cell::kIsLstm ? B_ * stride_ : 0);
+      a.m = arena.take<C>(s_.projected ? B_ * stride_ : 0);
+    }
+    // Batch groups of packed data are uneven, so a thread may have all rows.
+    const int64_t rows = s_.steps.counts ? B_ : ceil_div(B_, place.split.batch_groups);
+    const int64_t row = ceil_div(vectors_, place.split.unit_groups) * G * L;
+    chunk_steps_ = fused_ ? 1 : larger(1, kChunkBytes / (kSize * larger(1, rows * row)));
+    chunk_steps_ = smaller(chunk_steps_, s_.steps.seq_len);
+    x_elements_ = (chunk_steps_ * rows * I_ + L - 1) / L * L;
+    pre_elements_ = fused_ ? 0 : chunk_steps_ * rows * row;
+    x_ = arena.take<C>(threads * x_elements_);
+    pre_ = arena.take<C>(threads * pre_elements_);
+    bytes_ = arena.used();
+  }
+
+  void run_worker(const Worker& worker) {
+    const Place place =
+        place_of(worker.thread, worker.threads, s_.directions, B_, vectors_, weight_bytes_);
+    pack(worker, place.split.unit_groups);
+    worker.barriers[0].wait(worker.threads);
+    x_ += worker.thread * x_elements_;
+    pre_ += worker.thread * pre_elements_;
+    for (int d = place.first_direction; d <= place.last_direction; ++d) {
+      run_direction(d, place, worker);
+    }
+  }
+
+  // ---- packing -------------------------------------------------------------
+
+  void pack(const Worker& worker, int unit_groups) const {
+    int64_t job = 0;
+    const auto mine = [&] { return job++ % worker.threads == worker.thread; };
+    for (int d = 0; d < s_.directions; ++d) {
+      for (int g = 0; g < unit_groups; ++g) {
+        const Range units = part(vectors_, unit_groups, g);
+        const Blocks blocks{units.begin, units.end};
+        for (int64_t i = 0; i < blocks.count(); ++i) {
+          if (mine()) blocks.call(i, [&](auto nu, int64_t v) { pack_block<nu()>(d, v); });
+        }
+        if (!s_.projected) continue;
+        const Range out = part(h_vectors_, unit_groups, g);
+        const ProjectionBlocks projections{out.begin, out.end};
+        for (int64_t i = 0; i < projections.count(); ++i) {
+          if (!mine()) continue;
+          projections.call(i, [&](auto nu, int64_t v) {
+            pack_rows<1, nu()>(static_cast<const S*>(p_.weights[d].w_hr), P_, H_, v,
+                               directions_[d].w_hr + v * L * H_);
+          });
+        }
+      }
+    }
+  }
+
+  template <int NU>
+  void pack_block(int d, int64_t v) const {
+    const Weights& w = p_.weights[d];
+    const Direction& a = directions_[d];
+    const int64_t at = v * L * G;
+    if (!direct_ih_) pack_rows<G, NU>(static_cast<const S*>(w.w_ih), H_, I_, v, a.w_ih + at * I_);
+    if (!direct_hh_) pack_rows<G, NU>(static_cast<const S*>(w.w_hh), H_, P_, v, a.w_hh + at * P_);
+    for (int g = 0; g < G; ++g) {
+      const bool separate = Cell::kIsGru && g == 2;
+      for (int u = 0; u < NU; ++u) {
+        const V b_ih = load_bias(w.b_ih, g, v + u);
+        const V b_hh = load_bias(w.b_hh, g, v + u);
+        (separate ? b_ih : b_ih + b_hh).store(a.bias + at + (g * NU + u) * L);
+        if (separate) b_hh.store(a.bias_u + (v + u) * L);
+      }
+    }
+  }
+
+  V load_bias(const void* bias, int g, int64_t v) const {
+    if (!bias) return V::zero();
+    return load_lanes<V>(static_cast<const S*>(bias) + g * H_ + v * L, lanes(v, H_));
+  }
+
+  // ---- one direction -------------------------------------------------------
+
+  void run_direction(int d, const Place& place, const Worker& worker) const {
+    const Steps& steps = s_.steps;
+    const Direction& a = directions_[d];
+    const Range rows = batch_rows(steps, place.split.batch_groups, place.batch_group);
+    const Range units = part(vectors_, place.split.unit_groups, place.unit_group);
+    const Range h_units =
+        s_.projected ? part(h_vectors_, place.split.unit_groups, place.unit_group) : units;
+    SpinBarrier& barrier = worker.barriers[place.barrier];
+    const int peers = place.split.unit_groups;
+
+    start(d, rows, units, h_units);
+    barrier.wait(peers);
+
+    Step step{};
+    step.d = d;
+    step.pre_first = units.begin;
+    step.pre_stride = units.size() * G * L;
+    for (int64_t s0 = 0; s0 < steps.seq_len; s0 += chunk_steps_) {
+      const int64_t s1 = smaller(s0 + chunk_steps_, steps.seq_len);
+      if (!fused_) chunk_input(d, s0, s1, rows, units);
+      int64_t chunk_row = 0;
+      for (int64_t s = s0; s < s1; ++s) {
+        const int64_t t = time(d, s);
+        const Range active = active_rows(rows, t);
+        step.first_row = steps.offset(t);
+        step.h_in = a.h + (s % 2) * B_ * h_stride_;
+        step.h_out = a.h + ((s + 1) % 2) * B_ * h_stride_;
+        if (fused_) {
+          set_input(step, t, active);
+        } else {
+          step.pre = pre_ + (chunk_row - active.begin) * step.pre_stride;
+          chunk_row += active.size();
+        }
+        const Blocks blocks{units.begin, units.end};
+        const int64_t count = blocks.count();
+        for (int64_t i = 0; i < count; ++i) {
+          // Back and forth, so that what is still in the cache is used first.
+          blocks.call(s % 2 ? count - 1 - i : i, [&](auto nu, int64_t v) {
+            RowBlocks<Cell::kRows>::each(active.begin, active.end, [&](auto mr, int64_t b) {
+              if (direct_hh_) {
+                for (int m = 0; m < mr(); ++m) direct_tile<nu()>(step, v, b + m);
+              } else {
+                tile<mr(), nu()>(step, v, b);
+              }
+            });
+          });
+        }
+        if (s_.projected) {
+          barrier.wait(peers);
+          project(step, active, h_units);
+        }
+        barrier.wait(peers);
+      }
+    }
+    finish(d, rows, units, h_units);
+  }
+
+  int64_t time(int d, int64_t s) const { return d == 1 ? s_.steps.seq_len - 1 - s : s; }
+
+  Range active_rows(Range rows, int64_t t) const {
+    return {rows.begin, larger(rows.begin, smaller(rows.end, s_.steps.count(t)))};
+  }
+
+  void start(int d, Range rows, Range units, Range h_units) const {
+    const Direction& a = directions_[d];
+    const int64_t slot = B_ * h_stride_;
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      for (int64_t v = h_units.begin; v < h_units.end; ++v) {
+        const V h = load_state(p_.h0, d, b, v, P_);
+        h.store(a.h + b * h_stride_ + v * L);
+        h.store(a.h + slot + b * h_stride_ + v * L);
+      }
+      if constexpr (Cell::kIsLstm) {
+        for (int64_t v = units.begin; v < units.end; ++v) {
+          load_state(p_.c0, d, b, v, H_).store(a.c + b * stride_ + v * L);
+        }
+      }
+    }
+  }
+
+  V load_state(const void* state, int d, int64_t b, int64_t v, int64_t size) const {
+    if (!state) return V::zero();
+    return load_lanes<V>(static_cast<const S*>(state) + (d * B_ + b) * size + v * L,
+                         lanes(v, size));
+  }
+
+  void finish(int d, Range rows, Range units, Range h_units) const {
+    const Steps& steps = s_.steps;
+    const Direction& a = directions_[d];
+    int64_t length = steps.seq_len;
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      // Going forward, the last step of row b is its length - 1; in reverse, the
+      // last step is that of time 0 for all rows.
+      while (d == 0 && steps.count(length - 1) <= b) --length;
+      const C* h = a.h + (length % 2) * B_ * h_stride_ + b * h_stride_;
+      for (int64_t v = h_units.begin; v < h_units.end; ++v) {
+        store_lanes(V::load(h + v * L), static_cast<S*>(p_.h_n) + (d * B_ + b) * P_ + v * L,
+                    lanes(v, P_));
+      }
+      if constexpr (Cell::kIsLstm) {
+        for (int64_t v = units.begin; v < units.end; ++v) {
+          store_lanes(V::load(a.c + b * stride_ + v * L),
+                      static_cast<S*>(p_.c_n) + (d * B_ + b) * H_ + v * L, lanes(v, H_));
+        }
+      }
+    }
+  }
+
+  // ---- the input product ---------------------------------------------------
+
+  const S* input_row(int64_t t, int64_t b) const {
+    const int64_t step = s_.steps.offsets ? s_.steps.offsets[t] * p_.input_row_stride
+                                          : t * p_.input_step_stride;
+    return static_cast<const S*>(p_.input) + step + b * p_.input_row_stride;
+  }
+
+  // The input rows of a fused step: where they lie, or converted.
+  void set_input(Step& step, int64_t t, Range active) const {
+    if constexpr (std::is_same_v<S, C>) {
+      step.x = input_row(t, 0);
+      step.x_stride = p_.input_row_stride;
+    } else {
+      for (int64_t b = active.begin; b < active.end; ++b) {
+        convert(input_row(t, b), I_, x_ + (b - active.begin) * I_);
+      }
+      step.x = x_ - active.begin * I_;
+      step.x_stride = I_;
+    }
+  }
+
+  // pre[row] = bias + x w_ih^T for the active rows of steps [s0, s1), in order.
+  void chunk_input(int d, int64_t s0, int64_t s1, Range rows, Range units) const {
+    int64_t count = 0;
+    for (int64_t s = s0; s < s1; ++s) {
+      const int64_t t = time(d, s);
+      const Range active = active_rows(rows, t);
+      for (int64_t b = active.begin; b < active.end; ++b) {
+        convert(input_row(t, b), I_, x_ + count++ * I_);
+      }
+    }
+    const int64_t stride = units.size() * G * L;
+    const Blocks blocks{units.begin, units.end};
+    for (int64_t i = 0; i < blocks.count(); ++i) {
+      blocks.call(i, [&](auto nu, int64_t v) {
+        C* pre = pre_ + (v - units.begin) * G * L;
+        RowBlocks<Cell::kRows>::each(0, count, [&](auto mr, int64_t row) {
+          if (direct_ih_) {
+            for (int m = 0; m < mr(); ++m) direct_input<nu()>(d, v, row + m, pre, stride);
+          } else {
+            input_tile<mr(), nu()>(d, v, row, pre, stride);
+          }
+        });
+      });
+    }
+  }
+
+  template <int MR, int NU>
+  FASTRNN_NOINLINE void input_tile(int d, int64_t v, int64_t row, C* pre, int64_t stride) const {
+    constexpr int NV = G * NU;
+    V acc[MR][NV];
+    load_bias_tile<MR, NU>(d, v, acc);
+    accumulate<MR, NV>(I_, x_ + row * I_, I_, directions_[d].w_ih + v * L * G * I_, NV * L, acc);
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+      for (int i = 0; i < NV; ++i) acc[m][i].store(pre + (row + m) * stride + i * L);
+    }
+  }
+
+  template <int NU>
+  FASTRNN_NOINLINE void direct_input(int d, int64_t v, int64_t row, C* pre, int64_t stride) const {
+    alignas(64) C products[G * NU * L];
+    direct_products<NU>(static_cast<const S*>(p_.weights[d].w_ih), I_, x_ + row * I_, v, products);
+    for (int i = 0; i < G * NU; ++i) {
+      (V::load(directions_[d].bias + v * L * G + i * L) + V::load(products + i * L))
+          .store(pre + row * stride + i * L);
+    }
+  }
+
+  // products [G][NU * L] = a w^T for one row, w where it lies.
+  template <int NU>
+  void direct_products(const S* w, int64_t terms, const C* a, int64_t v, C* products) const {
+    constexpr int W = NU * L;
+    constexpr int N = W < 8 ? W : 8;
+    for (int g = 0; g < G; ++g) {
+      for (int i = 0; i < W; i += N) {
+        const S* rows[N];
+        for (int j = 0; j < N; ++j) {  // lanes beyond the last unit repeat it
+          rows[j] = w + (g * H_ + smaller(v * L + i + j, H_ - 1)) * terms;
+        }
+        dots<N, V>(terms, a, rows, products + g * W + i);
+      }
+    }
+  }
+
+  // ---- tiles ---------------------------------------------------------------
+
+  template <int MR, int NU>
+  FASTRNN_INLINE void load_bias_tile(int d, int64_t v, V (&acc)[MR][G * NU]) const {
+    const C* bias = directions_[d].bias + v * L * G;
+#pragma GCC unroll 8
+    for (int i = 0; i < G * NU; ++i) {
+      const V value = V::load(bias + i * L);
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m) acc[m][i] = value;
+    }
+  }
+
+  template <int MR, int NU>
+  FASTRNN_INLINE void load_pre_tile(const Step& step, int64_t v, int64_t b,
+                                    V (&acc)[MR][G * NU]) const {
+    const C* pre = step.pre + b * step.pre_stride + (v - step.pre_first) * G * L;
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+      for (int i = 0; i < G * NU; ++i) acc[m][i] = V::load(pre + m * step.pre_stride + i * L);
+    }
+  }
+
+  // GRU: the recurrent product of n starts from b_hn, apart from the input's.
+  template <int MR, int NU>
+  FASTRNN_INLINE void split_n(int d, int64_t v, V (&acc)[MR][G * NU], V (&n)[MR]) const {
+    if constexpr (Cell::kIsGru) {
+      const V u = V::load(directions_[d].bias_u + v * L);
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m) {
+        n[m] = acc[m][2];
+        acc[m][2] = u;
+      }
+    }
+  }
+
+  template <int MR, int NU>
+  FASTRNN_NOINLINE void tile(const Step& step, int64_t v, int64_t b) const {
+    constexpr int NV = G * NU;
+    const Direction& a = directions_[step.d];
+    V acc[MR][NV];
+    V n[MR];
+    if (fused_) {
+      load_bias_tile<MR, NU>(step.d, v, acc);
+      accumulate<MR, NV>(I_, step.x + b * step.x_stride, step.x_stride, a.w_ih + v * L * G * I_,
+                         NV * L, acc);
+    } else {
+      load_pre_tile<MR, NU>(step, v, b, acc);
+    }
+    split_n<MR, NU>(step.d, v, acc, n);
+    accumulate<MR, NV>(P_, step.h_in + b * h_stride_, h_stride_, a.w_hh + v * L * G * P_, NV * L,
+                       acc);
+    apply_cell<MR, NU>(step, v, b, acc, n);
+  }
+
+  template <int NU>
+  FASTRNN_NOINLINE void direct_tile(const Step& step, int64_t v, int64_t b) const {
+    alignas(64) C products[G * NU * L];
+    direct_products<NU>(static_cast<const S*>(p_.weights[step.d].w_hh), P_,
+                        step.h_in + b * h_stride_, v, products);
+    V acc[1][G * NU];
+    V n[1];
+    load_pre_tile<1, NU>(step, v, b, acc);
+    split_n<1, NU>(step.d, v, acc, n);
+#pragma GCC unroll 8
+    for (int i = 0; i < G * NU; ++i) acc[0][i] = acc[0][i] + V::load(products + i * L);
+    apply_cell<1, NU>(step, v, b, acc, n);
+  }
+
+  // ---- cells ---------------------------------------------------------------
+
+  template <int MR, int NU>
+  FASTRNN_INLINE void apply_cell(const Step& step, int64_t v, int64_t b, V (&acc)[MR][G * NU],
+                                 V (&n)[MR]) const {
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 4
+      for (int u = 0; u < NU; ++u) {
+        V h;
+        if constexpr (Cell::kIsLstm) {
+          h = apply_lstm(step, v, b + m, {acc[m][0], acc[m][1], acc[m][2], acc[m][3]});
+        } else if constexpr (Cell::kIsGru) {
+          h = apply_gru(step, v, b + m, {acc[m][0], acc[m][1], n[m], acc[m][2]});
+        } else {
+          h = Cell::Function::forward(acc[m][u]);
+        }
+        if (s_.projected) {
+          h.store(directions_[step.d].m + (b + m) * stride_ + (v + u) * L);
+        } else {
+          publish(step, v + u, b + m, h);
+        }
+      }
+    }
+  }
+
+  FASTRNN_INLINE V apply_lstm(const Step& step, int64_t v, int64_t b,
+                              cells::LstmGates<V> gates) const {
+    C* state = directions_[step.d].c + b * stride_ + v * L;
+    V h;
+    const V c = cells::lstm_cell_forward(gates, V::load(state), h);
+    c.store(state);
+    if (p_.gates) {
+      const int64_t n = step.d * s_.steps.rows + step.first_row + b;
+      save_gates(n, v, gates.i, gates.f, gates.g, gates.o);
+      store_lanes(c, static_cast<S*>(p_.cells) + n * H_ + v * L, lanes(v, H_));
+    }
+    return h;
+  }
+
+  FASTRNN_INLINE V apply_gru(const Step& step, int64_t v, int64_t b,
+                             cells::GruGates<V> gates) const {
+    const V h = cells::gru_cell_forward(gates, V::load(step.h_in + b * h_stride_ + v * L));
+    if (p_.gates) {
+      const int64_t n = step.d * s_.steps.rows + step.first_row + b;
+      save_gates(n, v, gates.r, gates.z, gates.n, gates.u);
+    }
+    return h;
+  }
+
+  FASTRNN_INLINE void save_gates(int64_t n, int64_t v, V g0, V g1, V g2, V g3) const {
+    S* out = static_cast<S*>(p_.gates) + n * Cell::kSaved * H_ + v * L;
+    const int k = lanes(v, H_);
+    store_lanes(g0, out, k);
+    store_lanes(g1, out + H_, k);
+    store_lanes(g2, out + 2 * H_, k);
+    store_lanes(g3, out + 3 * H_, k);
+  }
+
+  // h of one step to the state, the output and, in training, the saved copy.
+  FASTRNN_INLINE void publish(const Step& step, int64_t v, int64_t b, V h) const {
+    const int k = lanes(v, P_);
+    const int64_t row = step.first_row + b;
+    h.store(step.h_out + b * h_stride_ + v * L);
+    store_lanes(h, static_cast<S*>(p_.output) + (row * s_.directions + step.d) * P_ + v * L, k);
+    if (p_.hidden) {
+      store_lanes(h, static_cast<S*>(p_.hidden) + (step.d * s_.steps.rows + row) * P_ + v * L, k);
+    }
+  }
+
+  void project(const Step& step, Range active, Range h_units) const {
+    const ProjectionBlocks blocks{h_units.begin, h_units.end};
+    for (int64_t i = 0; i < blocks.count(); ++i) {
+      blocks.call(i, [&](auto nu, int64_t v) {
+        RowBlocks<kRnnRows>::each(active.begin, active.end,
+                                  [&](auto mr, int64_t b) { project_tile<mr(), nu()>(step, v, b); });
+      });
+    }
+  }
+
+  template <int MR, int NU>
+  FASTRNN_NOINLINE void project_tile(const Step& step, int64_t v, int64_t b) const {
+    const Direction& a = directions_[step.d];
+    V acc[MR][NU];
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+      for (int u = 0; u < NU; ++u) acc[m][u] = V::zero();
+    }
+    accumulate<MR, NU>(H_, a.m + b * stride_, stride_, a.w_hr + v * L * H_, NU * L, acc);
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+      for (int u = 0; u < NU; ++u) publish(step, v + u, b + m, acc[m][u]);
+    }
+  }
+
+  static FASTRNN_INLINE int lanes(int64_t v, int64_t size) {
+    return static_cast<int>(smaller(L, size - v * L));
+  }
+
+  const ForwardParams& p_;
+  const LayerShape& s_;
+  const int64_t I_, H_, P_, B_;
+  const int64_t vectors_, h_vectors_;  // of units, of values of h
+  const int64_t stride_, h_stride_;    // the same in elements, padded
+  int64_t weight_bytes_;               // of w_hh in the compute type
+  bool direct_ih_, direct_hh_;         // the weight is read where it lies
+  bool fused_;                         // the input product is part of the tile
+  int64_t chunk_steps_, x_elements_, pre_elements_;
+  C *x_, *pre_;  // a thread's chunk of input rows and of their products
+  Direction directions_[2];
+  size_t bytes_;
+};
+
+}  // namespace
+}  // namespace fastrnn::cpu

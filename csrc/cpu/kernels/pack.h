@@ -1,0 +1,65 @@
+// Packing of weights into panels: for each block of NU vectors of units,
+// panel[k][gate][NU * kLanes], zeros beyond the last unit.
+#pragma once
+#include "cpu/kernels/tile.h"
+
+namespace fastrnn::cpu {
+namespace {
+
+
+// Converts n values.
+template <class C, class S>
+FASTRNN_INLINE void convert(const S* from, int64_t n, C* to) {
+  using V = Vec<C>;
+  int64_t i = 0;
+  for (; i + V::kLanes <= n; i += V::kLanes) V::load(from + i).store(to + i);
+  if (i < n) V::load(from + i, static_cast<int>(n - i)).store(to + i, static_cast<int>(n - i));
+}
+
+// w [gates * units, terms] row-major; the block of NU vectors from `vector` on.
+template <int G, int NU, class C, class S>
+void pack_rows(const S* w, int64_t units, int64_t terms, int64_t vector, C* panel) {
+  constexpr int L = Vec<C>::kLanes;
+  constexpr int W = NU * L;       // units side by side
+  constexpr int64_t kStrip = 16;  // terms at a time: one cache line of each row
+  C strip[kStrip];
+  for (int64_t k0 = 0; k0 < terms; k0 += kStrip) {
+    const int n = static_cast<int>(terms - k0 < kStrip ? terms - k0 : kStrip);
+    for (int g = 0; g < G; ++g) {
+      C* out = panel + (k0 * G + g) * W;
+      for (int i = 0; i < W; ++i) {
+        const int64_t unit = vector * L + i;
+        if (unit < units) {
+          convert(w + (g * units + unit) * terms + k0, n, strip);
+          for (int k = 0; k < n; ++k) out[k * G * W + i] = strip[k];
+        } else {
+          for (int k = 0; k < n; ++k) out[k * G * W + i] = C(0);
+        }
+      }
+    }
+  }
+}
+
+// w [terms, columns] row-major, already in panel order but for the blocks.
+template <int NV, class C, class S>
+void pack_columns(const S* w, int64_t terms, int64_t columns, int64_t vector, C* panel) {
+  constexpr int L = Vec<C>::kLanes;
+  const int64_t first = vector * L;
+  for (int64_t k = 0; k < terms; ++k) {
+    for (int v = 0; v < NV; ++v) {
+      const int64_t left = columns - first - v * L;
+      const S* from = w + k * columns + first + v * L;
+      C* to = panel + (k * NV + v) * L;
+      if (left >= L) {
+        Vec<C>::load(from).store(to);
+      } else if (left > 0) {
+        Vec<C>::load(from, static_cast<int>(left)).store(to);
+      } else {
+        Vec<C>::zero().store(to);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fastrnn::cpu

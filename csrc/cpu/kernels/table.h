@@ -1,0 +1,48 @@
+// The last header of a target file: instantiates the recurrences for one dtype
+// and puts them behind one table.
+#pragma once
+#include "cpu/kernels/backward.h"
+#include "cpu/kernels/forward.h"
+
+namespace fastrnn::cpu {
+namespace {
+
+// Calls f with the cell type as a value.
+template <class F>
+auto with_cell(CellKind kind, F f) {
+  switch (kind) {
+    case CellKind::kLstm:
+      return f(Lstm{});
+    case CellKind::kGru:
+      return f(Gru{});
+    case CellKind::kRnnTanh:
+      return f(Rnn<cells::Tanh>{});
+    default:
+      return f(Rnn<cells::Relu>{});
+  }
+}
+
+template <class S>
+constexpr Kernels make_kernels() {
+  return {
+      [](const ForwardParams& p, int threads) {
+        return with_cell(p.shape.cell, [&](auto cell) {
+          return Forward<decltype(cell), S>::workspace_bytes(p, threads);
+        });
+      },
+      [](const ForwardParams& p, const Worker& worker) {
+        with_cell(p.shape.cell, [&](auto cell) { Forward<decltype(cell), S>::run(p, worker); });
+      },
+      [](const BackwardParams& p, int threads) {
+        return with_cell(p.shape.cell, [&](auto cell) {
+          return Backward<decltype(cell), S>::workspace_bytes(p, threads);
+        });
+      },
+      [](const BackwardParams& p, const Worker& worker) {
+        with_cell(p.shape.cell, [&](auto cell) { Backward<decltype(cell), S>::run(p, worker); });
+      },
+  };
+}
+
+}  // namespace
+}  // namespace fastrnn::cpu

@@ -1,0 +1,94 @@
+// The wall between host code, which knows tensors, and kernels, which know
+// pointers. Letters: T seq_len, B batch, I input_size, H hidden_size, P the size
+// of h (proj_size or H), D directions, G gate products (LSTM 4, GRU 3, RNN 1),
+// N rows of all steps together, S saved gates (LSTM 4, GRU 4). Tensors are
+// contiguous unless a stride says otherwise; null means absent.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace fastrnn::cpu {
+
+enum class CellKind { kLstm, kGru, kRnnTanh, kRnnRelu };
+enum class DType { kFloat, kDouble, kBFloat16, kHalf };
+
+struct Weights {
+  const void* w_ih;  // [G*H, I]
+  const void* w_hh;  // [G*H, P]
+  const void* b_ih;  // [G*H] or null
+  const void* b_hh;  // [G*H] or null
+  const void* w_hr;  // [P, H] or null: no projection, P = H
+};
+
+// Rows of step t are [offset(t), offset(t) + count(t)); counts never increase.
+struct Steps {
+  int64_t seq_len;         // T
+  int64_t batch;           // B, the count of step 0
+  int64_t rows;            // N
+  const int64_t* counts;   // [T] or null: every step has B rows
+  const int64_t* offsets;  // [T] or null
+
+  int64_t count(int64_t t) const { return counts ? counts[t] : batch; }
+  int64_t offset(int64_t t) const { return offsets ? offsets[t] : t * batch; }
+};
+
+struct LayerShape {
+  CellKind cell;
+  DType dtype;
+  Steps steps;
+  int64_t input_size, hidden_size, proj_size;  // I, H, P (P = H without projection)
+  bool projected;
+  int directions;
+};
+
+struct ForwardParams {
+  LayerShape shape;
+  Weights weights[2];
+  const void* input;  // rows of I contiguous values
+  int64_t input_step_stride, input_row_stride;  // in elements; packed data: I, I
+  const void* h0;  // [D, B, P] or null: zeros
+  const void* c0;  // [D, B, H] or null
+  void* output;    // [N, D*P]
+  void* h_n;       // [D, B, P]
+  void* c_n;       // [D, B, H], LSTM
+  void* gates;     // [D, N, S*H] or null: nothing is saved
+  void* hidden;    // [D, N, P] or null
+  void* cells;     // [D, N, H] or null
+  void* workspace;
+};
+
+struct BackwardParams {
+  LayerShape shape;
+  Weights weights[2];
+  const void* d_output;  // [N, D*P] or null: zeros
+  const void* d_h_n;     // [D, B, P] or null
+  const void* d_c_n;     // [D, B, H] or null
+  const void* h0;        // [D, B, P] or null, GRU
+  const void* c0;        // [D, B, H] or null, LSTM
+  const void* gates;     // [D, N, S*H]; RNN: null
+  const void* hidden;    // [D, N, P], GRU and RNN
+  const void* cells;     // [D, N, H], LSTM
+  void* d_gates;         // [D, N, S*H]; RNN: [D, N, H]
+  void* d_h0;            // [D, B, P]
+  void* d_c0;            // [D, B, H], LSTM
+  void* d_hidden;        // [D, N, P], only when projected
+  void* workspace;
+};
+
+// One thread of the team that runs a kernel.
+class SpinBarrier;
+struct Worker {
+  int thread, threads;
+  SpinBarrier* barriers;  // [1 + threads]: the whole team, then one a group
+};
+
+// What one target offers for one dtype. A kernel is called by every thread of a
+// team of any size <= the one the workspace was sized for.
+struct Kernels {
+  size_t (*forward_workspace)(const ForwardParams&, int threads);
+  void (*forward)(const ForwardParams&, const Worker&);
+  size_t (*backward_workspace)(const BackwardParams&, int threads);
+  void (*backward)(const BackwardParams&, const Worker&);
+};
+
+}  // namespace fastrnn::cpu

@@ -1,0 +1,16 @@
+#include "cpu/kernels/base.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#include "cpu/kernels/vec_avx2.h"
+#include "cpu/kernels/table.h"
+#pragma GCC pop_options
+
+namespace fastrnn::cpu {
+extern const Kernels kAvx2Bf16;
+const Kernels kAvx2Bf16 = make_kernels<BFloat16>();
+}  // namespace fastrnn::cpu
+#endif

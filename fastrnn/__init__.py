@@ -1,0 +1,24 @@
+"""fastrnn: drop-in replacements of torch.nn's recurrent layers, with kernels of their own.
+
+    import fastrnn
+    lstm = fastrnn.LSTM(64, 128, num_layers=2, bidirectional=True)   # arguments of torch.nn.LSTM
+    output, (h_n, c_n) = lstm(input)
+
+``fastrnn.functional`` is the same without modules, ``fastrnn.reference`` the equations in plain
+PyTorch. ``python -m fastrnn`` prints versions, compiler and CPU target.
+"""
+
+from fastrnn import functional
+from fastrnn._version import __version__
+from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "__version__",
+    "functional",
+]

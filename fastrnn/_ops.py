@@ -1,0 +1,157 @@
+"""The operators of csrc/ops.cpp: loads the extension, names them, registers their fake kernels.
+
+Shapes are those of docs/design.md. A fake kernel allocates what the kernel would return and
+computes nothing; it also stands in for the kernel on the meta device, so it makes the same checks
+of devices and shapes that a wrong answer would follow from.
+"""
+
+import torch
+from torch import Tensor
+
+try:
+    from fastrnn import _C
+except ImportError as error:
+    raise ImportError(
+        "fastrnn: the compiled extension fastrnn._C cannot be loaded; build it with "
+        f"`pip install --no-build-isolation -e .` against this torch ({torch.__version__}): {error}"
+    ) from error
+
+lstm_forward = torch.ops.fastrnn.lstm_forward.default
+lstm_backward = torch.ops.fastrnn.lstm_backward.default
+gru_forward = torch.ops.fastrnn.gru_forward.default
+gru_backward = torch.ops.fastrnn.gru_backward.default
+rnn_forward = torch.ops.fastrnn.rnn_forward.default
+rnn_backward = torch.ops.fastrnn.rnn_backward.default
+
+cpu_targets = _C.cpu_targets
+cpu_target = _C.cpu_target
+build_info = _C.build_info
+
+DTYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
+
+# Device types whose kernels are in this build; everything else is torch's own implementation's.
+DEVICE_TYPES = frozenset({"meta"}) | {
+    device_type
+    for device_type, key in (("cpu", "CPU"), ("cuda", "CUDA"))
+    if torch._C._dispatch_has_kernel_for_dispatch_key("fastrnn::lstm_forward", key)
+}
+
+
+def _check(condition, message):
+    if not condition:
+        raise RuntimeError(message())
+
+
+class _Layer:
+    """The sizes of one layer, read from its arguments and checked against each other."""
+
+    def __init__(self, op, gates, params, has_biases, bidirectional, tensors):
+        w_ih, w_hh = params[:2]
+        self.directions = 2 if bidirectional else 1
+        self.proj = len(params) == self.directions * (5 if has_biases else 3)
+        self.hidden_size = w_ih.shape[0] // gates
+        self.state_size = w_hh.shape[1]
+        for tensor in (*params, *tensors):
+            _check(
+                tensor is None or tensor.device == w_ih.device,
+                lambda tensor=tensor: f"{op}: expected all tensors on one device, "
+                f"got {tensor.device} and {w_ih.device}",
+            )
+        per_direction = [("w_ih", gates * self.hidden_size), ("w_hh", gates * self.hidden_size)]
+        if has_biases:
+            per_direction += [("b_ih", gates * self.hidden_size), ("b_hh", gates * self.hidden_size)]
+        if self.proj:
+            per_direction += [("w_hr", self.state_size)]
+        for (name, rows), param in zip(per_direction * self.directions, params, strict=True):
+            _check(
+                param.shape[0] == rows,
+                lambda name=name, rows=rows, param=param: f"{op}: expected {name} with "
+                f"{rows} rows, got shape {tuple(param.shape)}",
+            )
+
+    def batch(self, batch_sizes, padded, *states):
+        """Rows of a state, from whatever carries them."""
+        for state in states:
+            if state is not None:
+                return state.shape[1]
+        if batch_sizes is None:
+            return padded.shape[1]
+        if type(batch_sizes) is Tensor and batch_sizes.device.type == "cpu":
+            return int(batch_sizes[0])
+        return torch.library.get_ctx().new_dynamic_size()
+
+
+def _forward(op, gates, input, batch_sizes, h0, c0, params, has_biases, bidirectional):
+    layer = _Layer(op, gates, params, has_biases, bidirectional, (input, h0, c0))
+    _check(
+        input.shape[-1] == params[0].shape[1],
+        lambda: f"{op}: expected input of size(-1) = input_size = {params[0].shape[1]}, "
+        f"got shape {tuple(input.shape)}",
+    )
+    batch = layer.batch(batch_sizes, input, h0, c0)
+    rows = input.shape[0] if batch_sizes is not None else input.shape[0] * input.shape[1]
+    output = input.new_empty((*input.shape[:-1], layer.directions * layer.state_size))
+    h_n = input.new_empty((layer.directions, batch, layer.state_size))
+    return layer, batch, rows, output, h_n
+
+
+def _saved(like, save, *shapes):
+    return tuple(like.new_empty(shape if save else (0,)) for shape in shapes)
+
+
+@torch.library.register_fake("fastrnn::lstm_forward")
+def _(input, batch_sizes, h0, c0, params, has_biases, bidirectional, save):
+    layer, batch, rows, output, h_n = _forward(
+        "lstm", 4, input, batch_sizes, h0, c0, params, has_biases, bidirectional
+    )
+    d, h = layer.directions, layer.hidden_size
+    saved = _saved(input, save, (d, rows, 4 * h), (d, rows, layer.state_size), (d, rows, h))
+    return output, h_n, input.new_empty((d, batch, h)), *saved
+
+
+@torch.library.register_fake("fastrnn::gru_forward")
+def _(input, batch_sizes, h0, params, has_biases, bidirectional, save):
+    layer, _, rows, output, h_n = _forward(
+        "gru", 3, input, batch_sizes, h0, None, params, has_biases, bidirectional
+    )
+    d, h = layer.directions, layer.hidden_size
+    return output, h_n, *_saved(input, save, (d, rows, 4 * h), (d, rows, h))
+
+
+@torch.library.register_fake("fastrnn::rnn_forward")
+def _(input, batch_sizes, h0, params, has_biases, bidirectional, nonlinearity, save):
+    layer, _, rows, output, h_n = _forward(
+        "rnn", 1, input, batch_sizes, h0, None, params, has_biases, bidirectional
+    )
+    return output, h_n, *_saved(input, save, (layer.directions, rows, layer.hidden_size))
+
+
+@torch.library.register_fake("fastrnn::lstm_backward")
+def _(
+    d_output, d_h_n, d_c_n, batch_sizes, c0, gates, cells, params, has_biases, bidirectional
+):
+    layer = _Layer("lstm", 4, params, has_biases, bidirectional, (gates, cells, d_output))
+    batch = layer.batch(batch_sizes, d_output, c0, d_h_n, d_c_n)
+    d, rows, h, p = layer.directions, gates.shape[1], layer.hidden_size, layer.state_size
+    return (
+        gates.new_empty((d, rows, 4 * h)),
+        gates.new_empty((d, batch, p)),
+        gates.new_empty((d, batch, h)),
+        gates.new_empty((d, rows, p) if layer.proj else (0,)),
+    )
+
+
+@torch.library.register_fake("fastrnn::gru_backward")
+def _(d_output, d_h_n, batch_sizes, h0, gates, hidden, params, has_biases, bidirectional):
+    layer = _Layer("gru", 3, params, has_biases, bidirectional, (gates, hidden, d_output))
+    batch = layer.batch(batch_sizes, d_output, h0, d_h_n)
+    d, rows, h = hidden.shape
+    return gates.new_empty((d, rows, 4 * h)), gates.new_empty((d, batch, h))
+
+
+@torch.library.register_fake("fastrnn::rnn_backward")
+def _(d_output, d_h_n, batch_sizes, hidden, params, has_biases, bidirectional, nonlinearity):
+    layer = _Layer("rnn", 1, params, has_biases, bidirectional, (hidden, d_output))
+    batch = layer.batch(batch_sizes, d_output, d_h_n)
+    d, rows, h = hidden.shape
+    return hidden.new_empty((d, rows, h)), hidden.new_empty((d, batch, h))

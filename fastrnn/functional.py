@@ -1,0 +1,568 @@
+"""Recurrent layers as functions: a whole stack (layers, directions, dropout, packed data) from
+tensors and weights, and single cells.
+
+Letters in shapes: T seq_len, B batch, I input_size, H hidden_size, P proj_size or else H, L
+num_layers, D directions, N = sum(batch_sizes), the rows of packed data.
+
+Common to all functions
+    dtypes: float64, float32, bfloat16, float16, the same for all tensors. The last two compute in
+        float32. Under CPU autocast as torch.nn: `lstm` (padded), `rnn` and `rnn_cell` return the
+        autocast dtype; `gru`, both other cells and `lstm` on packed data return the wider of it
+        and the dtype of hx (of input without hx). float64 is left alone. A projected `lstm`
+        returns output and h_n in the autocast dtype, c_n in the wider one.
+    devices: those that this build has kernels for. On any other device, and for other dtypes,
+        the functions call torch's own implementation.
+    layout: any strides. `output` is contiguous as `[T, B, D*P]`, also with batch_first.
+    memory: returned tensors share no memory with each other, with the arguments, or with what
+        backward keeps, and may be changed in place.
+    gradients: with respect to input, hx and every parameter, once (`fastrnn.reference` has
+        derivatives of any order). Nothing is kept where no gradient is asked for.
+    raises: RuntimeError where shapes, dtypes (between states and weights), devices or the number
+        of parameters do not fit, or where seq_len is 0; ValueError where input has the wrong number
+        of dimensions or another dtype than the weights; AttributeError, IndexError or TypeError
+        where an argument is no tensor or hx no pair: the types that torch.nn raises.
+
+`params` has, for each layer and each direction of it, `w_ih [G*H, I]` (`[G*H, D*P]` after the first
+layer), `w_hh [G*H, P]`, `b_ih [G*H]` and `b_hh [G*H]` if has_biases, `w_hr [P, H]` if projected: the
+order of `torch.nn.LSTM(...).parameters()`. G is 4 for LSTM (rows i, f, g, o), 3 for GRU (r, z, n),
+1 for RNN. The direction 1 is the reverse one.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, _VF
+
+from fastrnn import _autograd, _ops
+
+__all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
+
+
+class _Cell(NamedTuple):
+    """What tells the cells apart. torch's own functions are kept: torch.nn may be patched with us."""
+
+    name: str
+    gates: int
+    layer: object
+    torch_stack: object
+    torch_cell: object
+
+
+_LSTM = _Cell("lstm", 4, _autograd.lstm_layer, _VF.lstm, _VF.lstm_cell)
+_GRU = _Cell("gru", 3, _autograd.gru_layer, _VF.gru, _VF.gru_cell)
+_RNN = {
+    "tanh": _Cell(
+        "rnn", 1, partial(_autograd.rnn_layer, "tanh"), _VF.rnn_tanh, _VF.rnn_tanh_cell
+    ),
+    "relu": _Cell(
+        "rnn", 1, partial(_autograd.rnn_layer, "relu"), _VF.rnn_relu, _VF.rnn_relu_cell
+    ),
+}
+
+
+def lstm(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    params: list[Tensor],
+    *,
+    num_layers: int = 1,
+    has_biases: bool = True,
+    bidirectional: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """A stack of long short-term memory layers.
+
+    ::
+
+        i, f, g, o = W_ih x_t + b_ih + W_hh h_(t-1) + b_hh
+        c_t = sigmoid(f) * c_(t-1) + sigmoid(i) * tanh(g)
+        h_t = sigmoid(o) * tanh(c_t)                        (times W_hr, if projected)
+
+    Hochreiter and Schmidhuber 1997 with the forget gate of Gers et al. 2000; the projection is that
+    of Sak et al. 2014 (arXiv:1402.1128).
+
+    Args:
+        input: `[T, B, I]`, `[B, T, I]` if batch_first, or packed rows `[N, I]`.
+        hx: `(h_0 [L*D, B, P], c_0 [L*D, B, H])`, or None for zeros.
+        params: the weights, in the order that the module's documentation gives.
+        num_layers, has_biases, bidirectional, batch_first: as of torch.nn.LSTM.
+        dropout: probability of a zero in the output of each layer but the last, if training. It draws
+            the random numbers that torch.nn draws.
+        batch_sizes: int64 `[T]` on the CPU, never increasing, as of a PackedSequence: input is
+            packed, sequences sorted by length, B = batch_sizes[0]. batch_first is then ignored.
+
+    Returns:
+        `(output, (h_n, c_n))`: output like input with `D*P` features, states like hx.
+    """
+    if hx is None:
+        states = (None, None)
+    elif type(hx) is tuple and len(hx) == 2:
+        states = hx
+    else:
+        states = _lstm_states(hx, 3)
+    output, states = _stack(
+        _LSTM, input, states, params, num_layers, has_biases, bidirectional, dropout, training,
+        batch_first, batch_sizes,
+    )  # fmt: skip
+    return output, states
+
+
+def gru(
+    input: Tensor,
+    hx: Tensor | None,
+    params: list[Tensor],
+    *,
+    num_layers: int = 1,
+    has_biases: bool = True,
+    bidirectional: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A stack of gated recurrent unit layers.
+
+    ::
+
+        r = sigmoid(W_ir x_t + b_ir + W_hr h_(t-1) + b_hr)
+        z = sigmoid(W_iz x_t + b_iz + W_hz h_(t-1) + b_hz)
+        n = tanh(W_in x_t + b_in + r * (W_hn h_(t-1) + b_hn))
+        h_t = (1 - z) * n + z * h_(t-1)
+
+    Cho et al. 2014 (arXiv:1406.1078v1), with the reset gate after the product, as torch.nn.GRU.
+
+    Args:
+        input: `[T, B, I]`, `[B, T, I]` if batch_first, or packed rows `[N, I]`.
+        hx: `h_0 [L*D, B, H]`, or None for zeros.
+        params, num_layers, has_biases, bidirectional, dropout, training, batch_first, batch_sizes:
+            as of `lstm`.
+
+    Returns:
+        `(output, h_n)`: output like input with `D*H` features, h_n like hx.
+    """
+    output, (h_n,) = _stack(
+        _GRU, input, (hx,), params, num_layers, has_biases, bidirectional, dropout, training,
+        batch_first, batch_sizes,
+    )  # fmt: skip
+    return output, h_n
+
+
+def rnn(
+    input: Tensor,
+    hx: Tensor | None,
+    params: list[Tensor],
+    *,
+    nonlinearity: str = "tanh",
+    num_layers: int = 1,
+    has_biases: bool = True,
+    bidirectional: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A stack of Elman layers: `h_t = tanh(W_ih x_t + b_ih + W_hh h_(t-1) + b_hh)`, or relu of it.
+
+    Elman 1990.
+
+    Args:
+        input: `[T, B, I]`, `[B, T, I]` if batch_first, or packed rows `[N, I]`.
+        hx: `h_0 [L*D, B, H]`, or None for zeros.
+        nonlinearity: "tanh" or "relu"; anything else is a ValueError.
+        params, num_layers, has_biases, bidirectional, dropout, training, batch_first, batch_sizes:
+            as of `lstm`.
+
+    Returns:
+        `(output, h_n)`: output like input with `D*H` features, h_n like hx.
+    """
+    cell = _RNN.get(nonlinearity)
+    if cell is None:
+        raise ValueError(f"rnn: expected nonlinearity 'tanh' or 'relu', got {nonlinearity!r}")
+    output, (h_n,) = _stack(
+        cell, input, (hx,), params, num_layers, has_biases, bidirectional, dropout, training,
+        batch_first, batch_sizes,
+    )  # fmt: skip
+    return output, h_n
+
+
+def lstm_cell(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One step of `lstm`.
+
+    Args:
+        input: `[B, I]`, or `[I]` for one row without a batch.
+        hx: `(h [B, H], c [B, H])` (`[H]` without a batch), or None for zeros.
+        w_ih, w_hh, b_ih, b_hh: `[4*H, I]`, `[4*H, H]`, `[4*H]`, `[4*H]`; either bias may be None.
+
+    Returns:
+        `(h', c')`, like hx.
+    """
+    states = (None, None) if hx is None else _lstm_states(hx, 2)
+    return _step(_LSTM, input, states, w_ih, w_hh, b_ih, b_hh)
+
+
+def gru_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> Tensor:
+    """One step of `gru`.
+
+    Args:
+        input: `[B, I]`, or `[I]` for one row without a batch.
+        hx: `[B, H]` (`[H]` without a batch), or None for zeros.
+        w_ih, w_hh, b_ih, b_hh: `[3*H, I]`, `[3*H, H]`, `[3*H]`, `[3*H]`; either bias may be None.
+
+    Returns:
+        `h'`, like hx.
+    """
+    return _step(_GRU, input, (hx,), w_ih, w_hh, b_ih, b_hh)[0]
+
+
+def rnn_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    nonlinearity: str = "tanh",
+) -> Tensor:
+    """One step of `rnn`.
+
+    Args:
+        input: `[B, I]`, or `[I]` for one row without a batch.
+        hx: `[B, H]` (`[H]` without a batch), or None for zeros.
+        w_ih, w_hh, b_ih, b_hh: `[H, I]`, `[H, H]`, `[H]`, `[H]`; either bias may be None.
+        nonlinearity: "tanh" or "relu"; anything else is a RuntimeError.
+
+    Returns:
+        `h'`, like hx.
+    """
+    cell = _RNN.get(nonlinearity)
+    if cell is None:
+        raise RuntimeError(f"rnn_cell: expected nonlinearity 'tanh' or 'relu', got {nonlinearity!r}")
+    return _step(cell, input, (hx,), w_ih, w_hh, b_ih, b_hh)[0]
+
+
+# -- One stack for all cells --------------------------------------------------------------------
+
+
+def _stack(
+    cell, input, states, params, num_layers, has_biases, bidirectional, dropout, training,
+    batch_first, batch_sizes,
+):  # fmt: skip
+    """`(output, final states)`. states is `(h0, c0)` or `(h0,)`, with None for zeros."""
+    try:
+        dtype, narrow = input.dtype, None
+        if torch.is_autocast_enabled("cpu"):
+            projected = cell is _LSTM and len(params) == num_layers * (2 if bidirectional else 1) * (
+                5 if has_biases else 3
+            )
+            composed = batch_sizes is not None or projected
+            input, states, params, narrow = _autocast(
+                cell, input, states, params, composed, projected
+            )
+            dtype = input.dtype
+        supported = input.is_cpu and dtype in _ops.DTYPES or _is_supported(input)
+        _check_stack(cell, input, states, params, num_layers, has_biases, bidirectional,
+                     batch_first, batch_sizes)  # fmt: skip
+    except AttributeError:
+        _check_tensors(cell.name, input, states, params)
+        raise
+    if not supported:
+        return _torch_stack(cell, input, states, params, has_biases, num_layers, dropout, training,
+                            bidirectional, batch_first, batch_sizes)  # fmt: skip
+    if batch_first and batch_sizes is None:
+        input = input.transpose(0, 1)
+    try:
+        if num_layers == 1:
+            output, *states = cell.layer(
+                input, batch_sizes, states, params, has_biases, bidirectional
+            )
+        else:
+            output, states = _layers(
+                cell.layer, input, batch_sizes, states, params, num_layers, has_biases,
+                bidirectional, dropout if training else 0.0,
+            )  # fmt: skip
+    except (AttributeError, RuntimeError, TypeError):
+        _check_tensors(cell.name, input, (), params)
+        raise
+    if batch_first and batch_sizes is None:
+        output = output.transpose(0, 1)
+    if narrow is not None:
+        output, states[0] = output.to(narrow), states[0].to(narrow)
+    return output, tuple(states)
+
+
+def _layers(
+    layer, input, batch_sizes, states, params, num_layers, has_biases, bidirectional, dropout
+):
+    """Several layers, with dropout between them."""
+    directions = 2 if bidirectional else 1
+    per_layer = len(params) // num_layers
+    initial = [[None] * num_layers if s is None else s.split(directions) for s in states]
+    finals = []
+    for index in range(num_layers):
+        input, *final = layer(
+            input,
+            batch_sizes,
+            tuple(state[index] for state in initial),
+            params[index * per_layer : (index + 1) * per_layer],
+            has_biases,
+            bidirectional,
+        )
+        finals.append(final)
+        if dropout and index < num_layers - 1:
+            input = torch.dropout(input, dropout, True)
+    return input, [torch.cat(state) for state in zip(*finals, strict=True)]
+
+
+def _step(cell, input, states, w_ih, w_hh, b_ih, b_hh):
+    """One step of one layer: the states."""
+    name = cell.name + "_cell"
+    try:
+        dim = input.dim()
+        if dim != 2 and dim != 1:
+            raise ValueError(
+                f"{name}: expected input of shape (batch, input_size) or (input_size), "
+                f"got {tuple(input.shape)}"
+            )
+        for state in states:
+            if state is not None and not 1 <= state.dim() <= 2:
+                raise ValueError(
+                    f"{name}: expected hx of shape (batch, hidden_size) or (hidden_size), "
+                    f"got {tuple(state.shape)}"
+                )
+        if dim == 1:
+            input = input.unsqueeze(0)
+            states = tuple(None if state is None else state.unsqueeze(0) for state in states)
+        if torch.is_autocast_enabled("cpu"):
+            weights = [w_ih, w_hh, b_ih, b_hh]
+            input, states, weights, _ = _autocast(cell, input, states, weights, True, False)
+            w_ih, w_hh, b_ih, b_hh = weights
+        supported = input.is_cpu and input.dtype in _ops.DTYPES or _is_supported(input)
+        _check_step(name, cell.gates, input, states, w_ih, w_hh)
+    except AttributeError:
+        _check_tensors(name, input, states, (w_ih, w_hh))
+        raise
+    if not supported:
+        result = _torch_step(cell, input, states, w_ih, w_hh, b_ih, b_hh)
+    else:
+        params = [w_ih, w_hh]
+        has_biases = b_ih is not None or b_hh is not None
+        if has_biases:
+            zeros = None if b_ih is not None and b_hh is not None else w_ih.new_zeros(len(w_ih))
+            params += [zeros if b_ih is None else b_ih, zeros if b_hh is None else b_hh]
+        states = tuple(None if state is None else state.unsqueeze(0) for state in states)
+        _, *result = cell.layer(input.unsqueeze(0), None, states, params, has_biases, False)
+        result = tuple([state.squeeze(0) for state in result])
+    return result if dim == 2 else tuple(state.squeeze(0) for state in result)
+
+
+# -- Checks: shapes of whole stacks here, those of one layer's parameters in the operators ----------
+
+
+def _check_stack(
+    cell, input, states, params, num_layers, has_biases, bidirectional, batch_first, batch_sizes
+):
+    name, shape, w_ih = cell.name, input.shape, params[0]
+    if batch_sizes is None:
+        if len(shape) != 3:
+            layout = "(batch, seq_len, input_size)" if batch_first else "(seq_len, batch, input_size)"
+            raise ValueError(f"{name}: expected input of shape {layout}, got {tuple(shape)}")
+        seq_len, batch = (shape[1], shape[0]) if batch_first else (shape[0], shape[1])
+    else:
+        if len(shape) != 2:
+            raise RuntimeError(
+                f"{name}: expected packed input of shape (sum(batch_sizes), input_size), "
+                f"got {tuple(shape)}"
+            )
+        seq_len = batch_sizes.numel()
+        if seq_len == 0:
+            raise IndexError(f"{name}: expected batch_sizes with at least one step, got none")
+        batch = _leading_batch(states, batch_sizes)
+    if input.dtype is not w_ih.dtype:
+        # torch.nn.LSTM makes this check on padded input only, and fails in a product later.
+        error = RuntimeError if batch_sizes is not None and cell is _LSTM else ValueError
+        raise error(
+            f"{name}: expected input of the weights' dtype {w_ih.dtype}, got {input.dtype}; convert "
+            f"one of them: input.to({w_ih.dtype}) or model.to({input.dtype})"
+        )
+    if shape[-1] != w_ih.shape[1]:
+        raise RuntimeError(
+            f"{name}: expected input.size(-1) to be input_size = {w_ih.shape[1]}, "
+            f"got shape {tuple(shape)}"
+        )
+    if seq_len == 0:
+        raise RuntimeError(f"{name}: expected seq_len > 0, got input of shape {tuple(shape)}")
+    indices = num_layers * 2 if bidirectional else num_layers
+    per_direction = 4 if has_biases else 2
+    if len(params) != indices * per_direction and (
+        cell is not _LSTM or len(params) != indices * (per_direction + 1)
+    ):
+        raise RuntimeError(
+            f"{name}: expected num_layers*directions*{per_direction} = {indices * per_direction} "
+            f"params, got {len(params)}"
+        )
+    h0 = states[0]
+    if h0 is not None:
+        size = params[1].shape[1]
+        if h0.shape != (indices, batch, size):
+            _raise_state(name, "h_0", h0, "hidden_size", (indices, batch, size), batch_sizes)
+        if cell is _LSTM:
+            c0, size = states[1], w_ih.shape[0] // 4
+            if c0.shape != (indices, batch, size):
+                _raise_state(name, "c_0", c0, "hidden_size", (indices, batch, size), batch_sizes)
+
+
+def _leading_batch(states, batch_sizes):
+    """batch_sizes[0], or the rows of a state where reading it would wait or break a graph."""
+    if type(batch_sizes) is Tensor:
+        return int(batch_sizes[0])
+    return batch_sizes[0] if states[0] is None else states[0].shape[1]
+
+
+def _raise_state(name, argument, state, size_name, expected, batch_sizes):
+    # torch.nn.LSTM lets a state of too few dimensions run into an index.
+    packed_lstm = name == "lstm" and batch_sizes is not None
+    raise (IndexError if packed_lstm and state.dim() < 3 else RuntimeError)(
+        f"{name}: expected {argument} of shape (num_layers*directions, batch, {size_name}) = "
+        f"{tuple(expected)}, got {tuple(state.shape)}"
+    )
+
+
+def _check_step(name, gates, input, states, w_ih, w_hh):
+    batch, input_size = input.shape
+    rows, hidden_size = w_ih.shape[0], w_hh.shape[1]
+    if input_size != w_ih.shape[1]:
+        raise RuntimeError(
+            f"{name}: expected input of shape (batch, input_size) = ({batch}, {w_ih.shape[1]}), "
+            f"got {tuple(input.shape)}"
+        )
+    if rows != gates * hidden_size:
+        raise RuntimeError(
+            f"{name}: expected w_ih of shape ({gates}*hidden_size, input_size) = "
+            f"({gates * hidden_size}, {input_size}), got {tuple(w_ih.shape)}"
+        )
+    for state in states:
+        if state is not None and state.shape != (batch, hidden_size):
+            raise RuntimeError(
+                f"{name}: expected hx of shape (batch, hidden_size) = ({batch}, {hidden_size}), "
+                f"got {tuple(state.shape)}"
+            )
+
+
+def _check_tensors(name, input, states, params):
+    """Raises for an argument that is no tensor, with the type that torch.nn raises."""
+    arguments = [("input", input), *(("hx", s) for s in states if s is not None)]
+    for argument, value in arguments:
+        if not isinstance(value, Tensor):
+            raise AttributeError(f"{name}: expected {argument} to be a Tensor, got {_what(value)}")
+    for index, value in enumerate(params):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected params[{index}] to be a Tensor, got {_what(value)}")
+
+
+def _lstm_states(hx, dim):
+    """The pair of states of hx, or the error that torch.nn raises for this hx."""
+    name = "lstm" if dim == 3 else "lstm_cell"
+    message = f"{name}: expected hx to be a tuple (h_0, c_0) of two tensors, got {_what(hx)}"
+    if isinstance(hx, Tensor):
+        if dim == 2:
+            elements_fit = 2 <= hx.dim() <= 3
+            raise (TypeError if elements_fit else ValueError)(message)
+        if hx.dim() == 0 or len(hx) < 2:
+            raise IndexError(message)
+        raise (TypeError if hx.dim() == dim + 1 else RuntimeError)(message)
+    if not isinstance(hx, tuple | list):
+        raise AttributeError(message)
+    if not all(isinstance(state, Tensor) for state in hx):
+        raise AttributeError(message)
+    if len(hx) != 2:
+        raise (IndexError if len(hx) < 2 and dim == 3 else RuntimeError)(message)
+    return tuple(hx)
+
+
+def _what(value):
+    if isinstance(value, Tensor):
+        return f"a Tensor of shape {tuple(value.shape)}"
+    if isinstance(value, tuple | list):
+        return f"{type(value).__name__}({', '.join(type(v).__name__ for v in value)})"
+    return type(value).__name__
+
+
+# -- Autocast, and what torch computes ------------------------------------------------------------
+
+
+def _autocast(cell, input, states, params, composed, projected):
+    """Arguments in the dtype that torch.nn would return, and a narrower one for h or None.
+
+    torch.nn's RNN and its fused LSTM give the autocast dtype. Where it composes an LSTM or GRU from
+    operations, products are narrow, but a state promotes the result, unless h is projected.
+    """
+    tensors = [t for t in (input, *states, *params) if t is not None]
+    if not all(t.is_floating_point() and t.dtype is not torch.float64 for t in tensors):
+        return input, states, params, None
+    narrow = torch.get_autocast_dtype("cpu")
+    state = input if states[0] is None else states[0]
+    wide = torch.promote_types(narrow, state.dtype)
+    dtype = wide if cell is _GRU or (cell is _LSTM and composed) else narrow
+
+    def cast(tensor):
+        return None if tensor is None else tensor.to(dtype)
+
+    return (
+        cast(input),
+        tuple(cast(state) for state in states),
+        [cast(param) for param in params],
+        narrow if projected else None,
+    )
+
+
+def _is_supported(tensor):
+    return tensor.device.type in _ops.DEVICE_TYPES and tensor.dtype in _ops.DTYPES
+
+
+def _torch_stack(
+    cell, input, states, params, has_biases, num_layers, dropout, training, bidirectional,
+    batch_first, batch_sizes,
+):  # fmt: skip
+    """torch's own implementation, on devices and dtypes that have no kernels here."""
+    if states[0] is None:
+        indices = num_layers * (2 if bidirectional else 1)
+        if batch_sizes is not None:
+            batch = int(batch_sizes[0])
+        else:
+            batch = input.shape[0] if batch_first else input.shape[1]
+        sizes = (params[1].shape[1], params[0].shape[0] // cell.gates)
+        states = [input.new_zeros(indices, batch, size) for size in sizes[: len(states)]]
+    hx = list(states) if cell is _LSTM else states[0]
+    rest = (params, has_biases, num_layers, dropout, training, bidirectional)
+    if batch_sizes is None:
+        output, *states = cell.torch_stack(input, hx, *rest, batch_first)
+    else:
+        output, *states = cell.torch_stack(input, batch_sizes, hx, *rest)
+    return output, tuple(states)
+
+
+def _torch_step(cell, input, states, w_ih, w_hh, b_ih, b_hh):
+    if states[0] is None:
+        states = [input.new_zeros(input.shape[0], w_hh.shape[1])] * len(states)
+    if cell is _LSTM:
+        return cell.torch_cell(input, list(states), w_ih, w_hh, b_ih, b_hh)
+    return (cell.torch_cell(input, states[0], w_ih, w_hh, b_ih, b_hh),)

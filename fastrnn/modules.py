@@ -1,0 +1,378 @@
+"""Drop-in replacements of torch.nn's recurrent layers and cells.
+
+Constructor arguments, parameters, state_dict, repr and results are torch.nn's, whose classes are not
+inherited from (torch.compile refuses instances of nn.LSTM) but whose base classes are.
+Equations, shapes and dtypes stand in `fastrnn.functional`; here is what modules add: weights read by
+name at each call, input without a batch, PackedSequence.
+
+Weights are read afresh by attribute at every call, so a parameter may be reassigned, resampled by a
+property or a parametrization, shared, pruned, deleted with a plain tensor in its place, or have its
+storage replaced (`param.data = ...`).
+"""
+
+from typing import overload
+
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn import functional
+
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
+
+
+def _weights(module):
+    """The layer's parameters in the order of functional's `params`."""
+    try:
+        return [getattr(module, name) for name in module._flat_weights_names]
+    except AttributeError:
+        # A deleted parameter: torch.nn goes on with the tensor it had last, or that a user put there.
+        flat = zip(module._flat_weights_names, module._flat_weights, strict=True)
+        return [getattr(module, name, last) for name, last in flat]
+
+
+def _forward(module, run, input, hx, **options):
+    """What the forward of all layers does: run on padded, packed or unbatched input."""
+    pair = module.mode == "LSTM"
+    options["num_layers"] = module.num_layers
+    options["has_biases"] = module.bias
+    options["bidirectional"] = module.bidirectional
+    options["dropout"] = module.dropout
+    options["training"] = module.training
+    if isinstance(input, PackedSequence):
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        if hx is not None and sorted_indices is not None:
+            hx = module.permute_hidden(hx, sorted_indices)
+        output, hx = run(data, hx, _weights(module), batch_sizes=batch_sizes, **options)
+        output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+        return output, module.permute_hidden(hx, unsorted_indices)
+    if isinstance(input, Tensor) and input.dim() == 2:
+        if hx is not None:
+            hx = _unsqueeze_states(module, hx, pair)
+        output, hx = run(input.unsqueeze(1), hx, _weights(module), **options)
+        hx = (hx[0].squeeze(1), hx[1].squeeze(1)) if pair else hx.squeeze(1)
+        return output.squeeze(1), hx
+    return run(input, hx, _weights(module), batch_first=module.batch_first, **options)
+
+
+def _unsqueeze_states(module, hx, pair):
+    """States `[L*D, H]` of unbatched input as `[L*D, 1, H]`."""
+    states = functional._lstm_states(hx, 3) if pair else (hx,)
+    for state in states:
+        if state.dim() != 2:
+            raise RuntimeError(
+                f"{module._get_name().lower()}: expected hx of 2 dimensions "
+                f"(num_layers*directions, hidden_size) for 2-D input, got {tuple(state.shape)}"
+            )
+    states = tuple(state.unsqueeze(1) for state in states)
+    return states if pair else states[0]
+
+
+class LSTM(nn.RNNBase):
+    """A stack of long short-term memory layers: `torch.nn.LSTM`, faster.
+
+    Args:
+        input_size, hidden_size: features of the input and of the hidden state.
+        num_layers: layers, each but the first taking the output of the one before. Default: 1
+        bias: whether the layers have `b_ih` and `b_hh`. Default: True
+        batch_first: whether input and output are `(batch, seq_len, features)` instead of `(seq_len,
+            batch, features)`. States never are. Default: False
+        dropout: probability of a zero in the output of each layer but the last, in training.
+            Default: 0
+        bidirectional: whether each layer has a second direction, from the end. Default: False
+        proj_size: if > 0, h is projected to this size. Default: 0
+        device, dtype: of the parameters.
+
+    Call: `output, (h_n, c_n) = lstm(input, (h_0, c_0))`; without states, zeros.
+        input: `(seq_len, batch, input_size)`, see batch_first; `(seq_len, input_size)` without a
+            batch; or a PackedSequence, and output is one too.
+        h_0, h_n: `(num_layers*directions, batch, proj_size or hidden_size)`.
+        c_0, c_n: `(num_layers*directions, batch, hidden_size)`.
+        output: like input, with `directions*(proj_size or hidden_size)` features.
+
+    Raises what torch.nn.LSTM raises, for the same mistakes. Dtypes, devices, errors and equations:
+    see `fastrnn.functional` and `fastrnn.functional.lstm`.
+
+    Attributes: `weight_ih_l[k]`, `weight_hh_l[k]`, `bias_ih_l[k]`, `bias_hh_l[k]`, `weight_hr_l[k]`,
+    with `_reverse` appended for the second direction; rows in the order i, f, g, o.
+    """
+
+    @overload
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device=None,
+        dtype=None,
+    ) -> None: ...
+
+    @overload
+    def __init__(self, *args, **kwargs) -> None: ...
+
+    def __init__(self, *args, **kwargs):
+        super().__init__("LSTM", *args, **kwargs)
+
+    # The next three are part of torch.nn.LSTM's surface: subclasses call and override them.
+
+    def get_expected_cell_size(
+        self, input: Tensor, batch_sizes: Tensor | None
+    ) -> tuple[int, int, int]:
+        """The shape of c_0."""
+        indices, batch, _ = self.get_expected_hidden_size(input, batch_sizes)
+        return indices, batch, self.hidden_size
+
+    def check_forward_args(
+        self, input: Tensor, hidden: tuple[Tensor, Tensor], batch_sizes: Tensor | None
+    ) -> None:
+        """Raises where input or states do not fit; input and states as functional takes them."""
+        self.check_input(input, batch_sizes)
+        expected = self.get_expected_hidden_size(input, batch_sizes)
+        self.check_hidden_size(hidden[0], expected, "Expected hidden[0] size {}, got {}")
+        expected = self.get_expected_cell_size(input, batch_sizes)
+        self.check_hidden_size(hidden[1], expected, "Expected hidden[1] size {}, got {}")
+
+    def permute_hidden(
+        self, hx: tuple[Tensor, Tensor], permutation: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Both states with their batch rearranged."""
+        if permutation is None:
+            return hx
+        return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
+
+    @overload
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
+
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
+
+    def forward(self, input, hx=None):
+        """Runs the layers; see the class."""
+        return _forward(self, functional.lstm, input, hx)
+
+
+class GRU(nn.RNNBase):
+    """A stack of gated recurrent unit layers: `torch.nn.GRU`, faster.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device,
+            dtype: as of `LSTM`.
+
+    Call: `output, h_n = gru(input, h_0)`; without h_0, zeros. Shapes as of `LSTM`.
+
+    Raises what torch.nn.GRU raises, for the same mistakes. Dtypes, devices, errors and equations: see
+    `fastrnn.functional` and `fastrnn.functional.gru`.
+
+    Attributes: as of `LSTM`; rows in the order r, z, n.
+    """
+
+    @overload
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device=None,
+        dtype=None,
+    ) -> None: ...
+
+    @overload
+    def __init__(self, *args, **kwargs) -> None: ...
+
+    def __init__(self, *args, **kwargs):
+        _refuse_proj_size(kwargs)
+        super().__init__("GRU", *args, **kwargs)
+
+    @overload
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: Tensor | None = None
+    ) -> tuple[PackedSequence, Tensor]: ...
+
+    def forward(self, input, hx=None):
+        """Runs the layers; see the class."""
+        return _forward(self, functional.gru, input, hx)
+
+
+class RNN(nn.RNNBase):
+    """A stack of Elman layers with tanh or ReLU: `torch.nn.RNN`, faster.
+
+    Args:
+        input_size, hidden_size, num_layers: as of `LSTM`.
+        nonlinearity: 'tanh' or 'relu'; by position it comes after num_layers. Default: 'tanh'
+        bias, batch_first, dropout, bidirectional, device, dtype: as of `LSTM`.
+
+    Call: `output, h_n = rnn(input, h_0)`; without h_0, zeros. Shapes as of `LSTM`.
+
+    Raises what torch.nn.RNN raises, for the same mistakes. Dtypes, devices, errors and equations: see
+    `fastrnn.functional` and `fastrnn.functional.rnn`.
+
+    Attributes: as of `LSTM`.
+    """
+
+    @overload
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device=None,
+        dtype=None,
+    ) -> None: ...
+
+    @overload
+    def __init__(self, *args, **kwargs) -> None: ...
+
+    def __init__(self, *args, **kwargs):
+        _refuse_proj_size(kwargs)
+        if len(args) > 3:
+            self.nonlinearity = args[3]
+            args = args[:3] + args[4:]
+        else:
+            self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise ValueError(
+                f"rnn: expected nonlinearity 'tanh' or 'relu', got {self.nonlinearity!r}"
+            )
+        super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
+
+    @overload
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: Tensor | None = None
+    ) -> tuple[PackedSequence, Tensor]: ...
+
+    def forward(self, input, hx=None):
+        """Runs the layers; see the class."""
+        nonlinearity = "relu" if self.mode == "RNN_RELU" else "tanh"
+        return _forward(self, functional.rnn, input, hx, nonlinearity=nonlinearity)
+
+
+def _refuse_proj_size(kwargs):
+    if "proj_size" in kwargs:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+
+
+class LSTMCell(nn.RNNCellBase):
+    """One step of an LSTM: `torch.nn.LSTMCell`, faster.
+
+    Args:
+        input_size, hidden_size, bias, device, dtype: as of `LSTM`.
+
+    Call: `h, c = cell(input, (h, c))`; without states, zeros.
+        input: `(batch, input_size)`, or `(input_size)` without a batch.
+        h, c: `(batch, hidden_size)`, or `(hidden_size)`.
+
+    Raises what torch.nn.LSTMCell raises. See `fastrnn.functional.lstm_cell`.
+
+    Attributes: `weight_ih`, `weight_hh`, `bias_ih`, `bias_hh`; rows in the order i, f, g, o.
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype
+        )
+
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Runs the step; see the class."""
+        return functional.lstm_cell(
+            input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+        )
+
+
+class GRUCell(nn.RNNCellBase):
+    """One step of a GRU: `torch.nn.GRUCell`, faster.
+
+    Args:
+        input_size, hidden_size, bias, device, dtype: as of `LSTM`.
+
+    Call: `h = cell(input, h)`; without h, zeros. Shapes as of `LSTMCell`.
+
+    Raises what torch.nn.GRUCell raises. See `fastrnn.functional.gru_cell`.
+
+    Attributes: as of `LSTMCell`; rows in the order r, z, n.
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype
+        )
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Runs the step; see the class."""
+        return functional.gru_cell(
+            input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+        )
+
+
+class RNNCell(nn.RNNCellBase):
+    """One step of an Elman RNN with tanh or ReLU: `torch.nn.RNNCell`, faster.
+
+    Args:
+        input_size, hidden_size, bias: as of `LSTM`.
+        nonlinearity: 'tanh' or 'relu'. Default: 'tanh'
+        device, dtype: as of `LSTM`.
+
+    Call: `h = cell(input, h)`; without h, zeros. Shapes as of `LSTMCell`.
+
+    Raises what torch.nn.RNNCell raises (an unknown nonlinearity raises in the call). See
+    `fastrnn.functional.rnn_cell`.
+
+    Attributes: as of `LSTMCell`.
+    """
+
+    __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]
+    nonlinearity: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype
+        )
+        self.nonlinearity = nonlinearity
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Runs the step; see the class."""
+        return functional.rnn_cell(
+            input,
+            hx,
+            self.weight_ih,
+            self.weight_hh,
+            self.bias_ih,
+            self.bias_hh,
+            nonlinearity=self.nonlinearity,
+        )

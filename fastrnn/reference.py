@@ -1,0 +1,209 @@
+"""The equations in plain PyTorch: loops over steps, any dtype, differentiable to any order.
+
+Written to be read and compared with, not to be fast. Arguments and results are those of
+`fastrnn.functional` (which documents them), without dropout. Nothing of fastrnn is used.
+
+Sources
+* LSTM: Hochreiter and Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8), 1997; with
+  the forget gate of Gers, Schmidhuber and Cummins, "Learning to Forget", Neural Computation 12(10),
+  2000. No peepholes.
+* LSTM with projection: Sak, Senior and Beaufays, "Long Short-Term Memory Based Recurrent Neural
+  Network Architectures for Large Vocabulary Speech Recognition", arXiv:1402.1128, 2014.
+* GRU: Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder for Statistical Machine
+  Translation", arXiv:1406.1078, in version 1's form, with the reset gate after the product (so
+  that `W_hn h + b_hn` is one product), as cuDNN and torch.nn compute it.
+* RNN: Elman, "Finding Structure in Time", Cognitive Science 14(2), 1990.
+* Bidirectional: Schuster and Paliwal, "Bidirectional Recurrent Neural Networks", IEEE Transactions
+  on Signal Processing 45(11), 1997.
+"""
+
+import torch
+from torch import Tensor
+
+
+def lstm_cell(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    w_hr: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One LSTM step on rows `[B, I]`: `(h', c')`.
+
+    ::
+
+        i, f, g, o = W_ih x + b_ih + W_hh h + b_hh      (four blocks of rows, in this order)
+        c' = sigmoid(f) * c + sigmoid(i) * tanh(g)
+        h' = sigmoid(o) * tanh(c')                      (W_hr times that, with a projection)
+    """
+    if hx is None:
+        hx = input.new_zeros(len(input), w_hh.shape[1]), input.new_zeros(len(input), len(w_ih) // 4)
+    h, c = hx
+    gates = _affine(input, w_ih, b_ih) + _affine(h, w_hh, b_hh)
+    i, f, g, o = gates.chunk(4, 1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    h = torch.sigmoid(o) * torch.tanh(c)
+    return (h if w_hr is None else h @ w_hr.t()), c
+
+
+def gru_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> Tensor:
+    """One GRU step on rows `[B, I]`: `h'`.
+
+    ::
+
+        r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)      (blocks of rows in the order r, z, n)
+        z = sigmoid(W_iz x + b_iz + W_hz h + b_hz)
+        n = tanh(W_in x + b_in + r * (W_hn h + b_hn))
+        h' = (1 - z) * n + z * h
+    """
+    h = input.new_zeros(len(input), w_hh.shape[1]) if hx is None else hx
+    ir, iz, i_n = _affine(input, w_ih, b_ih).chunk(3, 1)
+    hr, hz, hn = _affine(h, w_hh, b_hh).chunk(3, 1)
+    r, z = torch.sigmoid(ir + hr), torch.sigmoid(iz + hz)
+    n = torch.tanh(i_n + r * hn)
+    return n + z * (h - n)
+
+
+def rnn_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    nonlinearity: str = "tanh",
+) -> Tensor:
+    """One Elman step on rows `[B, I]`: `h' = tanh(W_ih x + b_ih + W_hh h + b_hh)`, or relu."""
+    h = input.new_zeros(len(input), w_hh.shape[1]) if hx is None else hx
+    gates = _affine(input, w_ih, b_ih) + _affine(h, w_hh, b_hh)
+    return {"tanh": torch.tanh, "relu": torch.relu}[nonlinearity](gates)
+
+
+def lstm(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    params: list[Tensor],
+    *,
+    num_layers: int = 1,
+    has_biases: bool = True,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """A stack of LSTM layers: `(output, (h_n, c_n))`."""
+    proj = len(params) == num_layers * (1 + bidirectional) * (5 if has_biases else 3)
+
+    def step(x, states, w_ih, w_hh, *rest):
+        b_ih, b_hh = rest[:2] if has_biases else (None, None)
+        return lstm_cell(x, states, w_ih, w_hh, b_ih, b_hh, rest[-1] if proj else None)
+
+    sizes = params[1].shape[1], len(params[0]) // 4
+    layout = num_layers, bidirectional, batch_first, batch_sizes
+    return _stack(step, input, hx, sizes, params, *layout)
+
+
+def gru(
+    input: Tensor,
+    hx: Tensor | None,
+    params: list[Tensor],
+    *,
+    num_layers: int = 1,
+    has_biases: bool = True,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A stack of GRU layers: `(output, h_n)`."""
+
+    def step(x, states, *weights):
+        return (gru_cell(x, *states, *weights),)
+
+    layout = num_layers, bidirectional, batch_first, batch_sizes
+    hx = None if hx is None else (hx,)
+    output, (h_n,) = _stack(step, input, hx, (params[1].shape[1],), params, *layout)
+    return output, h_n
+
+
+def rnn(
+    input: Tensor,
+    hx: Tensor | None,
+    params: list[Tensor],
+    *,
+    nonlinearity: str = "tanh",
+    num_layers: int = 1,
+    has_biases: bool = True,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A stack of Elman layers: `(output, h_n)`."""
+
+    def step(x, states, *weights):
+        return (rnn_cell(x, *states, *weights, nonlinearity=nonlinearity),)
+
+    layout = num_layers, bidirectional, batch_first, batch_sizes
+    hx = None if hx is None else (hx,)
+    output, (h_n,) = _stack(step, input, hx, (params[1].shape[1],), params, *layout)
+    return output, h_n
+
+
+def _affine(x, weight, bias):
+    product = x @ weight.t()
+    return product if bias is None else product + bias
+
+
+def _stack(step, input, hx, sizes, params, num_layers, bidirectional, batch_first, batch_sizes):
+    """Layers over directions over steps. Rows are packed, `[N, ...]`, from here on."""
+    if batch_sizes is None:
+        input = input.transpose(0, 1) if batch_first else input
+        seq_len, batch = input.shape[:2]
+        counts = [batch] * seq_len
+    else:
+        counts = batch_sizes.tolist()
+    rows = input.flatten(0, 1) if batch_sizes is None else input
+    directions = 2 if bidirectional else 1
+    if hx is None:
+        hx = [rows.new_zeros(num_layers * directions, counts[0], size) for size in sizes]
+    per_direction = len(params) // (num_layers * directions)
+    finals = []
+    for layer in range(num_layers):
+        outputs = []
+        for direction in range(directions):
+            index = layer * directions + direction
+            weights = params[index * per_direction : (index + 1) * per_direction]
+            states = [state[index] for state in hx]
+            output, states = _sweep(step, rows, states, weights, counts, direction == 1)
+            outputs.append(output)
+            finals.append(states)
+        rows = torch.cat(outputs, 1)
+    output = rows if batch_sizes is not None else rows.unflatten(0, (seq_len, batch))
+    if batch_sizes is None and batch_first:
+        output = output.transpose(0, 1)
+    return output, tuple(torch.stack(states) for states in zip(*finals, strict=True))
+
+
+def _sweep(step, rows, initial, weights, counts, reverse):
+    """One direction of one layer: every step's h in the order of rows, and the final states.
+
+    Step t has the first counts[t] sequences. Forward, a sequence that has ended keeps its state;
+    in reverse, one that has not begun still has its initial state.
+    """
+    inputs = list(rows.split(counts))
+    outputs = [None] * len(counts)
+    states = list(initial)
+    for t in reversed(range(len(counts))) if reverse else range(len(counts)):
+        n = counts[t]
+        new = step(inputs[t], [state[:n] for state in states], *weights)
+        outputs[t] = new[0]
+        states = [torch.cat([a, b[n:]]) for a, b in zip(new, states, strict=True)]
+    return torch.cat(outputs), states

@@ -1,0 +1,151 @@
+"""A layer, its options and its data: built once as torch.nn's module, ours and the reference."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+import fastrnn
+from fastrnn import reference
+
+LAYERS = ("LSTM", "GRU", "RNN")
+CELLS = ("LSTMCell", "GRUCell", "RNNCell")
+# Every kind of recurrence there is, as (class name, options).
+KINDS = {
+    "lstm": ("LSTM", {}),
+    "lstm_proj": ("LSTM", {"proj_size": True}),
+    "gru": ("GRU", {}),
+    "rnn_tanh": ("RNN", {"nonlinearity": "tanh"}),
+    "rnn_relu": ("RNN", {"nonlinearity": "relu"}),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One setting. A proj_size of True stands for about half of hidden_size."""
+
+    kind: str
+    seq_len: int = 4
+    batch: int = 5
+    input_size: int = 6
+    hidden_size: int = 17
+    options: dict = field(default_factory=dict)
+    hx: bool = True
+    lengths: tuple = ()  # of packed data, in any order
+
+    @property
+    def name(self):
+        return KINDS[self.kind][0]
+
+    @property
+    def arguments(self):
+        arguments = {**KINDS[self.kind][1], **self.options}
+        if arguments.get("proj_size") is True:
+            arguments["proj_size"] = max(1, self.hidden_size // 2)
+        return arguments
+
+    @property
+    def possible(self):
+        return self.arguments.get("proj_size", 0) < self.hidden_size
+
+    def with_(self, **changes):
+        return replace(self, **changes)
+
+    def modules(self, dtype=torch.float32):
+        """`(theirs, ours)` with the same weights."""
+        sizes = self.input_size, self.hidden_size
+        theirs = getattr(nn, self.name)(*sizes, dtype=dtype, **self.arguments)
+        ours = getattr(fastrnn, self.name)(*sizes, dtype=dtype, **self.arguments)
+        ours.load_state_dict(theirs.state_dict())
+        return theirs, ours
+
+    def data(self, dtype=torch.float32, scale=1.0):
+        """Input, states and the weights of the loss, random and representable in dtype."""
+        arguments = self.arguments
+        directions = 2 if arguments.get("bidirectional") else 1
+        batch = len(self.lengths) or self.batch
+        features = arguments.get("proj_size") or self.hidden_size
+        indices = arguments.get("num_layers", 1) * directions
+        state_sizes = [features, self.hidden_size] if self.name == "LSTM" else [features]
+
+        def random(*shape):
+            return (scale * torch.randn(*shape, dtype=torch.float64)).to(dtype)
+
+        if self.lengths:
+            inputs = [random(length, self.input_size) for length in self.lengths]
+            output = (sum(self.lengths), directions * features)
+        elif arguments.get("batch_first"):
+            inputs = [random(batch, self.seq_len, self.input_size)]
+            output = (batch, self.seq_len, directions * features)
+        else:
+            inputs = [random(self.seq_len, batch, self.input_size)]
+            output = (self.seq_len, batch, directions * features)
+        states = [random(indices, batch, size) for size in state_sizes]
+        losses = [random(*output), *(random(indices, batch, size) for size in state_sizes)]
+        return Data(inputs, states if self.hx else None, losses, bool(self.lengths))
+
+
+@dataclass
+class Data:
+    """Tensors of one call. `losses` weight the outputs in the sum that is differentiated."""
+
+    inputs: list
+    states: list | None
+    losses: list
+    packed: bool
+
+    def to(self, dtype):
+        def cast(tensors):
+            return None if tensors is None else [t.to(dtype) for t in tensors]
+
+        return Data(cast(self.inputs), cast(self.states), cast(self.losses), self.packed)
+
+
+def results(call, parameters, data, pair):
+    """Outputs and every gradient by name, of `call(input, hx)`; pair: hx is `(h, c)`."""
+    inputs = [t.detach().clone().requires_grad_() for t in data.inputs]
+    states = [t.detach().clone().requires_grad_() for t in data.states or []]
+    input = pack_sequence(inputs, enforce_sorted=False) if data.packed else inputs[0]
+    hx = None if data.states is None else tuple(states) if pair else states[0]
+    output, final = call(input, hx)
+    output = output.data if isinstance(output, PackedSequence) else output
+    named = dict(zip(("output", "h_n", "c_n"), (output, *(final if pair else (final,)))))
+    loss = sum((w * t).sum() for w, t in zip(data.losses, named.values(), strict=True))
+    sources = {f"d_input{i}": t for i, t in enumerate(inputs)}
+    sources |= {f"d_{name}0": t for name, t in zip("hc", states)}
+    sources |= {f"d_{name}": p for name, p in parameters.items()}
+    gradients = torch.autograd.grad(loss, list(sources.values()))
+    return {k: v.detach() for k, v in (named | dict(zip(sources, gradients))).items()}
+
+
+def module_results(module, data):
+    """`results` of a layer of torch.nn or ours."""
+    return results(module, dict(module.named_parameters()), data, module.mode == "LSTM")
+
+
+def reference_results(module, data):
+    """`results` of the reference in float64, with the weights of a layer."""
+    parameters = {
+        name: p.detach().double().requires_grad_() for name, p in module.named_parameters()
+    }
+    options = {"num_layers": module.num_layers, "has_biases": module.bias}
+    options["bidirectional"] = module.bidirectional
+    options["batch_first"] = module.batch_first
+    if module.mode.startswith("RNN"):
+        options["nonlinearity"] = module.nonlinearity
+    run = getattr(reference, module.mode.partition("_")[0].lower())
+
+    def call(input, hx):
+        if not isinstance(input, PackedSequence):
+            return run(input, hx, list(parameters.values()), **options)
+        rows, batch_sizes, order, back = input
+        pair = isinstance(hx, tuple)
+        if hx is not None:
+            hx = tuple(s[:, order] for s in hx) if pair else hx[:, order]
+        output, hx = run(
+            rows, hx, list(parameters.values()), batch_sizes=batch_sizes, **options
+        )
+        return output, tuple(s[:, back] for s in hx) if module.mode == "LSTM" else hx[:, back]
+
+    return results(call, parameters, data.to(torch.float64), module.mode == "LSTM")

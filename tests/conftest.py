@@ -1,0 +1,32 @@
+"""What every test runs under: NaN in fresh memory, a fixed seed, settings restored."""
+
+import pytest
+import torch
+
+from fastrnn import _C
+
+
+def pytest_configure(config):
+    # Fresh memory is filled with NaN (floats), the largest value (integers) or 0xff (workspaces).
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+def pytest_report_header(config):
+    return f"fastrnn: CPU targets {', '.join(_C.cpu_targets())}; {_C.build_info()}"
+
+
+@pytest.fixture(autouse=True)
+def _same_start():
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=_C.cpu_targets())
+def cpu_target(request):
+    """Runs the test on every instruction set of this machine."""
+    previous = _C.set_cpu_target(request.param)
+    yield request.param
+    _C.set_cpu_target(previous)
