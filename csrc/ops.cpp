@@ -11,5 +11,6 @@ TORCH_LIBRARY(fastrnn, m) {
   m.def("gru_backward(Tensor? d_output, Tensor? d_h_n, Tensor? batch_sizes, Tensor? h0, Tensor gates, Tensor hidden, Tensor[] params, bool has_biases, bool bidirectional) -> (Tensor d_gates, Tensor d_h0)");
   m.def("rnn_forward(Tensor input, Tensor? batch_sizes, Tensor? h0, Tensor[] params, bool has_biases, bool bidirectional, str nonlinearity, bool save) -> (Tensor output, Tensor h_n, Tensor hidden)");
   m.def("rnn_backward(Tensor? d_output, Tensor? d_h_n, Tensor? batch_sizes, Tensor hidden, Tensor[] params, bool has_biases, bool bidirectional, str nonlinearity) -> (Tensor d_gates, Tensor d_h0)");
+  m.def("layer_gradients(str cell, Tensor d_gates, Tensor? batch_sizes, SymInt batch, Tensor? input, Tensor? hidden, Tensor? h0, Tensor[] w_ih, bool[] weights_and_biases) -> (Tensor d_input, Tensor[] d_params)");
 }
 // clang-format on

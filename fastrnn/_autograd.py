@@ -1,8 +1,8 @@
 """One autograd Function per cell: one layer with all its directions.
 
 Invariants
-* An operator returns the gradients of the gates; every product over all steps (d_input, d_w_ih,
-  d_w_hh, d_w_hr, bias sums) is a torch operation here.
+* A cell's backward operator returns the gradients of the gates; layer_gradients turns them into
+  those of the input, the weights and the biases; d_w_hr is a torch operation here.
 * What backward needs is an output of the operator that nobody else can reach, marked
   non-differentiable and only read, so that a second backward gives the same numbers.
 * Only what some gradient needs is saved, and only gradients that are asked for are computed.
@@ -60,99 +60,39 @@ def rnn_layer(nonlinearity, input, batch_sizes, states, params, has_biases, bidi
 
 # -- The products over all steps ----------------------------------------------------------------
 
-
-class _Steps:
-    """Which row of `[N, ...]` precedes which in its sequence.
-
-    The first step has `batch` rows. Row `batch + m` of a later step continues row `earlier(x)[m]`,
-    and `last(x)` are the rows in which sequences 0, 1, ... end.
-    """
-
-    def __init__(self, batch_sizes, batch, rows):
-        self.batch, self.continued = batch, rows - batch
-        self.packed = batch_sizes is not None and batch_sizes.numel() * batch != rows
-        if not self.packed:
-            return
-        device = batch_sizes.device
-        self._earlier = torch.arange(batch, rows, device=device) - torch.repeat_interleave(
-            batch_sizes[:-1], batch_sizes[1:], output_size=self.continued
-        )
-        # Sequence b is as long as there are steps with more than b rows; sizes never increase.
-        sequence = torch.arange(batch, device=device)
-        lengths = batch_sizes.numel() - torch.searchsorted(
-            batch_sizes.flip(0), sequence, right=True
-        )
-        starts = batch_sizes.cumsum(0) - batch_sizes
-        self._last = starts[lengths - 1] + sequence
-
-    def earlier(self, x):
-        if self.packed:
-            return x.index_select(0, self._earlier.to(x.device))
-        return x[: self.continued]
-
-    def last(self, x):
-        if self.packed:
-            return x.index_select(0, self._last.to(x.device))
-        return x[self.continued :]
-
-    def pairs(self, d_gates, hidden, reverse):
-        """d_gates of rows that have a previous h, those h, and d_gates of rows that had h0."""
-        if reverse:
-            return self.earlier(d_gates), hidden[self.batch :], self.last(d_gates)
-        return d_gates[self.batch :], self.earlier(hidden), d_gates[: self.batch]
+_PRODUCTS = ("w_ih", "w_hh", "b_ih", "b_hh")  # what layer_gradients computes, in its order
 
 
-def _join(parts):
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _layer_gradients(ctx, saved, d_gates, batch, recurrent_columns, d_w_hr=None):
+def _layer_gradients(ctx, saved, cell, d_gates, batch, d_w_hr=None):
     """`(d_input, [d_param, ...])` of one layer from those of its gates, None where nobody asks.
 
-    d_gates `[D, N, C]`: columns `[0, G)` are the gradient of `input @ w_ih^T + b_ih`; the
-    `recurrent_columns` slices side by side, G as well, that of `h @ w_hh^T + b_hh`.
     `d_w_hr(direction)` is called where a projection's gradient is asked for.
     """
-    rows = d_gates.shape[1]
-    gates = sum(columns.stop - columns.start for columns in recurrent_columns)
-    d_input = None
-    if ctx.needs_input_grad[0]:
-        for d_g, w_ih in zip(d_gates, saved.w_ihs, strict=True):
-            d_g = d_g[:, :gates]
-            d_input = torch.mm(d_g, w_ih) if d_input is None else d_input.addmm_(d_g, w_ih)
-        d_input = d_input.view(ctx.input_shape)
-    input, steps = saved.input, None
+    directions, rows, _ = d_gates.shape
+    needs = ctx.needs_input_grad
+    each = len(ctx.stems)
+    asked = needs[-each * directions :]
+    wanted = [False] * (4 * directions)
+    for i, needed in enumerate(asked):
+        if needed and i % each < 4 and ctx.stems[i % each] != "w_hr":
+            wanted[i // each * 4 + _PRODUCTS.index(ctx.stems[i % each])] = True
+    input = saved.input
     if input is not None:
         input = input.reshape(rows, input.shape[-1])
-
-    def d_param(stem, direction, d_g):
-        nonlocal steps
-        if stem == "w_ih":
-            return torch.mm(d_g[:, :gates].t(), input)
-        if stem == "w_hh":
-            steps = steps or _Steps(saved.batch_sizes, batch, rows)
-            parts = []
-            later, earlier, first = steps.pairs(d_g, saved.hidden[direction], direction == 1)
-            for columns in recurrent_columns:
-                part = torch.mm(later[:, columns].t(), earlier)
-                if saved.h0 is not None:
-                    part.addmm_(first[:, columns].t(), saved.h0[direction])
-                parts.append(part)
-            return _join(parts)
-        if stem == "b_ih":
-            return d_g[:, :gates].sum(0)
-        if stem == "b_hh":
-            return _join([d_g[:, columns].sum(0) for columns in recurrent_columns])
-        return d_w_hr(direction)
-
-    needs = ctx.needs_input_grad[-len(ctx.stems) * ctx.directions :]
-    d_params = [
-        d_param(stem, direction, d_gates[direction]) if needed else None
-        for needed, (direction, stem) in zip(
-            needs, ((d, s) for d in range(ctx.directions) for s in ctx.stems), strict=True
-        )
-    ]
-    return d_input, d_params
+    d_input, products = _ops.layer_gradients(
+        cell, d_gates, saved.batch_sizes, batch, input, saved.hidden, saved.h0,
+        saved.w_ihs if needs[0] else [], wanted,
+    )  # fmt: skip
+    d_params = []
+    for i, needed in enumerate(asked):
+        direction, stem = i // each, ctx.stems[i % each]
+        if not needed:
+            d_params.append(None)
+        elif stem == "w_hr":
+            d_params.append(d_w_hr(direction))
+        else:
+            d_params.append(products[direction * 4 + _PRODUCTS.index(stem)])
+    return d_input.view(ctx.input_shape) if needs[0] else None, d_params
 
 
 # -- Functions ----------------------------------------------------------------------------------
@@ -266,7 +206,7 @@ class _LSTM(Function):
             return torch.mm(d_hidden[direction].t(), o * torch.tanh(cells[direction]))
 
         d_input, d_params = _layer_gradients(
-            ctx, saved, d_gates, d_h0.shape[1], [slice(0, gates.shape[2])], d_w_hr
+            ctx, saved, "lstm", d_gates, d_h0.shape[1], d_w_hr
         )
         needs = ctx.needs_input_grad
         d_h0, d_c0 = (d_h0 if needs[2] else None), (d_c0 if needs[3] else None)
@@ -294,9 +234,7 @@ class _GRU(Function):
             d_output, d_h_n, saved.batch_sizes, saved.h0, gates, hidden, saved.weights, False,
             ctx.bidirectional,
         )  # fmt: skip
-        size = hidden.shape[2]
-        columns = [slice(0, 2 * size), slice(3 * size, 4 * size)]
-        d_input, d_params = _layer_gradients(ctx, saved, d_gates, d_h0.shape[1], columns)
+        d_input, d_params = _layer_gradients(ctx, saved, "gru", d_gates, d_h0.shape[1])
         d_h0 = d_h0 if ctx.needs_input_grad[2] else None
         return d_input, None, d_h0, None, None, *d_params
 
@@ -325,7 +263,6 @@ class _RNN(Function):
             d_output, d_h_n, saved.batch_sizes, hidden, saved.weights, False, ctx.bidirectional,
             ctx.nonlinearity,
         )  # fmt: skip
-        columns = [slice(0, hidden.shape[2])]
-        d_input, d_params = _layer_gradients(ctx, saved, d_gates, d_h0.shape[1], columns)
+        d_input, d_params = _layer_gradients(ctx, saved, "rnn", d_gates, d_h0.shape[1])
         d_h0 = d_h0 if ctx.needs_input_grad[2] else None
         return d_input, None, d_h0, None, None, None, *d_params

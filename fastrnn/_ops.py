@@ -22,6 +22,7 @@ gru_forward = torch.ops.fastrnn.gru_forward.default
 gru_backward = torch.ops.fastrnn.gru_backward.default
 rnn_forward = torch.ops.fastrnn.rnn_forward.default
 rnn_backward = torch.ops.fastrnn.rnn_backward.default
+layer_gradients = torch.ops.fastrnn.layer_gradients.default
 
 cpu_targets = _C.cpu_targets
 cpu_target = _C.cpu_target
@@ -155,3 +156,17 @@ def _(d_output, d_h_n, batch_sizes, hidden, params, has_biases, bidirectional, n
     batch = layer.batch(batch_sizes, d_output, d_h_n)
     d, rows, h = hidden.shape
     return hidden.new_empty((d, rows, h)), hidden.new_empty((d, batch, h))
+
+
+@torch.library.register_fake("fastrnn::layer_gradients")
+def _(cell, d_gates, batch_sizes, batch, input, hidden, h0, w_ih, weights_and_biases):
+    directions, rows, columns = d_gates.shape
+    gates = {"lstm": columns, "gru": columns // 4 * 3, "rnn": columns}[cell]
+    d_input = d_gates.new_empty((rows, w_ih[0].shape[1]) if w_ih else (0,))
+    d_params = []
+    for i, wanted in enumerate(weights_and_biases):
+        size = (gates,)
+        if wanted and i % 4 < 2:
+            size = (gates, (input, hidden)[i % 4].shape[-1])
+        d_params.append(d_gates.new_empty(size if wanted else (0,)))
+    return d_input, d_params

@@ -6,10 +6,10 @@ num_layers, D directions, N = sum(batch_sizes), the rows of packed data.
 
 Common to all functions
     dtypes: float64, float32, bfloat16, float16, the same for all tensors. The last two compute in
-        float32. Under CPU autocast as torch.nn: `lstm` (padded), `rnn` and `rnn_cell` return the
-        autocast dtype; `gru`, both other cells and `lstm` on packed data return the wider of it
-        and the dtype of hx (of input without hx). float64 is left alone. A projected `lstm`
-        returns output and h_n in the autocast dtype, c_n in the wider one.
+        float32. Under CPU autocast as torch.nn: `rnn`, `rnn_cell` and `lstm` return the autocast
+        dtype; `gru`, both other cells, and `lstm` on packed data of different lengths return the
+        wider of it and the dtype of hx (of input without hx). A projected `lstm` returns output
+        and h_n in the autocast dtype, c_n in the wider one. float64 is left alone.
     devices: those that this build has kernels for. On any other device, and for other dtypes,
         the functions call torch's own implementation.
     layout: any strides. `output` is contiguous as `[T, B, D*P]`, also with batch_first.
@@ -100,7 +100,7 @@ def lstm(
     """
     if hx is None:
         states = (None, None)
-    elif type(hx) is tuple and len(hx) == 2:
+    elif type(hx) is tuple and len(hx) == 2 and hx[0] is not None and hx[1] is not None:
         states = hx
     else:
         states = _lstm_states(hx, 3)
@@ -273,7 +273,8 @@ def _stack(
             projected = cell is _LSTM and len(params) == num_layers * (2 if bidirectional else 1) * (
                 5 if has_biases else 3
             )
-            composed = batch_sizes is not None or projected
+            ragged = batch_sizes is not None and bool(batch_sizes[0] != batch_sizes[-1])
+            composed = ragged or projected
             input, states, params, narrow = _autocast(
                 cell, input, states, params, composed, projected
             )
@@ -453,6 +454,10 @@ def _check_step(name, gates, input, states, w_ih, w_hh):
         raise RuntimeError(
             f"{name}: expected input of shape (batch, input_size) = ({batch}, {w_ih.shape[1]}), "
             f"got {tuple(input.shape)}"
+        )
+    if input.dtype is not w_ih.dtype:
+        raise RuntimeError(
+            f"{name}: expected input of the weights' dtype {w_ih.dtype}, got {input.dtype}"
         )
     if rows != gates * hidden_size:
         raise RuntimeError(

@@ -3,9 +3,11 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 #include <torch/library.h>
 
 #include "cpu/dispatch.h"
+#include "cpu/memory.h"
 #include "cpu/params.h"
 #include "cpu/team.h"
 
@@ -52,7 +54,25 @@ struct Layer {
   int64_t batch() const { return shape.steps.batch; }
   int64_t directions() const { return shape.directions; }
 
-  Tensor empty(at::IntArrayRef size) const { return at::empty(size, options); }
+  // What the user receives.
+  Tensor empty(at::IntArrayRef size) const {
+    Tensor t = at::empty(size, options);
+    if (t.numel() > 0) advise_huge_pages(t.mutable_data_ptr(), t.nbytes());
+    return t;
+  }
+  // What training makes and drops at every step: saved tensors and gradients.
+  Tensor internal(at::IntArrayRef size) const {
+    const int64_t numel = c10::multiply_integers(size);
+    if (numel == 0) return at::empty(size, options);
+    const size_t bytes = static_cast<size_t>(numel) * options.dtype().itemsize();
+    void* memory = acquire_memory(bytes);
+    Tensor t = at::from_blob(memory, size, release_memory, options);
+    if (at::globalContext().deterministicAlgorithms() &&
+        at::globalContext().deterministicFillUninitializedMemory()) {
+      t.fill_(NAN);  // as at::empty does
+    }
+    return t;
+  }
 
   void check(const Tensor& t, const char* name, at::IntArrayRef size) const {
     TORCH_CHECK(t.device().is_cpu() && t.scalar_type() == options.dtype().toScalarType(), op,
@@ -61,8 +81,7 @@ struct Layer {
     TORCH_CHECK(t.sizes() == size, op, ": expected ", name, " of shape ", size, ", got ",
                 t.sizes());
   }
-  OptionalTensor contiguous(const OptionalTensor& t, const char* name,
-                            at::IntArrayRef size) const {
+  OptionalTensor contiguous(const OptionalTensor& t, const char* name, at::IntArrayRef size) const {
     if (!t) return std::nullopt;
     check(*t, name, size);
     return t->contiguous();
@@ -72,18 +91,17 @@ struct Layer {
   void set_params(at::TensorList list, int64_t input_size) {
     const size_t each = 2 + (has_biases ? 2 : 0);
     const size_t count = static_cast<size_t>(shape.directions);
-    TORCH_CHECK(list.size() == count * each || list.size() == count * (each + 1), op,
-                ": expected ", each, " (or ", each + 1, " with projection) params for each of ",
-                count, " directions, got ", list.size());
+    TORCH_CHECK(list.size() == count * each || list.size() == count * (each + 1), op, ": expected ",
+                each, " (or ", each + 1, " with projection) params for each of ", count,
+                " directions, got ", list.size());
     shape.projected = list.size() == count * (each + 1);
     TORCH_CHECK(!shape.projected || shape.cell == CellKind::kLstm, op,
                 ": expected no projection weight");
     const Tensor& w_ih = list[0];
     const Tensor& w_hh = list[1];
     TORCH_CHECK(w_ih.dim() == 2 && w_hh.dim() == 2 && w_hh.size(0) % gates() == 0, op,
-                ": expected w_ih and w_hh of shape (", gates(),
-                "*hidden_size, input_size) and (", gates(), "*hidden_size, h_size), got ",
-                w_ih.sizes(), " and ", w_hh.sizes());
+                ": expected w_ih and w_hh of shape (", gates(), "*hidden_size, input_size) and (",
+                gates(), "*hidden_size, h_size), got ", w_ih.sizes(), " and ", w_hh.sizes());
     shape.input_size = input_size > 0 ? input_size : w_ih.size(1);
     shape.hidden_size = w_hh.size(0) / gates();
     shape.proj_size = w_hh.size(1);
@@ -145,7 +163,7 @@ struct Layer {
 // The number of threads worth starting. A thread must have about 5 us of work in
 // all, and where threads meet at every step (small batches), the step must be
 // long against a barrier (0.2 us).
-int worthwhile_threads(const Layer& layer, int64_t input_size) {
+int worthwhile_threads(const Layer& layer, int64_t input_size, bool meets_every_step) {
   const LayerShape& s = layer.shape;
   const double unit = 2.0 * static_cast<double>(layer.gates() * s.hidden_size);
   const double all = unit * static_cast<double>(s.steps.rows * s.directions) *
@@ -156,7 +174,7 @@ int worthwhile_threads(const Layer& layer, int64_t input_size) {
   const double worth = all / kFlopsPerThread;
   int threads = worth < available ? static_cast<int>(worth) : available;
   const double step = unit * static_cast<double>(s.steps.batch * s.proj_size);
-  if (s.steps.batch < 2 * threads && step < kFlopsPerStep) {
+  if (meets_every_step && s.steps.batch < 2 * threads && step < kFlopsPerStep) {
     threads = threads < s.directions ? threads : s.directions;
   }
   return threads < 1 ? 1 : threads;
@@ -165,15 +183,14 @@ int worthwhile_threads(const Layer& layer, int64_t input_size) {
 // Runs a kernel on a team with a workspace that serves a team of any size.
 template <class Params>
 void run(const Layer& layer, Params& params, int64_t input_size,
-         size_t (*workspace_bytes)(const Params&, int), void (*kernel)(const Params&, const Worker&)) {
-  const int threads = worthwhile_threads(layer, input_size);
+         size_t (*workspace_bytes)(const Params&, int),
+         void (*kernel)(const Params&, const Worker&)) {
+  constexpr bool kMeetsEveryStep = !std::is_same_v<Params, ProductParams>;
+  const int threads = worthwhile_threads(layer, input_size, kMeetsEveryStep);
   size_t bytes = 0;
   for (int n = 1; n <= threads; ++n) bytes = std::max(bytes, workspace_bytes(params, n));
-  constexpr size_t kAlign = 64;
-  const Tensor workspace =
-      at::empty({static_cast<int64_t>(bytes + kAlign)}, at::TensorOptions().dtype(at::kByte));
-  const auto address = reinterpret_cast<uintptr_t>(workspace.mutable_data_ptr());
-  params.workspace = reinterpret_cast<void*>((address + kAlign - 1) / kAlign * kAlign);
+  const std::unique_ptr<void, void (*)(void*)> workspace(acquire_memory(bytes), release_memory);
+  params.workspace = workspace.get();
   run_team(threads, [&](const Worker& worker) { kernel(params, worker); });
 }
 
@@ -212,9 +229,9 @@ ForwardResult forward(const char* op, CellKind cell, const Tensor& input,
   r.output = batch_sizes ? layer.empty({N, D * P}) : layer.empty({input.size(0), B, D * P});
   r.h_n = layer.empty({D, B, P});
   if (lstm) r.c_n = layer.empty({D, B, H});
-  if (gated) r.gates = save ? layer.empty({D, N, 4 * H}) : layer.empty({0});
-  r.hidden = save ? layer.empty({D, N, P}) : layer.empty({0});
-  if (lstm) r.cells = save ? layer.empty({D, N, H}) : layer.empty({0});
+  if (gated) r.gates = save ? layer.internal({D, N, 4 * H}) : layer.empty({0});
+  r.hidden = save ? layer.internal({D, N, P}) : layer.empty({0});
+  if (lstm) r.cells = save ? layer.internal({D, N, H}) : layer.empty({0});
   if (N == 0) return r;
 
   ForwardParams p{};
@@ -287,10 +304,10 @@ BackwardResult backward(const char* op, CellKind cell, const OptionalTensor& d_o
   const OptionalTensor c_start = layer.contiguous(c0, "c0", {D, B, H});
 
   BackwardResult r;
-  r.d_gates = layer.empty({D, N, lstm || gru ? 4 * H : H});
+  r.d_gates = layer.internal({D, N, lstm || gru ? 4 * H : H});
   r.d_h0 = layer.empty({D, B, P});
   if (lstm) r.d_c0 = layer.empty({D, B, H});
-  if (lstm) r.d_hidden = shape.projected ? layer.empty({D, N, P}) : layer.empty({0});
+  if (lstm) r.d_hidden = shape.projected ? layer.internal({D, N, P}) : layer.empty({0});
   if (N == 0) return r;
 
   BackwardParams p{};
@@ -310,6 +327,95 @@ BackwardResult backward(const char* op, CellKind cell, const OptionalTensor& d_o
   const Kernels& k = kernels(shape.dtype);
   run(layer, p, 0, k.backward_workspace, k.backward);
   return r;
+}
+
+// d_input when w_ih is given; for each direction the gradients of w_ih, w_hh,
+// b_ih and b_hh that `wanted` (4 flags a direction) asks for. What is not wanted
+// has size 0.
+std::tuple<Tensor, std::vector<Tensor>> layer_gradients(
+    c10::string_view cell, const Tensor& d_gates, const OptionalTensor& batch_sizes,
+    c10::SymInt batch, const OptionalTensor& input, const OptionalTensor& hidden,
+    const OptionalTensor& h0, at::TensorList w_ih, const c10::List<bool>& wanted) {
+  const char* op = "layer_gradients";
+  Layer layer{op, d_gates.options().requires_grad(false), {}, false, {}, {}, {}};
+  LayerShape& shape = layer.shape;
+  TORCH_CHECK(cell == "lstm" || cell == "gru" || cell == "rnn", op,
+              ": expected cell lstm, gru or rnn, got ", cell);
+  shape.cell = cell == "lstm"  ? CellKind::kLstm
+               : cell == "gru" ? CellKind::kGru
+                               : CellKind::kRnnTanh;
+  shape.dtype = dtype_of(op, d_gates);
+  TORCH_CHECK(d_gates.dim() == 3 && (d_gates.size(0) == 1 || d_gates.size(0) == 2), op,
+              ": expected d_gates of shape (directions, rows, gates), got ", d_gates.sizes());
+  layer.check(d_gates, "d_gates", d_gates.sizes());
+  const int64_t D = d_gates.size(0), N = d_gates.size(1), columns = d_gates.size(2);
+  shape.directions = static_cast<int>(D);
+  TORCH_CHECK(columns > 0 && (shape.cell == CellKind::kRnnTanh || columns % 4 == 0), op,
+              ": expected d_gates with 4*hidden_size columns, got ", columns);
+  const int64_t H = shape.cell == CellKind::kRnnTanh ? columns : columns / 4;
+  const int64_t GH = layer.gates() * H;
+  const bool with_input = !w_ih.empty();
+  TORCH_CHECK(wanted.size() == static_cast<size_t>(4 * D), op, ": expected ", 4 * D, " flags, got ",
+              wanted.size());
+  TORCH_CHECK(!with_input || w_ih.size() == static_cast<size_t>(D), op, ": expected ", D,
+              " w_ih, got ", w_ih.size());
+  for (int64_t d = 0; d < D; ++d) {
+    TORCH_CHECK(input || !wanted.get(static_cast<size_t>(4 * d)), op,
+                ": expected input for d_w_ih, got None");
+    TORCH_CHECK(hidden || !wanted.get(static_cast<size_t>(4 * d + 1)), op,
+                ": expected hidden for d_w_hh, got None");
+  }
+  const int64_t B = batch.expect_int();
+  if (batch_sizes) {
+    layer.set_packed(*batch_sizes, N);
+    TORCH_CHECK(layer.batch() == B, op, ": expected batch ", layer.batch(), ", got ", B);
+  } else {
+    TORCH_CHECK(B > 0 ? N % B == 0 : N == 0, op, ": expected a batch that divides ", N,
+                " rows, got ", B);
+    shape.steps = {B > 0 ? N / B : 0, B, N, nullptr, nullptr};
+  }
+  const int64_t I = input ? input->size(-1) : with_input ? w_ih[0].size(1) : 1;
+  const int64_t P = hidden ? hidden->size(-1) : H;
+  shape.hidden_size = H;
+  shape.proj_size = P;
+  shape.input_size = I;
+
+  ProductParams p{};
+  std::vector<Tensor> keep;
+  const auto pointer = [&](const Tensor& t, const char* name, at::IntArrayRef size) {
+    layer.check(t, name, size);
+    keep.push_back(t.contiguous());
+    return data(keep.back());
+  };
+  p.d_gates = pointer(d_gates, "d_gates", {D, N, columns});
+  if (input) p.input = pointer(*input, "input", {N, I});
+  if (hidden) p.hidden = pointer(*hidden, "hidden", {D, N, P});
+  if (h0) p.h0 = pointer(*h0, "h0", {D, B, P});
+  std::tuple<Tensor, std::vector<Tensor>> result;
+  auto& [d_input, d_params] = result;
+  d_input = layer.internal(with_input ? at::DimVector{N, I} : at::DimVector{0});
+  if (with_input && N > 0) p.d_input = d_input.mutable_data_ptr();
+  for (int64_t d = 0; d < D; ++d) {
+    if (with_input) p.weights[d].w_ih = pointer(w_ih[d], "w_ih", {GH, I});
+    void** targets[] = {&p.gradients[d].d_w_ih, &p.gradients[d].d_w_hh, &p.gradients[d].d_b_ih,
+                        &p.gradients[d].d_b_hh};
+    const at::DimVector sizes[] = {{GH, I}, {GH, P}, {GH}, {GH}};
+    for (int k = 0; k < 4; ++k) {
+      const bool want = wanted.get(static_cast<size_t>(4 * d + k));
+      d_params.push_back(layer.internal(want ? sizes[k] : at::DimVector{0}));
+      if (!want) continue;
+      if (N == 0) {
+        d_params.back().zero_();
+      } else {
+        *targets[k] = d_params.back().mutable_data_ptr();
+      }
+    }
+  }
+  if (N == 0) return result;
+  p.shape = shape;
+  const Kernels& k = kernels(shape.dtype);
+  run(layer, p, I, k.products_workspace, k.products);
+  return result;
 }
 
 CellKind rnn_kind(const char* op, std::string_view nonlinearity) {
@@ -346,12 +452,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gru_forward(const Tensor& input,
   return {r.output, r.h_n, r.gates, r.hidden};
 }
 
-std::tuple<Tensor, Tensor> gru_backward(const OptionalTensor& d_output,
-                                        const OptionalTensor& d_h_n,
-                                        const OptionalTensor& batch_sizes,
-                                        const OptionalTensor& h0, const Tensor& gates,
-                                        const Tensor& hidden, at::TensorList params,
-                                        bool has_biases, bool bidirectional) {
+std::tuple<Tensor, Tensor> gru_backward(const OptionalTensor& d_output, const OptionalTensor& d_h_n,
+                                        const OptionalTensor& batch_sizes, const OptionalTensor& h0,
+                                        const Tensor& gates, const Tensor& hidden,
+                                        at::TensorList params, bool has_biases,
+                                        bool bidirectional) {
   auto r = backward("gru_backward", CellKind::kGru, d_output, d_h_n, std::nullopt, batch_sizes, h0,
                     std::nullopt, gates, hidden, params, has_biases, bidirectional);
   return {r.d_gates, r.d_h0};
@@ -368,8 +473,7 @@ std::tuple<Tensor, Tensor, Tensor> rnn_forward(const Tensor& input,
   return {r.output, r.h_n, r.hidden};
 }
 
-std::tuple<Tensor, Tensor> rnn_backward(const OptionalTensor& d_output,
-                                        const OptionalTensor& d_h_n,
+std::tuple<Tensor, Tensor> rnn_backward(const OptionalTensor& d_output, const OptionalTensor& d_h_n,
                                         const OptionalTensor& batch_sizes, const Tensor& hidden,
                                         at::TensorList params, bool has_biases, bool bidirectional,
                                         c10::string_view nonlinearity) {
@@ -388,6 +492,7 @@ TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
   m.impl("gru_backward", gru_backward);
   m.impl("rnn_forward", rnn_forward);
   m.impl("rnn_backward", rnn_backward);
+  m.impl("layer_gradients", layer_gradients);
 }
 
 }  // namespace fastrnn::cpu

@@ -44,16 +44,16 @@ struct LayerShape {
 struct ForwardParams {
   LayerShape shape;
   Weights weights[2];
-  const void* input;  // rows of I contiguous values
+  const void* input;                            // rows of I contiguous values
   int64_t input_step_stride, input_row_stride;  // in elements; packed data: I, I
-  const void* h0;  // [D, B, P] or null: zeros
-  const void* c0;  // [D, B, H] or null
-  void* output;    // [N, D*P]
-  void* h_n;       // [D, B, P]
-  void* c_n;       // [D, B, H], LSTM
-  void* gates;     // [D, N, S*H] or null: nothing is saved
-  void* hidden;    // [D, N, P] or null
-  void* cells;     // [D, N, H] or null
+  const void* h0;                               // [D, B, P] or null: zeros
+  const void* c0;                               // [D, B, H] or null
+  void* output;                                 // [N, D*P]
+  void* h_n;                                    // [D, B, P]
+  void* c_n;                                    // [D, B, H], LSTM
+  void* gates;                                  // [D, N, S*H] or null: nothing is saved
+  void* hidden;                                 // [D, N, P] or null
+  void* cells;                                  // [D, N, H] or null
   void* workspace;
 };
 
@@ -75,6 +75,26 @@ struct BackwardParams {
   void* workspace;
 };
 
+// Where the gradients of one direction's weights go; null: not asked for.
+struct Gradients {
+  void* d_w_ih;  // [G*H, I]
+  void* d_w_hh;  // [G*H, P]
+  void* d_b_ih;  // [G*H]
+  void* d_b_hh;  // [G*H]
+};
+
+struct ProductParams {
+  LayerShape shape;
+  Weights weights[2];   // w_ih alone, for d_input
+  const void* d_gates;  // [D, N, S*H]; RNN: [D, N, H]
+  const void* input;    // [N, I], for d_w_ih
+  const void* hidden;   // [D, N, P], for d_w_hh
+  const void* h0;       // [D, B, P] or null: zeros
+  void* d_input;        // [N, I] or null
+  Gradients gradients[2];
+  void* workspace;
+};
+
 // One thread of the team that runs a kernel.
 class SpinBarrier;
 struct Worker {
@@ -89,6 +109,8 @@ struct Kernels {
   void (*forward)(const ForwardParams&, const Worker&);
   size_t (*backward_workspace)(const BackwardParams&, int threads);
   void (*backward)(const BackwardParams&, const Worker&);
+  size_t (*products_workspace)(const ProductParams&, int threads);
+  void (*products)(const ProductParams&, const Worker&);
 };
 
 }  // namespace fastrnn::cpu

@@ -129,7 +129,8 @@ class Backward {
         s_.projected ? part(h_vectors_, place.split.unit_groups, place.unit_group) : units;
     SpinBarrier& barrier = worker.barriers[place.barrier];
     const int peers = place.split.unit_groups;
-    const int64_t direction = d == 0 ? -1 : 1;  // from a step to the one before it in the recurrence
+    const int64_t direction =
+        d == 0 ? -1 : 1;  // from a step to the one before it in the recurrence
 
     int64_t was_active = rows.begin;
     Step step{};
@@ -164,9 +165,8 @@ class Backward {
         const Blocks cell_blocks{units.begin, units.end};
         for (int64_t i = 0; i < cell_blocks.count(); ++i) {
           cell_blocks.call(i, [&](auto nv, int64_t v) {
-            Rows::each(rows.begin, active, [&](auto mr, int64_t b) {
-              projection_tile<mr(), nv()>(step, v, b);
-            });
+            Rows::each(rows.begin, active,
+                       [&](auto mr, int64_t b) { projection_tile<mr(), nv()>(step, v, b); });
           });
         }
       }
@@ -198,8 +198,7 @@ class Backward {
                  [&](auto mr, int64_t b) { tile<mr(), NV, false>(step, v, b, begin, k); });
     }
     if (active > was_active) {
-      Rows::each(was_active, active,
-                 [&](auto mr, int64_t b) { start_tile<mr(), NV>(step, v, b); });
+      receive_tile(step, v, NV, was_active, static_cast<int>(active - was_active), nullptr);
     }
   }
 
@@ -233,43 +232,92 @@ class Backward {
                                      int64_t k) const {
     V acc[MR][NV];
     product<MR, NV>(step, v, b, begin, k, kReduction, acc);
-    C* partial = partial_ + (b - begin) * kBackwardVectors * L;
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 8
-      for (int i = 0; i < NV; ++i) acc[m][i].store(partial + m * kBackwardVectors * L + i * L);
-    }
+    store_tile<MR, NV>(acc, partial_ + (b - begin) * kBackwardVectors * L, kBackwardVectors * L);
   }
 
   // The last terms of the product; then the cell, or the end of the recurrence.
+  // d_h goes through memory here, so that each cell is compiled once and not
+  // once a tile shape; beside the product that costs nothing.
   template <int MR, int NV, bool kStays>
   FASTRNN_NOINLINE void tile(const Step& step, int64_t v, int64_t b, int64_t begin,
                              int64_t k) const {
-    V acc[MR][NV];
-    product<MR, NV>(step, v, b, begin, k, G * H_ - k, acc);
+    alignas(64) C d_h[MR * NV * L];
+    {
+      V acc[MR][NV];
+      if constexpr (kStays) prefetch<MR, NV>(step, v, b);
+      product<MR, NV>(step, v, b, begin, k, G * H_ - k, acc);
+      store_tile<MR, NV>(acc, d_h, NV * L);
+    }
+    if constexpr (kStays) {
+      receive_tile(step, v, NV, b, MR, d_h);
+    } else {
+      arrive_tile(step, v, NV, b, MR, d_h);
+    }
+  }
+
+  template <int MR, int NV>
+  static FASTRNN_INLINE void store_tile(V (&acc)[MR][NV], C* to, int64_t stride) {
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 8
-      for (int i = 0; i < NV; ++i) {
-        V d_h = acc[m][i];
-        if constexpr (Cell::kIsGru) {
-          d_h = d_h + V::load(directions_[step.d].d_skip + (b + m) * stride_ + (v + i) * L);
-        }
-        if constexpr (kStays) {
-          receive(step, v + i, b + m, d_h);
+      for (int i = 0; i < NV; ++i) acc[m][i].store(to + m * stride + i * L);
+    }
+  }
+
+  // d_h [rows][vectors * L] from the product: a step, or rows that start here.
+  FASTRNN_NOINLINE void receive_tile(const Step& step, int64_t v, int vectors, int64_t b, int rows,
+                                     const C* d_h) const {
+    for (int m = 0; m < rows; ++m) {
+      for (int i = 0; i < vectors; ++i) {
+        if (d_h) {
+          receive(step, v + i, b + m, product_and_skip(step, v + i, b + m, d_h));
+          d_h += L;
         } else {
-          store_lanes(d_h, static_cast<S*>(p_.d_h0) + (step.d * B_ + b + m) * P_ + (v + i) * L,
-                      lanes(v + i, P_));
+          receive(step, v + i, b + m, load_state(p_.d_h_n, step.d, b + m, v + i, P_));
         }
       }
     }
   }
 
+  // d_h of rows that have reached the initial state.
+  FASTRNN_NOINLINE void arrive_tile(const Step& step, int64_t v, int vectors, int64_t b, int rows,
+                                    const C* d_h) const {
+    for (int m = 0; m < rows; ++m) {
+      for (int i = 0; i < vectors; ++i, d_h += L) {
+        store_lanes(product_and_skip(step, v + i, b + m, d_h),
+                    static_cast<S*>(p_.d_h0) + (step.d * B_ + b + m) * P_ + (v + i) * L,
+                    lanes(v + i, P_));
+      }
+    }
+  }
+
+  FASTRNN_INLINE V product_and_skip(const Step& step, int64_t v, int64_t b, const C* d_h) const {
+    const V product = V::load(d_h);
+    if constexpr (!Cell::kIsGru) return product;
+    return product + V::load(directions_[step.d].d_skip + b * stride_ + v * L);
+  }
+
+  // Asks for the saved values that the cell reads after the product: they were
+  // written a whole pass ago and lie far away.
   template <int MR, int NV>
-  FASTRNN_NOINLINE void start_tile(const Step& step, int64_t v, int64_t b) const {
+  FASTRNN_INLINE void prefetch(const Step& step, int64_t v, int64_t b) const {
+    const int64_t n = step.d * s_.steps.rows + step.row + b;
+    const int64_t earlier = step.d * s_.steps.rows + step.previous_row + b;
+    const void* state = Cell::kIsLstm ? p_.cells : p_.hidden;
     for (int m = 0; m < MR; ++m) {
-      for (int i = 0; i < NV; ++i) {
-        receive(step, v + i, b + m, load_state(p_.d_h_n, step.d, b + m, v + i, P_));
+      const auto touch = [&](const void* base, int64_t element) {
+        const char* at = static_cast<const char*>(base) + element * int64_t{sizeof(S)};
+        for (int i = 0; i < NV; ++i) __builtin_prefetch(at + i * L * int64_t{sizeof(S)});
+      };
+      for (int g = 0; g < Cell::kSaved; ++g) {
+        touch(p_.gates, ((n + m) * Cell::kSaved + g) * H_ + v * L);
+      }
+      if (Cell::kIsLstm || !Cell::kIsGru) touch(state, (n + m) * H_ + v * L);
+      if (Cell::kSaved > 0 && b + m < step.previous_rows) {
+        touch(state, (earlier + m) * H_ + v * L);
+      }
+      if (p_.d_output) {
+        touch(p_.d_output, ((step.row + b + m) * s_.directions + step.d) * P_ + v * L);
       }
     }
   }
@@ -279,13 +327,12 @@ class Backward {
     const int64_t row = step.row + b;
     if (p_.d_output) {
       const S* d_output = static_cast<const S*>(p_.d_output);
-      d_h = d_h + load_lanes<V>(d_output + (row * s_.directions + step.d) * P_ + v * L,
-                                lanes(v, P_));
+      d_h =
+          d_h + load_lanes<V>(d_output + (row * s_.directions + step.d) * P_ + v * L, lanes(v, P_));
     }
     if (s_.projected) {
       d_h.store(directions_[step.d].d_h + b * h_stride_ + v * L);
-      store_lanes(d_h,
-                  static_cast<S*>(p_.d_hidden) + (step.d * s_.steps.rows + row) * P_ + v * L,
+      store_lanes(d_h, static_cast<S*>(p_.d_hidden) + (step.d * s_.steps.rows + row) * P_ + v * L,
                   lanes(v, P_));
     } else {
       apply_cell(step, v, b, d_h);
@@ -302,14 +349,19 @@ class Backward {
       for (int i = 0; i < NV; ++i) acc[m][i] = V::zero();
     }
     accumulate<MR, NV>(P_, a.d_h + b * h_stride_, h_stride_, a.w_hr + v * L * P_, NV * L, acc);
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 8
-      for (int i = 0; i < NV; ++i) apply_cell(step, v + i, b + m, acc[m][i]);
-    }
+    alignas(64) C d_m[MR * NV * L];
+    store_tile<MR, NV>(acc, d_m, NV * L);
+    apply_cell_tile(step, v, NV, b, MR, d_m);
   }
 
   // ---- cells ---------------------------------------------------------------
+
+  FASTRNN_NOINLINE void apply_cell_tile(const Step& step, int64_t v, int vectors, int64_t b,
+                                        int rows, const C* d_h) const {
+    for (int m = 0; m < rows; ++m) {
+      for (int i = 0; i < vectors; ++i, d_h += L) apply_cell(step, v + i, b + m, V::load(d_h));
+    }
+  }
 
   FASTRNN_INLINE void apply_cell(const Step& step, int64_t v, int64_t b, V d_h) const {
     const int k = lanes(v, H_);
@@ -345,7 +397,9 @@ class Backward {
       store_lanes(d.u, step.d_gates_out + b * gate_stride_ + 2 * H_ + v * L, k);
     } else {
       const V h = load_lanes<V>(static_cast<const S*>(p_.hidden) + n * H_ + v * L, k);
-      publish(step, n, v, b, 0, Cell::Function::backward(h, d_h), k);
+      const V d = s_.cell == CellKind::kRnnRelu ? cells::Relu::backward(h, d_h)
+                                                : cells::Tanh::backward(h, d_h);
+      publish(step, n, v, b, 0, d, k);
     }
   }
 

@@ -24,9 +24,7 @@ struct Gru {
   static constexpr bool kIsLstm = false, kIsGru = true;
 };
 
-template <class Nonlinearity>
 struct Rnn {
-  using Function = Nonlinearity;
   static constexpr int kGates = 1;
   static constexpr int kSaved = 0;
   static constexpr int kUnitVectors = kRnnUnitVectors;

@@ -40,6 +40,11 @@ constexpr int64_t kFusedBytes = 512 << 10;
 // (kReduction * kBackwardVectors vectors) stays in L2 while rows pass over it.
 constexpr int64_t kReduction = 1024;
 
+// Rows that the products over all steps take at a time: the block of d_gates
+// (256 KiB at 4*H = 512) and the panel beside it (32 KiB at 64 columns) stay in
+// the caches while every tile passes over them.
+constexpr int64_t kProductRows = 128;
+
 // Threads share a step's batch rows rather than its units when each gets at
 // least kSplitRows rows: no barrier is needed then. Weights beyond kSplitBytes
 // want kSplitRowsLarge, since every thread streams all of them.

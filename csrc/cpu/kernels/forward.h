@@ -51,11 +51,11 @@ class Forward {
   // One step of one thread.
   struct Step {
     int d;
-    int64_t first_row;    // of the step, in tensors of N rows
-    const C* x;           // fused: rows of this step, x_stride apart, for row 0 of the batch
+    int64_t first_row;  // of the step, in tensors of N rows
+    const C* x;         // fused: rows of this step, x_stride apart, for row 0 of the batch
     int64_t x_stride;
-    const C* pre;         // not fused: bias + x w_ih^T, [rows][pre_stride], for row 0
-    int64_t pre_first;    // the first vector of units in pre
+    const C* pre;       // not fused: bias + x w_ih^T, [rows][pre_stride], for row 0
+    int64_t pre_first;  // the first vector of units in pre
     int64_t pre_stride;
     const C* h_in;
     C* h_out;
@@ -277,8 +277,8 @@ class Forward {
   // ---- the input product ---------------------------------------------------
 
   const S* input_row(int64_t t, int64_t b) const {
-    const int64_t step = s_.steps.offsets ? s_.steps.offsets[t] * p_.input_row_stride
-                                          : t * p_.input_step_stride;
+    const int64_t step =
+        s_.steps.offsets ? s_.steps.offsets[t] * p_.input_row_stride : t * p_.input_step_stride;
     return static_cast<const S*>(p_.input) + step + b * p_.input_row_stride;
   }
 
@@ -446,7 +446,8 @@ class Forward {
         } else if constexpr (Cell::kIsGru) {
           h = apply_gru(step, v, b + m, {acc[m][0], acc[m][1], n[m], acc[m][2]});
         } else {
-          h = Cell::Function::forward(acc[m][u]);
+          h = s_.cell == CellKind::kRnnRelu ? cells::Relu::forward(acc[m][u])
+                                            : cells::Tanh::forward(acc[m][u]);
         }
         if (s_.projected) {
           h.store(directions_[step.d].m + (b + m) * stride_ + (v + u) * L);
@@ -505,8 +506,9 @@ class Forward {
     const ProjectionBlocks blocks{h_units.begin, h_units.end};
     for (int64_t i = 0; i < blocks.count(); ++i) {
       blocks.call(i, [&](auto nu, int64_t v) {
-        RowBlocks<kRnnRows>::each(active.begin, active.end,
-                                  [&](auto mr, int64_t b) { project_tile<mr(), nu()>(step, v, b); });
+        RowBlocks<kRnnRows>::each(active.begin, active.end, [&](auto mr, int64_t b) {
+          project_tile<mr(), nu()>(step, v, b);
+        });
       });
     }
   }

@@ -6,7 +6,6 @@
 namespace fastrnn::cpu {
 namespace {
 
-
 // Converts n values.
 template <class C, class S>
 FASTRNN_INLINE void convert(const S* from, int64_t n, C* to) {
@@ -19,22 +18,22 @@ FASTRNN_INLINE void convert(const S* from, int64_t n, C* to) {
 // w [gates * units, terms] row-major; the block of NU vectors from `vector` on.
 template <int G, int NU, class C, class S>
 void pack_rows(const S* w, int64_t units, int64_t terms, int64_t vector, C* panel) {
-  constexpr int L = Vec<C>::kLanes;
-  constexpr int W = NU * L;       // units side by side
-  constexpr int64_t kStrip = 16;  // terms at a time: one cache line of each row
-  C strip[kStrip];
-  for (int64_t k0 = 0; k0 < terms; k0 += kStrip) {
-    const int n = static_cast<int>(terms - k0 < kStrip ? terms - k0 : kStrip);
+  using V = Vec<C>;
+  constexpr int L = V::kLanes;
+  // L units by L terms at a time, turned in registers.
+  for (int64_t k0 = 0; k0 < terms; k0 += L) {
+    const int n = static_cast<int>(terms - k0 < L ? terms - k0 : L);
     for (int g = 0; g < G; ++g) {
-      C* out = panel + (k0 * G + g) * W;
-      for (int i = 0; i < W; ++i) {
-        const int64_t unit = vector * L + i;
-        if (unit < units) {
-          convert(w + (g * units + unit) * terms + k0, n, strip);
-          for (int k = 0; k < n; ++k) out[k * G * W + i] = strip[k];
-        } else {
-          for (int k = 0; k < n; ++k) out[k * G * W + i] = C(0);
+      for (int u = 0; u < NU; ++u) {
+        const int64_t unit = (vector + u) * L;
+        const S* from = w + (g * units + unit) * terms + k0;
+        V rows[L];
+        for (int i = 0; i < L; ++i) {
+          rows[i] = unit + i < units ? load_lanes<V>(from + i * terms, n) : V::zero();
         }
+        V::transpose(rows);
+        C* to = panel + ((k0 * G + g) * NU + u) * L;
+        for (int k = 0; k < n; ++k) rows[k].store(to + k * G * NU * L);
       }
     }
   }

@@ -3,6 +3,7 @@
 #pragma once
 #include "cpu/kernels/backward.h"
 #include "cpu/kernels/forward.h"
+#include "cpu/kernels/products.h"
 
 namespace fastrnn::cpu {
 namespace {
@@ -15,10 +16,8 @@ auto with_cell(CellKind kind, F f) {
       return f(Lstm{});
     case CellKind::kGru:
       return f(Gru{});
-    case CellKind::kRnnTanh:
-      return f(Rnn<cells::Tanh>{});
     default:
-      return f(Rnn<cells::Relu>{});
+      return f(Rnn{});
   }
 }
 
@@ -41,6 +40,8 @@ constexpr Kernels make_kernels() {
       [](const BackwardParams& p, const Worker& worker) {
         with_cell(p.shape.cell, [&](auto cell) { Backward<decltype(cell), S>::run(p, worker); });
       },
+      [](const ProductParams& p, int threads) { return Products<S>::workspace_bytes(p, threads); },
+      [](const ProductParams& p, const Worker& worker) { Products<S>::run(p, worker); },
   };
 }
 

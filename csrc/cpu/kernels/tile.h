@@ -38,6 +38,25 @@ FASTRNN_INLINE void accumulate(int64_t terms, const C* a, int64_t lda, const C* 
   }
 }
 
+// acc[m][v] += sum over k of a[k * lda + m] * w[k * ldw + v * kLanes + lane]
+template <int MR, int NV, class V, class C = typename V::Scalar>
+FASTRNN_INLINE void accumulate_transposed(int64_t terms, const C* a, int64_t lda, const C* w,
+                                          int64_t ldw, V (&acc)[MR][NV]) {
+  for (int64_t k = 0; k < terms; ++k) {
+    V b[NV];
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) b[v] = V::load(w + v * V::kLanes);
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+      const V x = V::set1(a[m]);
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) acc[m][v] = fma(x, b[v], acc[m][v]);
+    }
+    a += lda;
+    w += ldw;
+  }
+}
+
 // out[i] = sum over k of a[k] * rows[i][k]: N rows of a row-major matrix.
 template <int N, class V, class C, class W>
 FASTRNN_INLINE void dots(int64_t terms, const C* a, const W* const (&rows)[N], C* out) {

@@ -20,9 +20,7 @@ struct Vec<float> {
   static FASTRNN_INLINE Vec set1(float x) { return {_mm256_set1_ps(x)}; }
   static FASTRNN_INLINE Vec zero() { return {_mm256_setzero_ps()}; }
   static FASTRNN_INLINE Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
-  static FASTRNN_INLINE Vec load(const float* p, int n) {
-    return {_mm256_maskload_ps(p, mask(n))};
-  }
+  static FASTRNN_INLINE Vec load(const float* p, int n) { return {_mm256_maskload_ps(p, mask(n))}; }
   FASTRNN_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
   FASTRNN_INLINE void store(float* p, int n) const { _mm256_maskstore_ps(p, mask(n), v); }
 
@@ -48,9 +46,7 @@ struct Vec<float> {
   static FASTRNN_INLINE Vec load(const BFloat16* p) { return from_bf16(load16(p)); }
   static FASTRNN_INLINE Vec load(const BFloat16* p, int n) { return from_bf16(load16(p, n)); }
   static FASTRNN_INLINE Vec load(const Half* p) { return {_mm256_cvtph_ps(load16(p))}; }
-  static FASTRNN_INLINE Vec load(const Half* p, int n) {
-    return {_mm256_cvtph_ps(load16(p, n))};
-  }
+  static FASTRNN_INLINE Vec load(const Half* p, int n) { return {_mm256_cvtph_ps(load16(p, n))}; }
   // Round to nearest even; a NaN keeps a mantissa bit.
   FASTRNN_INLINE __m128i to_bf16() const {
     const __m256i x = _mm256_castps_si256(v);
@@ -77,21 +73,11 @@ struct Vec<float> {
   friend FASTRNN_INLINE Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
   friend FASTRNN_INLINE Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
   friend FASTRNN_INLINE Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
-  friend FASTRNN_INLINE Vec fma(Vec a, Vec b, Vec c) {
-    return {_mm256_fmadd_ps(a.v, b.v, c.v)};
-  }
-  friend FASTRNN_INLINE Vec fnma(Vec a, Vec b, Vec c) {
-    return {_mm256_fnmadd_ps(a.v, b.v, c.v)};
-  }
-  friend FASTRNN_INLINE Vec min_keep_nan(Vec x, Vec limit) {
-    return {_mm256_min_ps(limit.v, x.v)};
-  }
-  friend FASTRNN_INLINE Vec max_keep_nan(Vec x, Vec limit) {
-    return {_mm256_max_ps(limit.v, x.v)};
-  }
-  friend FASTRNN_INLINE Vec abs(Vec a) {
-    return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)};
-  }
+  friend FASTRNN_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+  friend FASTRNN_INLINE Vec fnma(Vec a, Vec b, Vec c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }
+  friend FASTRNN_INLINE Vec min_keep_nan(Vec x, Vec limit) { return {_mm256_min_ps(limit.v, x.v)}; }
+  friend FASTRNN_INLINE Vec max_keep_nan(Vec x, Vec limit) { return {_mm256_max_ps(limit.v, x.v)}; }
+  friend FASTRNN_INLINE Vec abs(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
   friend FASTRNN_INLINE Vec copysign(Vec magnitude, Vec sign) {
     return {_mm256_or_ps(magnitude.v, _mm256_and_ps(_mm256_set1_ps(-0.0f), sign.v))};
   }
@@ -115,6 +101,26 @@ struct Vec<float> {
     __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     x = _mm_add_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+  }
+
+  // rows[i] lane j <-> rows[j] lane i
+  static FASTRNN_INLINE void transpose(Vec (&rows)[kLanes]) {
+    Vec a[8];
+    for (int i = 0; i < 8; i += 2) {  // pairs of rows, 1 x 1
+      a[i] = {_mm256_unpacklo_ps(rows[i].v, rows[i + 1].v)};
+      a[i + 1] = {_mm256_unpackhi_ps(rows[i].v, rows[i + 1].v)};
+    }
+    for (int i = 0; i < 8; i += 4) {  // 2 x 2
+      rows[i] = {_mm256_shuffle_ps(a[i].v, a[i + 2].v, 0x44)};
+      rows[i + 1] = {_mm256_shuffle_ps(a[i].v, a[i + 2].v, 0xee)};
+      rows[i + 2] = {_mm256_shuffle_ps(a[i + 1].v, a[i + 3].v, 0x44)};
+      rows[i + 3] = {_mm256_shuffle_ps(a[i + 1].v, a[i + 3].v, 0xee)};
+    }
+    for (int i = 0; i < 4; ++i) {  // halves
+      a[i] = {_mm256_permute2f128_ps(rows[i].v, rows[i + 4].v, 0x20)};
+      a[i + 4] = {_mm256_permute2f128_ps(rows[i].v, rows[i + 4].v, 0x31)};
+    }
+    for (int i = 0; i < 8; ++i) rows[i] = a[i];
   }
 };
 
@@ -140,21 +146,11 @@ struct Vec<double> {
   friend FASTRNN_INLINE Vec operator-(Vec a, Vec b) { return {_mm256_sub_pd(a.v, b.v)}; }
   friend FASTRNN_INLINE Vec operator*(Vec a, Vec b) { return {_mm256_mul_pd(a.v, b.v)}; }
   friend FASTRNN_INLINE Vec operator/(Vec a, Vec b) { return {_mm256_div_pd(a.v, b.v)}; }
-  friend FASTRNN_INLINE Vec fma(Vec a, Vec b, Vec c) {
-    return {_mm256_fmadd_pd(a.v, b.v, c.v)};
-  }
-  friend FASTRNN_INLINE Vec fnma(Vec a, Vec b, Vec c) {
-    return {_mm256_fnmadd_pd(a.v, b.v, c.v)};
-  }
-  friend FASTRNN_INLINE Vec min_keep_nan(Vec x, Vec limit) {
-    return {_mm256_min_pd(limit.v, x.v)};
-  }
-  friend FASTRNN_INLINE Vec max_keep_nan(Vec x, Vec limit) {
-    return {_mm256_max_pd(limit.v, x.v)};
-  }
-  friend FASTRNN_INLINE Vec abs(Vec a) {
-    return {_mm256_andnot_pd(_mm256_set1_pd(-0.0), a.v)};
-  }
+  friend FASTRNN_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
+  friend FASTRNN_INLINE Vec fnma(Vec a, Vec b, Vec c) { return {_mm256_fnmadd_pd(a.v, b.v, c.v)}; }
+  friend FASTRNN_INLINE Vec min_keep_nan(Vec x, Vec limit) { return {_mm256_min_pd(limit.v, x.v)}; }
+  friend FASTRNN_INLINE Vec max_keep_nan(Vec x, Vec limit) { return {_mm256_max_pd(limit.v, x.v)}; }
+  friend FASTRNN_INLINE Vec abs(Vec a) { return {_mm256_andnot_pd(_mm256_set1_pd(-0.0), a.v)}; }
   friend FASTRNN_INLINE Vec copysign(Vec magnitude, Vec sign) {
     return {_mm256_or_pd(magnitude.v, _mm256_and_pd(_mm256_set1_pd(-0.0), sign.v))};
   }
@@ -177,6 +173,18 @@ struct Vec<double> {
   FASTRNN_INLINE double sum() const {
     const __m128d x = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
     return _mm_cvtsd_f64(_mm_add_sd(x, _mm_unpackhi_pd(x, x)));
+  }
+
+  static FASTRNN_INLINE void transpose(Vec (&rows)[kLanes]) {
+    Vec a[4];
+    for (int i = 0; i < 4; i += 2) {
+      a[i] = {_mm256_unpacklo_pd(rows[i].v, rows[i + 1].v)};
+      a[i + 1] = {_mm256_unpackhi_pd(rows[i].v, rows[i + 1].v)};
+    }
+    for (int i = 0; i < 2; ++i) {
+      rows[i] = {_mm256_permute2f128_pd(a[i].v, a[i + 2].v, 0x20)};
+      rows[i + 2] = {_mm256_permute2f128_pd(a[i].v, a[i + 2].v, 0x31)};
+    }
   }
 };
 

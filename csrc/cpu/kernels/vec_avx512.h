@@ -47,8 +47,7 @@ struct Vec<float> {
     const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
     const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(x, bias), 16);
     const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    return _mm512_cvtepi32_epi16(
-        _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc0)));
+    return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc0)));
   }
   FASTRNN_INLINE void store(BFloat16* p) const {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16());
@@ -70,18 +69,10 @@ struct Vec<float> {
   friend FASTRNN_INLINE Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
   friend FASTRNN_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
   friend FASTRNN_INLINE Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
-  friend FASTRNN_INLINE Vec fma(Vec a, Vec b, Vec c) {
-    return {_mm512_fmadd_ps(a.v, b.v, c.v)};
-  }
-  friend FASTRNN_INLINE Vec fnma(Vec a, Vec b, Vec c) {
-    return {_mm512_fnmadd_ps(a.v, b.v, c.v)};
-  }
-  friend FASTRNN_INLINE Vec min_keep_nan(Vec x, Vec limit) {
-    return {_mm512_min_ps(limit.v, x.v)};
-  }
-  friend FASTRNN_INLINE Vec max_keep_nan(Vec x, Vec limit) {
-    return {_mm512_max_ps(limit.v, x.v)};
-  }
+  friend FASTRNN_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  friend FASTRNN_INLINE Vec fnma(Vec a, Vec b, Vec c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }
+  friend FASTRNN_INLINE Vec min_keep_nan(Vec x, Vec limit) { return {_mm512_min_ps(limit.v, x.v)}; }
+  friend FASTRNN_INLINE Vec max_keep_nan(Vec x, Vec limit) { return {_mm512_max_ps(limit.v, x.v)}; }
   friend FASTRNN_INLINE Vec abs(Vec a) { return {_mm512_abs_ps(a.v)}; }
   friend FASTRNN_INLINE Vec copysign(Vec magnitude, Vec sign) {
     const __m512 bit = _mm512_set1_ps(-0.0f);
@@ -97,6 +88,32 @@ struct Vec<float> {
     return {_mm512_maskz_mov_ps(keep, a.v)};
   }
   FASTRNN_INLINE float sum() const { return _mm512_reduce_add_ps(v); }
+
+  static FASTRNN_INLINE __m512d pd(Vec x) { return _mm512_castps_pd(x.v); }
+  // rows[i] lane j <-> rows[j] lane i
+  static FASTRNN_INLINE void transpose(Vec (&rows)[kLanes]) {
+    Vec a[16];
+    for (int i = 0; i < 16; i += 2) {  // pairs of rows, 1 x 1
+      a[i] = {_mm512_unpacklo_ps(rows[i].v, rows[i + 1].v)};
+      a[i + 1] = {_mm512_unpackhi_ps(rows[i].v, rows[i + 1].v)};
+    }
+    for (int i = 0; i < 16; i += 4) {  // 2 x 2
+      rows[i] = {_mm512_castpd_ps(_mm512_unpacklo_pd(pd(a[i]), pd(a[i + 2])))};
+      rows[i + 1] = {_mm512_castpd_ps(_mm512_unpackhi_pd(pd(a[i]), pd(a[i + 2])))};
+      rows[i + 2] = {_mm512_castpd_ps(_mm512_unpacklo_pd(pd(a[i + 1]), pd(a[i + 3])))};
+      rows[i + 3] = {_mm512_castpd_ps(_mm512_unpackhi_pd(pd(a[i + 1]), pd(a[i + 3])))};
+    }
+    for (int i = 0; i < 4; ++i) {  // 4 x 4 blocks within halves
+      a[i] = {_mm512_shuffle_f32x4(rows[i].v, rows[i + 4].v, 0x88)};
+      a[i + 4] = {_mm512_shuffle_f32x4(rows[i].v, rows[i + 4].v, 0xdd)};
+      a[i + 8] = {_mm512_shuffle_f32x4(rows[i + 8].v, rows[i + 12].v, 0x88)};
+      a[i + 12] = {_mm512_shuffle_f32x4(rows[i + 8].v, rows[i + 12].v, 0xdd)};
+    }
+    for (int i = 0; i < 8; ++i) {  // halves
+      rows[i] = {_mm512_shuffle_f32x4(a[i].v, a[i + 8].v, 0x88)};
+      rows[i + 8] = {_mm512_shuffle_f32x4(a[i].v, a[i + 8].v, 0xdd)};
+    }
+  }
 };
 
 template <>
@@ -119,18 +136,10 @@ struct Vec<double> {
   friend FASTRNN_INLINE Vec operator-(Vec a, Vec b) { return {_mm512_sub_pd(a.v, b.v)}; }
   friend FASTRNN_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_pd(a.v, b.v)}; }
   friend FASTRNN_INLINE Vec operator/(Vec a, Vec b) { return {_mm512_div_pd(a.v, b.v)}; }
-  friend FASTRNN_INLINE Vec fma(Vec a, Vec b, Vec c) {
-    return {_mm512_fmadd_pd(a.v, b.v, c.v)};
-  }
-  friend FASTRNN_INLINE Vec fnma(Vec a, Vec b, Vec c) {
-    return {_mm512_fnmadd_pd(a.v, b.v, c.v)};
-  }
-  friend FASTRNN_INLINE Vec min_keep_nan(Vec x, Vec limit) {
-    return {_mm512_min_pd(limit.v, x.v)};
-  }
-  friend FASTRNN_INLINE Vec max_keep_nan(Vec x, Vec limit) {
-    return {_mm512_max_pd(limit.v, x.v)};
-  }
+  friend FASTRNN_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
+  friend FASTRNN_INLINE Vec fnma(Vec a, Vec b, Vec c) { return {_mm512_fnmadd_pd(a.v, b.v, c.v)}; }
+  friend FASTRNN_INLINE Vec min_keep_nan(Vec x, Vec limit) { return {_mm512_min_pd(limit.v, x.v)}; }
+  friend FASTRNN_INLINE Vec max_keep_nan(Vec x, Vec limit) { return {_mm512_max_pd(limit.v, x.v)}; }
   friend FASTRNN_INLINE Vec abs(Vec a) { return {_mm512_abs_pd(a.v)}; }
   friend FASTRNN_INLINE Vec copysign(Vec magnitude, Vec sign) {
     const __m512d bit = _mm512_set1_pd(-0.0);
@@ -145,6 +154,25 @@ struct Vec<double> {
     return {_mm512_maskz_mov_pd(keep, a.v)};
   }
   FASTRNN_INLINE double sum() const { return _mm512_reduce_add_pd(v); }
+
+  static FASTRNN_INLINE void transpose(Vec (&rows)[kLanes]) {
+    Vec a[8];
+    for (int i = 0; i < 8; i += 2) {
+      a[i] = {_mm512_unpacklo_pd(rows[i].v, rows[i + 1].v)};
+      a[i + 1] = {_mm512_unpackhi_pd(rows[i].v, rows[i + 1].v)};
+    }
+    for (int i = 0; i < 2; ++i) {
+      rows[i] = {_mm512_shuffle_f64x2(a[i].v, a[i + 2].v, 0x88)};
+      rows[i + 2] = {_mm512_shuffle_f64x2(a[i].v, a[i + 2].v, 0xdd)};
+      rows[i + 4] = {_mm512_shuffle_f64x2(a[i + 4].v, a[i + 6].v, 0x88)};
+      rows[i + 6] = {_mm512_shuffle_f64x2(a[i + 4].v, a[i + 6].v, 0xdd)};
+    }
+    for (int i = 0; i < 4; ++i) {
+      a[i] = {_mm512_shuffle_f64x2(rows[i].v, rows[i + 4].v, 0x88)};
+      a[i + 4] = {_mm512_shuffle_f64x2(rows[i].v, rows[i + 4].v, 0xdd)};
+    }
+    for (int i = 0; i < 8; ++i) rows[i] = a[i];
+  }
 };
 
 constexpr int kVectorRegisters = 32;

@@ -5,7 +5,8 @@
 //   fnma(a, b, c) = c - a*b, min_keep_nan(x, limit), max_keep_nan(x, limit)
 //   (NaN in x stays), abs, copysign(magnitude >= 0, sign), round (to even),
 //   scale(a, n) = a * 2^n, zero_where_not_positive(test, a) (NaN in test
-//   keeps a), sum(). 0 < n < kLanes.
+//   keeps a), sum(), transpose(rows) (kLanes vectors: rows[i] lane j <-> rows[j]
+//   lane i). 0 < n < kLanes.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -156,6 +157,15 @@ struct Vec {
     C s = v[0];
     for (int i = 1; i < kLanes; ++i) s += v[i];
     return s;
+  }
+  static FASTRNN_INLINE void transpose(Vec (&rows)[kLanes]) {
+    for (int i = 0; i < kLanes; ++i) {
+      for (int j = 0; j < i; ++j) {
+        const C x = rows[i].v[j];
+        rows[i].v[j] = rows[j].v[i];
+        rows[j].v[i] = x;
+      }
+    }
   }
 };
 

@@ -1,0 +1,412 @@
+// The gradients of one layer that are products over all steps:
+//   d_input = d_gates w_ih,   d_w_ih = d_gates^T input,
+//   d_w_hh = d_gates^T h_prev,   d_b = sum over rows of d_gates.
+//
+// d_input is divided over threads by rows, the weight gradients by columns of
+// d_gates, so that no sum is shared. Rows pass in blocks of kProductRows; a
+// block's sum starts from zero and is then added to the total, which keeps the
+// rounding error of a long sequence as small as that of a blocked product.
+#pragma once
+#include "cpu/kernels/cell_traits.h"
+#include "cpu/kernels/pack.h"
+#include "cpu/kernels/plan.h"
+
+namespace fastrnn::cpu {
+namespace {
+
+template <class S>
+class Products {
+  using C = Compute<S>;
+  using V = Vec<C>;
+  static constexpr int L = V::kLanes;
+  static constexpr bool kConverts = !std::is_same_v<S, C>;
+  using Blocks = VectorBlocks<kBackwardVectors>;
+  using Rows = RowBlocks<kBackwardRows>;
+
+ public:
+  static size_t workspace_bytes(const ProductParams& p, int threads) {
+    return Products(p, threads, nullptr).bytes_;
+  }
+  static void run(const ProductParams& p, const Worker& worker) {
+    Products(p, worker.threads, p.workspace).run_worker(worker);
+  }
+
+ private:
+  Products(const ProductParams& p, int threads, void* workspace)
+      : p_(p),
+        s_(p.shape),
+        N_(s_.steps.rows),
+        I_(s_.input_size),
+        H_(s_.hidden_size),
+        P_(s_.proj_size),
+        gru_(s_.cell == CellKind::kGru),
+        gates_((s_.cell == CellKind::kLstm ? 4
+                : gru_                     ? 3
+                                           : 1) *
+               H_),
+        columns_(gru_ ? 4 * H_ : gates_) {
+    direct_ = !kConverts && N_ < kDirectRows && I_ % L == 0;
+    Arena arena(workspace);
+    const int64_t padded = ceil_div(I_, L) * L;
+    for (int d = 0; d < s_.directions; ++d) {
+      w_ih_[d] = arena.take<C>(p.d_input && !direct_ ? gates_ * padded : 0);
+    }
+    const int64_t inner = larger(I_, P_);
+    const int64_t wide = ceil_div(inner, L) * L;
+    panel_elements_ = kProductRows * wide;
+    converted_elements_ = kConverts ? kProductRows * columns_ : 0;
+    partial_elements_ = kConverts ? kProductRows * padded : 0;
+    sum_elements_ = kConverts ? columns_ * (I_ + P_ + 2 * L) : 0;
+    panel_ = arena.take<C>(threads * panel_elements_);
+    converted_ = arena.take<C>(threads * converted_elements_);
+    partial_ = arena.take<C>(threads * partial_elements_);
+    sums_ = arena.take<C>(sum_elements_);
+    bytes_ = arena.used();
+  }
+
+  void run_worker(const Worker& worker) {
+    panel_ += worker.thread * panel_elements_;
+    converted_ += worker.thread * converted_elements_;
+    partial_ += worker.thread * partial_elements_;
+    if (p_.d_input) {
+      if (!direct_) {
+        pack(worker);
+        worker.barriers[0].wait(worker.threads);
+      }
+      input_gradient(part(N_, worker.threads, worker.thread));
+    }
+    for (int d = 0; d < s_.directions; ++d) {
+      weight_gradients(d, my_columns(worker));
+      // The scratch of narrow dtypes is shared by the directions; each thread
+      // uses its own columns of it.
+    }
+  }
+
+  // ---- d_input -------------------------------------------------------------
+
+  void pack(const Worker& worker) const {
+    const Blocks blocks{0, ceil_div(I_, L)};
+    int64_t job = 0;
+    for (int d = 0; d < s_.directions; ++d) {
+      for (int64_t i = 0; i < blocks.count(); ++i) {
+        if (job++ % worker.threads != worker.thread) continue;
+        blocks.call(i, [&](auto nv, int64_t v) {
+          pack_columns<nv()>(static_cast<const S*>(p_.weights[d].w_ih), gates_, I_, v,
+                             w_ih_[d] + v * L * gates_);
+        });
+      }
+    }
+  }
+
+  void input_gradient(Range rows) const {
+    const Blocks blocks{0, ceil_div(I_, L)};
+    for (int64_t n0 = rows.begin; n0 < rows.end; n0 += kProductRows) {
+      const int64_t n1 = smaller(n0 + kProductRows, rows.end);
+      for (int d = 0; d < s_.directions; ++d) {
+        const C* a = d_gates_rows(d, n0, n1, {0, gates_});
+        const int64_t lda = kConverts ? gates_ : columns_;
+        for (int64_t k = 0; k < gates_; k += kReduction) {
+          const int64_t terms = smaller(kReduction, gates_ - k);
+          const bool first = d == 0 && k == 0;
+          for (int64_t i = 0; i < blocks.count(); ++i) {
+            blocks.call(i, [&](auto nv, int64_t v) {
+              Rows::each(0, n1 - n0, [&](auto mr, int64_t r) {
+                input_tile<mr(), nv()>(d, v, a + r * lda + k, lda, k, terms, first,
+                                       kConverts
+                                           ? partial_ + r * I_ + v * L
+                                           : static_cast<C*>(p_.d_input) + (n0 + r) * I_ + v * L);
+              });
+            });
+          }
+        }
+      }
+      if constexpr (kConverts) {
+        narrow_row(partial_, (n1 - n0) * I_, static_cast<S*>(p_.d_input) + n0 * I_);
+      }
+    }
+  }
+
+  template <int MR, int NV>
+  FASTRNN_NOINLINE void input_tile(int d, int64_t v, const C* a, int64_t lda, int64_t k,
+                                   int64_t terms, bool first, C* out) const {
+    V acc[MR][NV];
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+      for (int i = 0; i < NV; ++i) {
+        acc[m][i] = first ? V::zero() : load_lanes<V>(out + m * I_ + i * L, lanes(v + i, I_));
+      }
+    }
+    if (direct_) {
+      const C* w = static_cast<const C*>(p_.weights[d].w_ih) + k * I_ + v * L;
+      accumulate<MR, NV>(terms, a, lda, w, I_, acc);
+    } else {
+      accumulate<MR, NV>(terms, a, lda, w_ih_[d] + v * L * gates_ + k * NV * L, NV * L, acc);
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+      for (int i = 0; i < NV; ++i) {
+        store_lanes(acc[m][i], out + m * I_ + i * L, lanes(v + i, I_));
+      }
+    }
+  }
+
+  // ---- d_w_ih, d_w_hh, d_b -------------------------------------------------
+
+  // Columns of d_gates that belong to the input product, to the recurrent one,
+  // or to both. Only a GRU has three such segments: r and z, n of the input, n
+  // of the recurrence.
+  struct Segment {
+    Range columns;
+    bool input, recurrent;
+    int64_t recurrent_shift;  // row of d_w_hh = column - shift
+  };
+  int segments(Segment (&out)[3]) const {
+    if (!gru_) {
+      out[0] = {{0, columns_}, true, true, 0};
+      return 1;
+    }
+    out[0] = {{0, 2 * H_}, true, true, 0};
+    out[1] = {{2 * H_, 3 * H_}, true, false, 0};
+    out[2] = {{3 * H_, 4 * H_}, false, true, H_};
+    return 3;
+  }
+
+  // This thread's columns: an equal share of the multiplications.
+  Range my_columns(const Worker& worker) const {
+    Segment list[3];
+    const int count = segments(list);
+    const auto boundary = [&](int64_t index) {
+      if (index == worker.threads) return columns_;
+      int64_t all = 0;
+      for (int i = 0; i < count; ++i) all += list[i].columns.size() * weight(list[i]);
+      int64_t left = all * index / worker.threads;
+      for (int i = 0; i < count; ++i) {
+        const int64_t work = list[i].columns.size() * weight(list[i]);
+        if (left < work) return list[i].columns.begin + left / weight(list[i]);
+        left -= work;
+      }
+      return columns_;
+    };
+    return {boundary(worker.thread), boundary(worker.thread + 1)};
+  }
+  int64_t weight(const Segment& s) const { return (s.input ? I_ : 0) + (s.recurrent ? P_ : 0); }
+
+  // Where a gradient is summed: the result, or scratch of the compute type.
+  struct Sum {
+    C* sum;
+    int64_t stride;
+  };
+
+  void weight_gradients(int d, Range mine) const {
+    if (mine.size() <= 0) return;
+    const Gradients& g = p_.gradients[d];
+    C* scratch = sums_;
+    const auto sum_of = [&](void* result, int64_t elements) {
+      if constexpr (kConverts) {
+        C* mine_of_all = scratch;
+        scratch += elements;
+        return mine_of_all;
+      } else {
+        return static_cast<C*>(result);
+      }
+    };
+    C* w_ih = sum_of(g.d_w_ih, columns_ * I_);
+    C* w_hh = sum_of(g.d_w_hh, columns_ * P_);
+    C* b_ih = sum_of(g.d_b_ih, columns_);
+    C* b_hh = sum_of(g.d_b_hh, columns_);
+    Segment list[3];
+    const int count = segments(list);
+
+    Walk walk(s_.steps, d);
+    for (int64_t n0 = 0; n0 < N_; n0 += kProductRows) {
+      const int64_t n1 = smaller(n0 + kProductRows, N_);
+      const C* a = d_gates_rows(d, n0, n1, mine);
+      const int64_t lda = kConverts ? mine.size() : columns_;
+      const bool first = n0 == 0;
+      if (g.d_b_ih || g.d_b_hh) {
+        for (int i = 0; i < count; ++i) {
+          const Segment& s = list[i];
+          const Range m = overlap(mine, s.columns);
+          if (m.size() <= 0) continue;
+          sum_rows(a + (m.begin - mine.begin), lda, n1 - n0, m.size(), first,
+                   s.input && g.d_b_ih ? b_ih + m.begin : nullptr,
+                   s.recurrent && g.d_b_hh ? b_hh + m.begin - s.recurrent_shift : nullptr);
+        }
+      }
+      if (g.d_w_ih) {
+        pack_panel(I_, n1 - n0,
+                   [&](int64_t r) { return static_cast<const S*>(p_.input) + (n0 + r) * I_; });
+        for (int i = 0; i < count; ++i) {
+          const Range m = overlap(mine, list[i].columns);
+          if (list[i].input) outer(a, lda, mine, m, n1 - n0, I_, first, w_ih + m.begin * I_);
+        }
+      }
+      if (g.d_w_hh) {
+        pack_panel(P_, n1 - n0, [&](int64_t) { return previous_h(d, walk); });
+        for (int i = 0; i < count; ++i) {
+          const Range m = overlap(mine, list[i].columns);
+          if (list[i].recurrent) {
+            outer(a, lda, mine, m, n1 - n0, P_, first,
+                  w_hh + (m.begin - list[i].recurrent_shift) * P_);
+          }
+        }
+      }
+    }
+    if constexpr (kConverts) {
+      for (int i = 0; i < count; ++i) {
+        const Segment& s = list[i];
+        const Range m = overlap(mine, s.columns);
+        if (m.size() <= 0) continue;
+        const int64_t r = m.begin - s.recurrent_shift;
+        if (s.input && g.d_w_ih) narrow_rows(w_ih, m.begin, m.size(), I_, g.d_w_ih);
+        if (s.recurrent && g.d_w_hh) narrow_rows(w_hh, r, m.size(), P_, g.d_w_hh);
+        if (s.input && g.d_b_ih) narrow_rows(b_ih, m.begin, m.size(), 1, g.d_b_ih);
+        if (s.recurrent && g.d_b_hh) narrow_rows(b_hh, r, m.size(), 1, g.d_b_hh);
+      }
+    }
+  }
+
+  static Range overlap(Range a, Range b) {
+    return {larger(a.begin, b.begin), smaller(a.end, b.end)};
+  }
+
+  // Steps through rows 0, 1, ... and knows each one's place.
+  struct Walk {
+    Walk(const Steps& steps, int direction) : steps(steps), direction(direction) {}
+    const Steps& steps;
+    int direction;
+    int64_t t = 0, b = 0;
+    void next() {
+      if (++b == steps.count(t)) {
+        b = 0;
+        ++t;
+      }
+    }
+  };
+
+  // h before the walk's row; null where that was a zero initial state.
+  const S* previous_h(int d, Walk& walk) const {
+    const int64_t t = walk.t + (d == 0 ? -1 : 1), b = walk.b;
+    walk.next();
+    if (t >= 0 && t < s_.steps.seq_len && b < s_.steps.count(t)) {
+      return static_cast<const S*>(p_.hidden) + (d * N_ + s_.steps.offset(t) + b) * P_;
+    }
+    return p_.h0 ? static_cast<const S*>(p_.h0) + (d * s_.steps.batch + b) * P_ : nullptr;
+  }
+
+  // panel_: `rows` rows of `size` values in blocks of vectors, [block][row][NV * L].
+  template <class F>
+  void pack_panel(int64_t size, int64_t rows, F row) const {
+    const int64_t vectors = ceil_div(size, L);
+    const Blocks blocks{0, vectors};
+    const int64_t count = blocks.count();
+    for (int64_t r = 0; r < rows; ++r) {
+      const S* from = row(r);
+      for (int64_t i = 0; i < count; ++i) {
+        blocks.call(i, [&](auto nv, int64_t v) {
+          C* to = panel_ + v * L * rows + r * nv() * L;
+          for (int u = 0; u < nv(); ++u) {
+            (from ? load_lanes<V>(from + (v + u) * L, lanes(v + u, size)) : V::zero())
+                .store(to + u * L);
+          }
+        });
+      }
+    }
+  }
+
+  // out[m] (rows m of `size` values) += sum over rows r of a[r][m] * panel[r]
+  void outer(const C* a, int64_t lda, Range mine, Range m, int64_t rows, int64_t size, bool first,
+             C* out) const {
+    if (m.size() <= 0) return;
+    const Blocks blocks{0, ceil_div(size, L)};
+    for (int64_t i = 0; i < blocks.count(); ++i) {
+      blocks.call(i, [&](auto nv, int64_t v) {
+        Rows::each(m.begin, m.end, [&](auto mr, int64_t column) {
+          outer_tile<mr(), nv()>(a + (column - mine.begin), lda, v, rows, size, first,
+                                 out + (column - m.begin) * size + v * L);
+        });
+      });
+    }
+  }
+
+  template <int MR, int NV>
+  FASTRNN_NOINLINE void outer_tile(const C* a, int64_t lda, int64_t v, int64_t rows, int64_t size,
+                                   bool first, C* out) const {
+    V acc[MR][NV];
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+      for (int i = 0; i < NV; ++i) acc[m][i] = V::zero();
+    }
+    accumulate_transposed<MR, NV>(rows, a, lda, panel_ + v * L * rows, NV * L, acc);
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+      for (int i = 0; i < NV; ++i) {
+        const int k = lanes(v + i, size);
+        C* to = out + m * size + i * L;
+        if (!first) acc[m][i] = acc[m][i] + load_lanes<V>(to, k);
+        store_lanes(acc[m][i], to, k);
+      }
+    }
+  }
+
+  // Sums of `count` columns over `rows` rows, added to either bias gradient.
+  void sum_rows(const C* a, int64_t lda, int64_t rows, int64_t count, bool first, C* b_ih,
+                C* b_hh) const {
+    for (int64_t i = 0; i < count; i += L) {
+      const int k = static_cast<int>(smaller(L, count - i));
+      V sum = V::zero();
+      for (int64_t r = 0; r < rows; ++r) sum = sum + load_lanes<V>(a + r * lda + i, k);
+      for (C* b : {b_ih, b_hh}) {
+        if (b) store_lanes(first ? sum : sum + load_lanes<V>(b + i, k), b + i, k);
+      }
+    }
+  }
+
+  // Rows [n0, n1) and some columns of d_gates in the compute type: where they
+  // lie, or converted and then side by side.
+  const C* d_gates_rows(int d, int64_t n0, int64_t n1, Range columns) const {
+    const S* from = static_cast<const S*>(p_.d_gates) + (d * N_ + n0) * columns_ + columns.begin;
+    if constexpr (kConverts) {
+      for (int64_t r = 0; r < n1 - n0; ++r) {
+        convert(from + r * columns_, columns.size(), converted_ + r * columns.size());
+      }
+      return converted_;
+    } else {
+      return from;
+    }
+  }
+
+  static void narrow_row(const C* from, int64_t n, S* to) {
+    for (int64_t i = 0; i < n; i += L) {
+      const int k = static_cast<int>(smaller(L, n - i));
+      store_lanes(load_lanes<V>(from + i, k), to + i, k);
+    }
+  }
+  static void narrow_rows(const C* sums, int64_t first, int64_t rows, int64_t size, void* result) {
+    narrow_row(sums + first * size, rows * size, static_cast<S*>(result) + first * size);
+  }
+
+  static FASTRNN_INLINE int lanes(int64_t v, int64_t size) {
+    return static_cast<int>(smaller(L, size - v * L));
+  }
+
+  const ProductParams& p_;
+  const LayerShape& s_;
+  const int64_t N_, I_, H_, P_;
+  const bool gru_;
+  const int64_t gates_;    // G * H
+  const int64_t columns_;  // of d_gates
+  bool direct_;            // w_ih is read where it lies
+  int64_t panel_elements_, converted_elements_, partial_elements_, sum_elements_;
+  C *panel_, *converted_, *partial_;  // a thread's own
+  C* sums_;                           // of the compute type, where results are narrower
+  C* w_ih_[2];                        // panels [G*H][NV * L]
+  size_t bytes_;
+};
+
+}  // namespace
+}  // namespace fastrnn::cpu

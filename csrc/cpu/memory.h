@@ -1,0 +1,22 @@
+// Memory for scratch and saved tensors. A first touch of fresh memory costs a
+// page fault, up to 2 us for 4 KiB on a virtual machine: more than computing
+// what goes there. So blocks are kept for the next call, up to kCacheBytes in
+// all, and large ones ask for huge pages.
+#pragma once
+#include <cstddef>
+
+namespace fastrnn::cpu {
+
+constexpr size_t kCacheBytes = size_t{64} << 20;
+
+// Uninitialised memory, 64-byte aligned. Never null: throws std::bad_alloc.
+void* acquire_memory(size_t bytes);
+void release_memory(void* memory) noexcept;
+
+// Asks for huge pages in a block somebody else allocated and has not touched.
+void advise_huge_pages(void* memory, size_t bytes);
+
+// Returns all cached blocks to the system.
+void release_cached_memory() noexcept;
+
+}  // namespace fastrnn::cpu

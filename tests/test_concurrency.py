@@ -1,0 +1,148 @@
+"""Several Python threads, worker processes, fork. What may hang runs in a process with a time limit."""
+
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+import fastrnn
+from tests.cases import LAYERS
+
+LIMIT = 120  # seconds; the scripts take one or two
+
+
+def run_script(text, **environment):
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(text)],
+        timeout=LIMIT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def step(module, x):
+    """Forward and backward; the loss and one gradient."""
+    y, _ = module(x)
+    (gradient,) = torch.autograd.grad(y.square().sum(), module.weight_hh_l0)
+    return y.detach(), gradient
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_python_threads(name):
+    """Each thread has its own layer and size; all get what they get alone."""
+    work = []
+    for i in range(4):
+        module = getattr(fastrnn, name)(32, 64 + 16 * i, bidirectional=bool(i % 2))
+        work.append((module, torch.randn(30, 1 + 8 * i, 32)))
+    expected = [step(*item) for item in work]
+    results, barrier = [None] * len(work), threading.Barrier(len(work))
+
+    def run(index):
+        barrier.wait()
+        results[index] = [step(*work[index]) for _ in range(5)]
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(work))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT)
+        assert not thread.is_alive()
+    for alone, together in zip(expected, results, strict=True):
+        for y, gradient in together:
+            assert torch.equal(y, alone[0])
+            torch.testing.assert_close(gradient, alone[1])
+
+
+class Rows(Dataset):
+    def __init__(self, module):
+        self.module = module
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        x = torch.full((40, 16, 32), float(index))
+        y, gradient = step(self.module, x)
+        return y.sum(), gradient.sum()
+
+
+def test_dataloader_workers():
+    data = Rows(fastrnn.LSTM(32, 64))
+    step(data.module, torch.randn(40, 64, 32))  # the parent's threads exist before the fork
+    expected = [data[i] for i in range(len(data))]
+    loader = DataLoader(data, batch_size=None, num_workers=2, timeout=LIMIT)
+    for actual, alone in zip(loader, expected, strict=True):
+        torch.testing.assert_close(actual, list(alone), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_fork(threads):
+    """A child of a process that has used its threads finishes small and large work."""
+    done = run_script(f"""
+        import os, torch, fastrnn
+        torch.set_num_threads({threads})
+        layers = [getattr(fastrnn, n)(64, 128) for n in ("LSTM", "GRU", "RNN")]
+        small, large = torch.randn(2, 1, 64), torch.randn(40, 64, 64)
+        with torch.no_grad():
+            expected = [layer(x)[0].sum().item() for layer in layers for x in (small, large)]
+        pid = os.fork()
+        if pid == 0:
+            with torch.no_grad():
+                actual = [layer(x)[0].sum().item() for layer in layers for x in (small, large)]
+            ok = actual == expected
+            # torch's own products do not survive a fork with more than one thread.
+            torch.set_num_threads(1)
+            for layer in layers:
+                for x in (small, large):
+                    layer(x)[0].sum().backward()
+                ok = ok and bool(layer.weight_hh_l0.grad.isfinite().all())
+            os._exit(0 if ok else 3)
+        status = os.waitpid(pid, 0)[1]
+        with torch.no_grad():  # and the parent goes on
+            again = [layer(x)[0].sum().item() for layer in layers for x in (small, large)]
+        raise SystemExit(os.waitstatus_to_exitcode(status) or (again != expected))
+    """)
+    assert done.returncode == 0, done.stderr
+
+
+def test_fewer_openmp_threads_than_asked_for():
+    done = run_script(
+        """
+        import torch, fastrnn
+        torch.set_num_threads(8)
+        layer, x = fastrnn.LSTM(64, 128), torch.randn(20, 64, 64)
+        y = layer(x)[0]
+        y.sum().backward()
+        torch.set_num_threads(1)
+        assert torch.equal(layer(x)[0], y)
+        """,
+        OMP_THREAD_LIMIT="2",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("target", ["generic", "abacus"])
+def test_target_from_environment(target):
+    done = run_script(
+        "from fastrnn import _C; print(_C.cpu_target())", FASTRNN_CPU_TARGET=target
+    )
+    if target == "abacus":
+        assert done.returncode != 0 and "abacus" in done.stderr
+    else:
+        assert done.stdout.strip() == target
+
+
+def test_report():
+    done = subprocess.run(
+        [sys.executable, "-m", "fastrnn"], timeout=LIMIT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for word in ("fastrnn", "torch", "python", "compiler", "cpu target", "threads", "cuda"):
+        assert word in done.stdout, word

@@ -1,0 +1,109 @@
+"""Imports and includes point one way: the table of docs/design.md, in code."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE, CSRC = ROOT / "fastrnn", ROOT / "csrc"
+
+# module -> modules of fastrnn that it may import; "" is the package itself.
+IMPORTS = {
+    "__init__": {"_version", "functional", "modules"},
+    "__main__": {"", "_ops"},
+    "_autograd": {"_ops"},
+    "_ops": {"_C"},
+    "_version": set(),
+    "functional": {"_autograd", "_ops"},
+    "modules": {"functional"},
+    "reference": set(),
+}
+
+# folder or file under csrc (the longest that fits counts) -> the beginnings of the paths that it
+# may include. Headers of the standard library, of intrinsics and of the system are free for all.
+TORCH = ("torch/", "ATen/", "c10/")
+INCLUDES = {
+    "ops.cpp": ("torch/library.h",),
+    "module.cpp": (*TORCH, "cpu/dispatch.h"),
+    "cells": ("cells/",),
+    "cpu/params.h": (),
+    "cpu/kernels": ("cells/", "cpu/kernels/", "cpu/params.h", "cpu/team.h"),
+    "cpu/targets": ("cpu/kernels/", "cpu/params.h"),
+    "cpu/dispatch.h": ("cpu/params.h",),
+    "cpu/dispatch.cpp": ("cpu/dispatch.h", "cpu/params.h", "cpu/targets/"),
+    "cpu/team.h": ("cpu/params.h",),
+    "cpu/team.cpp": ("cpu/team.h", "cpu/params.h"),
+    "cpu/memory.h": (),
+    "cpu/memory.cpp": ("cpu/memory.h",),
+    "cpu/host.cpp": (*TORCH, "cpu/dispatch.h", "cpu/memory.h", "cpu/params.h", "cpu/team.h"),
+}
+SYSTEM = re.compile(r"[a-z_0-9]+|[a-z]*intrin\.h|(?:omp|pthread|cpuid|sched|unistd|sys/mman)\.h")
+
+
+def sources():
+    """Every C++ and CUDA file, as a path under csrc."""
+    paths = (p for p in CSRC.rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".cuh"))
+    return sorted(p.relative_to(CSRC).as_posix() for p in paths)
+
+
+def rule(place):
+    """What a source may include."""
+    rows = [row for row in INCLUDES if place == row or place.startswith(row + "/")]
+    assert rows, f"{place} has no row in INCLUDES, nor perhaps in docs/design.md"
+    return INCLUDES[max(rows, key=len)]
+
+
+def imported(path):
+    """Modules of fastrnn that a file imports, and the other top-level names."""
+    ours, others = set(), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [(alias.name, None) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative import"
+            names = [(node.module, alias.name) for alias in node.names]
+        else:
+            continue
+        for module, name in names:
+            package, _, inner = module.partition(".")
+            if package != "fastrnn":
+                others.add(package)
+            else:
+                ours.add(inner or name or "")
+    return ours, others
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda p: p.stem)
+def test_imports(path):
+    ours, others = imported(path)
+    assert path.stem in IMPORTS, f"{path.name} has no row in IMPORTS, nor in docs/design.md"
+    assert ours <= IMPORTS[path.stem]
+    assert others <= {"torch"} | set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("place", sources())
+def test_includes(place):
+    allowed = rule(place)
+    includes = re.findall(r'^\s*#\s*include\s*([<"])([^>"]+)', (CSRC / place).read_text(), re.M)
+    for quote, include in includes:
+        # A path relative to the file, where there is such a file, is one relative to csrc.
+        beside = (CSRC / place).parent / include
+        if quote == '"' and beside.is_file():
+            include = beside.resolve().relative_to(CSRC).as_posix()
+        free = quote == "<" and SYSTEM.fullmatch(include)
+        assert free or include.startswith(allowed), f"{place} includes {include}"
+
+
+@pytest.mark.parametrize("place", sources())
+def test_only_host_code_knows_torch(place):
+    if not any(prefix in TORCH for prefix in rule(place)) and place != "ops.cpp":
+        assert not re.search(r"\b(?:at|c10|torch)::|\bTORCH_", (CSRC / place).read_text()), place
+
+
+def test_ops_is_one_schema_a_line():
+    text = (CSRC / "ops.cpp").read_text()
+    assert text.count("m.def(") == len(re.findall(r"^  m\.def\(.*\);$", text, re.M)) > 0
+    assert "m.impl(" not in text

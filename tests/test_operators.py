@@ -1,0 +1,129 @@
+"""Every operator of the namespace: opcheck, fake kernels, and the contract of docs/design.md."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch.library import opcheck
+
+import fastrnn  # noqa: F401  (loads the operators)
+
+ROOT = Path(__file__).parent.parent
+
+
+def operators():
+    names = torch._C._dispatch_get_all_op_names()
+    return sorted({n.partition("::")[2].partition(".")[0] for n in names if n[:9] == "fastrnn::"})
+
+
+def sample(name, packed, bidirectional, proj=False):
+    """Arguments of an operator; those of a backward are what its forward returned."""
+    cell, _, direction = name.partition("_")
+    if name == "layer_gradients":
+        cell = "lstm" if proj else "gru"
+    gates = {"lstm": 4, "gru": 3, "rnn": 1}[cell]
+    d, batch, features, hidden = 2 if bidirectional else 1, 3, 2, 5
+    h_size = 4 if proj else hidden
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    sizes = [(gates * hidden, features), (gates * hidden, h_size)]
+    sizes += [(gates * hidden,), (gates * hidden,)] + ([(h_size, hidden)] if proj else [])
+    params = [random(*s) for _ in range(d) for s in sizes]
+    batch_sizes = torch.tensor([3, 3, 1]) if packed else None
+    rows = (7,) if packed else (4, batch)
+    count = 7 if packed else 4 * batch
+    states = [random(d, batch, h_size)] + ([random(d, batch, hidden)] if cell == "lstm" else [])
+    flags = [True, bidirectional]
+    extra = ["tanh"] if cell == "rnn" else []
+    if name == "layer_gradients":
+        d_gates, h = random(d, count, 4 * hidden), random(d, count, h_size)
+        w_ih = params[:: len(sizes)]
+        wanted = [True, True, not packed, True] * d
+        input = random(count, features)
+        return cell, d_gates, batch_sizes, batch, input, h, states[0], w_ih, wanted
+    forward = (random(*rows, features), batch_sizes, *states, params, *flags, *extra, True)
+    if direction == "forward":
+        return forward
+    outputs = getattr(torch.ops.fastrnn, f"{cell}_forward")(*forward)
+    gradients = [random(*rows, d * h_size), *(random(*s.shape) for s in states)]
+    if cell == "lstm":
+        saved = (states[1], outputs[3], outputs[5])
+    elif cell == "gru":
+        saved = (states[0], outputs[2], outputs[3])
+    else:
+        saved = (outputs[2],)
+    return (*gradients, batch_sizes, *saved, params, *flags, *extra)
+
+
+def leaves(value):
+    return [t for t in torch.utils._pytree.tree_leaves(value) if torch.is_tensor(t)]
+
+
+def test_namespace_is_the_contract():
+    text = (ROOT / "docs" / "design.md").read_text()
+    assert operators() == sorted(re.findall(r"^    (\w+)\(", text, re.M))
+
+
+@pytest.mark.parametrize("name", operators())
+def test_schema_is_the_contract(name):
+    text = (ROOT / "docs" / "design.md").read_text()
+    arguments = re.search(rf"^    {name}\(([^)]*)\)", text, re.M).group(1)
+    schema = getattr(torch.ops.fastrnn, name).default._schema
+    assert str(schema).partition("(")[2].partition(") ->")[0] == arguments
+
+
+@pytest.mark.parametrize("name", operators())
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one", "two"])
+@pytest.mark.parametrize("proj", [False, True], ids=["plain", "proj"])
+def test_opcheck(name, packed, bidirectional, proj):
+    arguments = sample(name, packed, bidirectional, proj and name[:3] in ("lst", "lay"))
+    # Gradients are those of fastrnn._autograd's Functions, not the operators' own.
+    opcheck(
+        getattr(torch.ops.fastrnn, name).default,
+        arguments,
+        test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
+    )
+
+
+@pytest.mark.parametrize("name", operators())
+def test_fake_without_saving_or_states(name):
+    """Absent optional arguments: the fake kernel's shapes are the kernel's."""
+    arguments = list(sample(name, False, True))
+    schema = getattr(torch.ops.fastrnn, name).default._schema
+    for i, argument in enumerate(schema.arguments):
+        required = ("d_output", "input", "hidden")
+        if str(argument.type) == "Optional[Tensor]" and argument.name not in required:
+            arguments[i] = None
+        if argument.name == "save":
+            arguments[i] = False
+    op = getattr(torch.ops.fastrnn, name).default
+    meta = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), arguments)
+    for real, fake in zip(leaves(op(*arguments)), leaves(op(*meta)), strict=True):
+        assert real.shape == fake.shape and real.dtype == fake.dtype
+        assert real.stride() == fake.stride()
+
+
+@pytest.mark.parametrize("name", operators())
+def test_no_operator_changes_or_returns_its_arguments(name):
+    arguments = sample(name, True, True)
+    tensors = leaves(arguments)
+    before = [t.clone() for t in tensors]
+    results = leaves(getattr(torch.ops.fastrnn, name)(*arguments))
+    assert all(torch.equal(a, b) for a, b in zip(tensors, before))
+    storages = [t.untyped_storage().data_ptr() for t in (*tensors, *results) if t.numel()]
+    assert len(set(storages)) == len(storages)
+
+
+def test_targets():
+    from fastrnn import _C
+
+    targets = _C.cpu_targets()
+    assert targets[0] == "generic" and set(targets) <= {"generic", "avx2", "avx512"}
+    assert _C.cpu_target() in targets
+    with pytest.raises(Exception, match="(?i)target"):
+        _C.set_cpu_target("abacus")
