@@ -80,8 +80,8 @@ def _layer_gradients(ctx, saved, cell, d_gates, batch, d_w_hr=None):
     if input is not None:
         input = input.reshape(rows, input.shape[-1])
     d_input, products = _ops.layer_gradients(
-        cell, d_gates, saved.batch_sizes, batch, input, saved.hidden, saved.h0,
-        saved.w_ihs if needs[0] else [], wanted,
+        cell, d_gates, saved.batch_sizes, batch, input, saved.hidden,
+        None if saved.hidden is None else saved.h0, saved.w_ihs if needs[0] else [], wanted,
     )  # fmt: skip
     d_params = []
     for i, needed in enumerate(asked):

@@ -34,7 +34,10 @@ constexpr int64_t kChunkBytes = 256 << 10;
 // With this many rows a step and a w_ih of at most kFusedBytes, the input
 // product runs in the same tile as the recurrent one and is never stored.
 constexpr int64_t kFusedRows = 4;
+// With kFusedRowsLarge rows a thread any w_ih does: its panels come from L3 at a few
+// GB/s then, while stored products would push the panels out of L2.
 constexpr int64_t kFusedBytes = 512 << 10;
+constexpr int64_t kFusedRowsLarge = 32;
 
 // Long reductions run in blocks of this many terms, so that a panel
 // (kReduction * kBackwardVectors vectors) stays in L2 while rows pass over it.

@@ -76,8 +76,10 @@ class Forward {
     weight_bytes_ = G * H_ * P_ * kSize;
     direct_ih_ = s_.steps.rows < kDirectRows;
     direct_hh_ = direct_ih_ || (B_ <= kDirectBatch && weight_bytes_ > kDirectBytes);
-    fused_ = !direct_hh_ && B_ >= kFusedRows && G * H_ * I_ * kSize <= kFusedBytes;
     const Place place = place_of(0, threads, s_.directions, B_, vectors_, weight_bytes_);
+    fused_ =
+        !direct_hh_ && B_ >= kFusedRows &&
+        (G * H_ * I_ * kSize <= kFusedBytes || B_ / place.split.batch_groups >= kFusedRowsLarge);
 
     Arena arena(workspace);
     for (int d = 0; d < s_.directions; ++d) {
