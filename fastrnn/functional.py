@@ -207,7 +207,12 @@ def lstm_cell(
     Returns:
         `(h', c')`, like hx.
     """
-    states = (None, None) if hx is None else _lstm_states(hx, 2)
+    if hx is None:
+        states = (None, None)
+    elif type(hx) is tuple and len(hx) == 2 and hx[0] is not None and hx[1] is not None:
+        states = hx
+    else:
+        states = _lstm_states(hx, 2)
     return _step(_LSTM, input, states, w_ih, w_hh, b_ih, b_hh)
 
 
@@ -344,14 +349,14 @@ def _step(cell, input, states, w_ih, w_hh, b_ih, b_hh):
                 f"got {tuple(input.shape)}"
             )
         for state in states:
-            if state is not None and not 1 <= state.dim() <= 2:
+            if state is not None and state.dim() != 2 and state.dim() != 1:
                 raise ValueError(
                     f"{name}: expected hx of shape (batch, hidden_size) or (hidden_size), "
                     f"got {tuple(state.shape)}"
                 )
         if dim == 1:
             input = input.unsqueeze(0)
-            states = tuple(None if state is None else state.unsqueeze(0) for state in states)
+            states = [None if state is None else state.unsqueeze(0) for state in states]
         if torch.is_autocast_enabled("cpu"):
             weights = [w_ih, w_hh, b_ih, b_hh]
             input, states, weights, _ = _autocast(cell, input, states, weights, True, False)
@@ -369,10 +374,10 @@ def _step(cell, input, states, w_ih, w_hh, b_ih, b_hh):
         if has_biases:
             zeros = None if b_ih is not None and b_hh is not None else w_ih.new_zeros(len(w_ih))
             params += [zeros if b_ih is None else b_ih, zeros if b_hh is None else b_hh]
-        states = tuple(None if state is None else state.unsqueeze(0) for state in states)
-        _, *result = cell.layer(input.unsqueeze(0), None, states, params, has_biases, False)
-        result = tuple([state.squeeze(0) for state in result])
-    return result if dim == 2 else tuple(state.squeeze(0) for state in result)
+        states = [None if state is None else state.unsqueeze(0) for state in states]
+        result = cell.layer(input.unsqueeze(0), None, states, params, has_biases, False)
+        result = tuple([state.squeeze(0) for state in result[1:]])
+    return result if dim == 2 else tuple([state.squeeze(0) for state in result])
 
 
 # -- Checks: shapes of whole stacks here, those of one layer's parameters in the operators ----------

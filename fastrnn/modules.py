@@ -20,19 +20,35 @@ from fastrnn import functional
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 
-def _weights(module):
-    """The layer's parameters in the order of functional's `params`."""
+def _weights(module, names):
+    """The attributes of these names, as getattr gives them.
+
+    nn.Module keeps parameters where only its slow __getattr__ looks. Our own classes are known to
+    have no property of such a name; a subclass (as parametrizations make) may.
+    """
+    if type(module) not in _CLASSES:
+        return [_attribute(module, name) for name in names]
+    parameters, own = module._parameters, module.__dict__
+    return [
+        parameters[name] if name in parameters and name not in own else _attribute(module, name)
+        for name in names
+    ]
+
+
+def _attribute(module, name):
     try:
-        return [getattr(module, name) for name in module._flat_weights_names]
+        return getattr(module, name)
     except AttributeError:
-        # A deleted parameter: torch.nn goes on with the tensor it had last, or that a user put there.
-        flat = zip(module._flat_weights_names, module._flat_weights, strict=True)
-        return [getattr(module, name, last) for name, last in flat]
+        # A deleted parameter: torch.nn goes on with the tensor it had last, or that was put there.
+        if name in getattr(module, "_flat_weights_names", ()):
+            return module._flat_weights[module._flat_weights_names.index(name)]
+        raise
 
 
 def _forward(module, run, input, hx, **options):
     """What the forward of all layers does: run on padded, packed or unbatched input."""
     pair = module.mode == "LSTM"
+    weights = _weights(module, module._flat_weights_names)
     options["num_layers"] = module.num_layers
     options["has_biases"] = module.bias
     options["bidirectional"] = module.bidirectional
@@ -42,16 +58,16 @@ def _forward(module, run, input, hx, **options):
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if hx is not None and sorted_indices is not None:
             hx = module.permute_hidden(hx, sorted_indices)
-        output, hx = run(data, hx, _weights(module), batch_sizes=batch_sizes, **options)
+        output, hx = run(data, hx, weights, batch_sizes=batch_sizes, **options)
         output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return output, module.permute_hidden(hx, unsorted_indices)
     if isinstance(input, Tensor) and input.dim() == 2:
         if hx is not None:
             hx = _unsqueeze_states(module, hx, pair)
-        output, hx = run(input.unsqueeze(1), hx, _weights(module), **options)
+        output, hx = run(input.unsqueeze(1), hx, weights, **options)
         hx = (hx[0].squeeze(1), hx[1].squeeze(1)) if pair else hx.squeeze(1)
         return output.squeeze(1), hx
-    return run(input, hx, _weights(module), batch_first=module.batch_first, **options)
+    return run(input, hx, weights, batch_first=module.batch_first, **options)
 
 
 def _unsqueeze_states(module, hx, pair):
@@ -274,6 +290,9 @@ def _refuse_proj_size(kwargs):
         raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
 
 
+_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
 class LSTMCell(nn.RNNCellBase):
     """One step of an LSTM: `torch.nn.LSTMCell`, faster.
 
@@ -300,9 +319,7 @@ class LSTMCell(nn.RNNCellBase):
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Runs the step; see the class."""
-        return functional.lstm_cell(
-            input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
-        )
+        return functional.lstm_cell(input, hx, *_weights(self, _CELL_WEIGHTS))
 
 
 class GRUCell(nn.RNNCellBase):
@@ -327,9 +344,7 @@ class GRUCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Runs the step; see the class."""
-        return functional.gru_cell(
-            input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
-        )
+        return functional.gru_cell(input, hx, *_weights(self, _CELL_WEIGHTS))
 
 
 class RNNCell(nn.RNNCellBase):
@@ -367,12 +382,8 @@ class RNNCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Runs the step; see the class."""
-        return functional.rnn_cell(
-            input,
-            hx,
-            self.weight_ih,
-            self.weight_hh,
-            self.bias_ih,
-            self.bias_hh,
-            nonlinearity=self.nonlinearity,
-        )
+        weights = _weights(self, _CELL_WEIGHTS)
+        return functional.rnn_cell(input, hx, *weights, nonlinearity=self.nonlinearity)
+
+
+_CLASSES = frozenset({LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell})

@@ -43,10 +43,12 @@ constexpr int64_t kFusedRowsLarge = 32;
 // (kReduction * kBackwardVectors vectors) stays in L2 while rows pass over it.
 constexpr int64_t kReduction = 1024;
 
-// Rows that the products over all steps take at a time: the block of d_gates
-// (256 KiB at 4*H = 512) and the panel beside it (32 KiB at 64 columns) stay in
-// the caches while every tile passes over them.
-constexpr int64_t kProductRows = 128;
+// Rows that the products over all steps take at a time, and columns of d_gates:
+// the packed columns (96 KiB) and the panel of one block beside them (64 KiB)
+// stay in L2 while every tile passes over them; the sums are read and written
+// once a block of rows.
+constexpr int64_t kProductRows = 256;
+constexpr int64_t kProductColumns = 96;
 
 // Threads share a step's batch rows rather than its units when each gets at
 // least kSplitRows rows: no barrier is needed then. Weights beyond kSplitBytes

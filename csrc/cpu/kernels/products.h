@@ -20,6 +20,7 @@ class Products {
   using V = Vec<C>;
   static constexpr int L = V::kLanes;
   static constexpr bool kConverts = !std::is_same_v<S, C>;
+  static constexpr int64_t kPackedElements = kProductRows * kProductColumns;
   using Blocks = VectorBlocks<kBackwardVectors>;
   using Rows = RowBlocks<kBackwardRows>;
 
@@ -51,13 +52,12 @@ class Products {
     for (int d = 0; d < s_.directions; ++d) {
       w_ih_[d] = arena.take<C>(p.d_input && !direct_ ? gates_ * padded : 0);
     }
-    const int64_t inner = larger(I_, P_);
-    const int64_t wide = ceil_div(inner, L) * L;
-    panel_elements_ = kProductRows * wide;
-    converted_elements_ = kConverts ? kProductRows * columns_ : 0;
+    panel_elements_ = kProductRows * (padded + ceil_div(P_, L) * L);
+    converted_elements_ = kConverts ? kProductRows * gates_ : 0;
     partial_elements_ = kConverts ? kProductRows * padded : 0;
     sum_elements_ = kConverts ? columns_ * (I_ + P_ + 2 * L) : 0;
     panel_ = arena.take<C>(threads * panel_elements_);
+    packed_ = arena.take<C>(threads * kPackedElements);
     converted_ = arena.take<C>(threads * converted_elements_);
     partial_ = arena.take<C>(threads * partial_elements_);
     sums_ = arena.take<C>(sum_elements_);
@@ -66,6 +66,7 @@ class Products {
 
   void run_worker(const Worker& worker) {
     panel_ += worker.thread * panel_elements_;
+    packed_ += worker.thread * kPackedElements;
     converted_ += worker.thread * converted_elements_;
     partial_ += worker.thread * partial_elements_;
     if (p_.d_input) {
@@ -103,7 +104,7 @@ class Products {
     for (int64_t n0 = rows.begin; n0 < rows.end; n0 += kProductRows) {
       const int64_t n1 = smaller(n0 + kProductRows, rows.end);
       for (int d = 0; d < s_.directions; ++d) {
-        const C* a = d_gates_rows(d, n0, n1, {0, gates_});
+        const C* a = d_gates_rows(d, n0, n1);
         const int64_t lda = kConverts ? gates_ : columns_;
         for (int64_t k = 0; k < gates_; k += kReduction) {
           const int64_t terms = smaller(kReduction, gates_ - k);
@@ -219,38 +220,32 @@ class Products {
     Segment list[3];
     const int count = segments(list);
 
+    C* const input_panel = panel_;
+    C* const hidden_panel = panel_ + kProductRows * ceil_div(I_, L) * L;
     Walk walk(s_.steps, d);
     for (int64_t n0 = 0; n0 < N_; n0 += kProductRows) {
-      const int64_t n1 = smaller(n0 + kProductRows, N_);
-      const C* a = d_gates_rows(d, n0, n1, mine);
-      const int64_t lda = kConverts ? mine.size() : columns_;
+      const int64_t rows = smaller(kProductRows, N_ - n0);
       const bool first = n0 == 0;
-      if (g.d_b_ih || g.d_b_hh) {
-        for (int i = 0; i < count; ++i) {
-          const Segment& s = list[i];
-          const Range m = overlap(mine, s.columns);
-          if (m.size() <= 0) continue;
-          sum_rows(a + (m.begin - mine.begin), lda, n1 - n0, m.size(), first,
-                   s.input && g.d_b_ih ? b_ih + m.begin : nullptr,
-                   s.recurrent && g.d_b_hh ? b_hh + m.begin - s.recurrent_shift : nullptr);
-        }
-      }
       if (g.d_w_ih) {
-        pack_panel(I_, n1 - n0,
+        pack_panel(I_, rows, input_panel,
                    [&](int64_t r) { return static_cast<const S*>(p_.input) + (n0 + r) * I_; });
-        for (int i = 0; i < count; ++i) {
-          const Range m = overlap(mine, list[i].columns);
-          if (list[i].input) outer(a, lda, mine, m, n1 - n0, I_, first, w_ih + m.begin * I_);
-        }
       }
       if (g.d_w_hh) {
-        pack_panel(P_, n1 - n0, [&](int64_t) { return previous_h(d, walk); });
-        for (int i = 0; i < count; ++i) {
-          const Range m = overlap(mine, list[i].columns);
-          if (list[i].recurrent) {
-            outer(a, lda, mine, m, n1 - n0, P_, first,
-                  w_hh + (m.begin - list[i].recurrent_shift) * P_);
-          }
+        pack_panel(P_, rows, hidden_panel, [&](int64_t) { return previous_h(d, walk); });
+      }
+      for (int i = 0; i < count; ++i) {
+        const Segment& s = list[i];
+        const Range own = overlap(mine, s.columns);
+        for (int64_t m0 = own.begin; m0 < own.end; m0 += kProductColumns) {
+          const Range m{m0, smaller(m0 + kProductColumns, own.end)};
+          const int64_t r = m.begin - s.recurrent_shift;  // row of d_w_hh and d_b_hh
+          const S* a = static_cast<const S*>(p_.d_gates) + (d * N_ + n0) * columns_ + m.begin;
+          sum_rows(a, rows, m.size(), first, s.input && g.d_b_ih ? b_ih + m.begin : nullptr,
+                   s.recurrent && g.d_b_hh ? b_hh + r : nullptr);
+          const bool input = s.input && g.d_w_ih, recurrent = s.recurrent && g.d_w_hh;
+          if (input || recurrent) pack_columns_of(a, rows, m.size());
+          if (input) outer(m.size(), rows, input_panel, I_, first, w_ih + m.begin * I_);
+          if (recurrent) outer(m.size(), rows, hidden_panel, P_, first, w_hh + r * P_);
         }
       }
     }
@@ -296,17 +291,16 @@ class Products {
     return p_.h0 ? static_cast<const S*>(p_.h0) + (d * s_.steps.batch + b) * P_ : nullptr;
   }
 
-  // panel_: `rows` rows of `size` values in blocks of vectors, [block][row][NV * L].
+  // panel: `rows` rows of `size` values in blocks of vectors, [block][row][NV * L].
   template <class F>
-  void pack_panel(int64_t size, int64_t rows, F row) const {
-    const int64_t vectors = ceil_div(size, L);
-    const Blocks blocks{0, vectors};
+  void pack_panel(int64_t size, int64_t rows, C* panel, F row) const {
+    const Blocks blocks{0, ceil_div(size, L)};
     const int64_t count = blocks.count();
     for (int64_t r = 0; r < rows; ++r) {
       const S* from = row(r);
       for (int64_t i = 0; i < count; ++i) {
         blocks.call(i, [&](auto nv, int64_t v) {
-          C* to = panel_ + v * L * rows + r * nv() * L;
+          C* to = panel + v * L * rows + r * nv() * L;
           for (int u = 0; u < nv(); ++u) {
             (from ? load_lanes<V>(from + (v + u) * L, lanes(v + u, size)) : V::zero())
                 .store(to + u * L);
@@ -316,31 +310,45 @@ class Products {
     }
   }
 
-  // out[m] (rows m of `size` values) += sum over rows r of a[r][m] * panel[r]
-  void outer(const C* a, int64_t lda, Range mine, Range m, int64_t rows, int64_t size, bool first,
-             C* out) const {
-    if (m.size() <= 0) return;
+  // packed_: `count` columns of d_gates from `a` on, in the blocks of Rows::each:
+  // [block][row][MR]. Read where they lie they would share a few cache sets,
+  // rows being a power of two apart more often than not.
+  void pack_columns_of(const S* a, int64_t rows, int64_t count) const {
+    Rows::each(0, count, [&](auto mr, int64_t column) {
+      C* to = packed_ + column * rows;
+      for (int64_t r = 0; r < rows; ++r) {
+        const S* from = a + r * columns_ + column;
+        for (int m = 0; m < mr(); m += L) {
+          const int k = mr() - m < L ? mr() - m : L;
+          store_lanes(load_lanes<V>(from + m, k), to + r * mr() + m, k);
+        }
+      }
+    });
+  }
+
+  // out [count, size] += d_gates columns (packed_)^T times the rows in panel
+  void outer(int64_t count, int64_t rows, const C* panel, int64_t size, bool first, C* out) const {
     const Blocks blocks{0, ceil_div(size, L)};
     for (int64_t i = 0; i < blocks.count(); ++i) {
       blocks.call(i, [&](auto nv, int64_t v) {
-        Rows::each(m.begin, m.end, [&](auto mr, int64_t column) {
-          outer_tile<mr(), nv()>(a + (column - mine.begin), lda, v, rows, size, first,
-                                 out + (column - m.begin) * size + v * L);
+        Rows::each(0, count, [&](auto mr, int64_t column) {
+          outer_tile<mr(), nv()>(packed_ + column * rows, panel + v * L * rows, v, rows, size,
+                                 first, out + column * size + v * L);
         });
       });
     }
   }
 
   template <int MR, int NV>
-  FASTRNN_NOINLINE void outer_tile(const C* a, int64_t lda, int64_t v, int64_t rows, int64_t size,
-                                   bool first, C* out) const {
+  FASTRNN_NOINLINE void outer_tile(const C* a, const C* panel, int64_t v, int64_t rows,
+                                   int64_t size, bool first, C* out) const {
     V acc[MR][NV];
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 8
       for (int i = 0; i < NV; ++i) acc[m][i] = V::zero();
     }
-    accumulate_transposed<MR, NV>(rows, a, lda, panel_ + v * L * rows, NV * L, acc);
+    accumulate_packed<MR, NV>(rows, a, panel, acc);
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 8
@@ -353,26 +361,26 @@ class Products {
     }
   }
 
-  // Sums of `count` columns over `rows` rows, added to either bias gradient.
-  void sum_rows(const C* a, int64_t lda, int64_t rows, int64_t count, bool first, C* b_ih,
-                C* b_hh) const {
+  // Sums of `count` columns of d_gates over `rows` rows, added to either bias.
+  void sum_rows(const S* a, int64_t rows, int64_t count, bool first, C* b_ih, C* b_hh) const {
+    if (!b_ih && !b_hh) return;
     for (int64_t i = 0; i < count; i += L) {
       const int k = static_cast<int>(smaller(L, count - i));
       V sum = V::zero();
-      for (int64_t r = 0; r < rows; ++r) sum = sum + load_lanes<V>(a + r * lda + i, k);
+      for (int64_t r = 0; r < rows; ++r) sum = sum + load_lanes<V>(a + r * columns_ + i, k);
       for (C* b : {b_ih, b_hh}) {
         if (b) store_lanes(first ? sum : sum + load_lanes<V>(b + i, k), b + i, k);
       }
     }
   }
 
-  // Rows [n0, n1) and some columns of d_gates in the compute type: where they
-  // lie, or converted and then side by side.
-  const C* d_gates_rows(int d, int64_t n0, int64_t n1, Range columns) const {
-    const S* from = static_cast<const S*>(p_.d_gates) + (d * N_ + n0) * columns_ + columns.begin;
+  // Rows [n0, n1) of the input product's columns of d_gates in the compute type:
+  // where they lie, or converted and then side by side.
+  const C* d_gates_rows(int d, int64_t n0, int64_t n1) const {
+    const S* from = static_cast<const S*>(p_.d_gates) + (d * N_ + n0) * columns_;
     if constexpr (kConverts) {
       for (int64_t r = 0; r < n1 - n0; ++r) {
-        convert(from + r * columns_, columns.size(), converted_ + r * columns.size());
+        convert(from + r * columns_, gates_, converted_ + r * gates_);
       }
       return converted_;
     } else {
@@ -402,9 +410,9 @@ class Products {
   const int64_t columns_;  // of d_gates
   bool direct_;            // w_ih is read where it lies
   int64_t panel_elements_, converted_elements_, partial_elements_, sum_elements_;
-  C *panel_, *converted_, *partial_;  // a thread's own
-  C* sums_;                           // of the compute type, where results are narrower
-  C* w_ih_[2];                        // panels [G*H][NV * L]
+  C *panel_, *packed_, *converted_, *partial_;  // a thread's own
+  C* sums_;                                     // of the compute type, where results are narrower
+  C* w_ih_[2];                                  // panels [G*H][NV * L]
   size_t bytes_;
 };
 

@@ -38,10 +38,9 @@ FASTRNN_INLINE void accumulate(int64_t terms, const C* a, int64_t lda, const C* 
   }
 }
 
-// acc[m][v] += sum over k of a[k * lda + m] * w[k * ldw + v * kLanes + lane]
+// acc[m][v] += sum over k of a[k * MR + m] * w[(k * NV + v) * kLanes + lane]
 template <int MR, int NV, class V, class C = typename V::Scalar>
-FASTRNN_INLINE void accumulate_transposed(int64_t terms, const C* a, int64_t lda, const C* w,
-                                          int64_t ldw, V (&acc)[MR][NV]) {
+FASTRNN_INLINE void accumulate_packed(int64_t terms, const C* a, const C* w, V (&acc)[MR][NV]) {
   for (int64_t k = 0; k < terms; ++k) {
     V b[NV];
 #pragma GCC unroll 8
@@ -52,8 +51,8 @@ FASTRNN_INLINE void accumulate_transposed(int64_t terms, const C* a, int64_t lda
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) acc[m][v] = fma(x, b[v], acc[m][v]);
     }
-    a += lda;
-    w += ldw;
+    a += MR;
+    w += NV * V::kLanes;
   }
 }
 
