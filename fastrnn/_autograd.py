@@ -10,6 +10,7 @@ Invariants
 """
 
 import functools
+import inspect
 
 import torch
 from torch.autograd import Function, forward_ad
@@ -33,9 +34,9 @@ def lstm_layer(input, batch_sizes, states, params, has_biases, bidirectional):
     h0, c0 = states
     if _records(input, h0, c0, *params):
         return _LSTM.apply(input, batch_sizes, h0, c0, has_biases, bidirectional, *params)[:3]
-    return _ops.lstm_forward(
-        input, batch_sizes, h0, c0, params, has_biases, bidirectional, False
-    )[:3]
+    return _ops.lstm_forward(input, batch_sizes, h0, c0, params, has_biases, bidirectional, False)[
+        :3
+    ]
 
 
 def gru_layer(input, batch_sizes, states, params, has_biases, bidirectional):
@@ -50,9 +51,9 @@ def rnn_layer(nonlinearity, input, batch_sizes, states, params, has_biases, bidi
     """One Elman layer: `(output, h_n)`. Shapes as of the operator `rnn_forward`."""
     (h0,) = states
     if _records(input, h0, *params):
-        return _RNN.apply(
-            input, batch_sizes, h0, has_biases, bidirectional, nonlinearity, *params
-        )[:2]
+        return _RNN.apply(input, batch_sizes, h0, has_biases, bidirectional, nonlinearity, *params)[
+            :2
+        ]
     return _ops.rnn_forward(
         input, batch_sizes, h0, params, has_biases, bidirectional, nonlinearity, False
     )[:2]
@@ -178,8 +179,15 @@ def _first_order(cell):
     return decorate
 
 
+def _signed(function):
+    """Keeps the signature at hand: Function.apply asks for it at every call, 30 us if computed."""
+    function.__signature__ = inspect.signature(function)
+    return function
+
+
 class _LSTM(Function):
     @staticmethod
+    @_signed
     def forward(input, batch_sizes, h0, c0, has_biases, bidirectional, *params):
         return _ops.lstm_forward(
             input, batch_sizes, h0, c0, params, has_biases, bidirectional, True
@@ -205,9 +213,7 @@ class _LSTM(Function):
             o = gates[direction][:, 3 * cells.shape[2] :]
             return torch.mm(d_hidden[direction].t(), o * torch.tanh(cells[direction]))
 
-        d_input, d_params = _layer_gradients(
-            ctx, saved, "lstm", d_gates, d_h0.shape[1], d_w_hr
-        )
+        d_input, d_params = _layer_gradients(ctx, saved, "lstm", d_gates, d_h0.shape[1], d_w_hr)
         needs = ctx.needs_input_grad
         d_h0, d_c0 = (d_h0 if needs[2] else None), (d_c0 if needs[3] else None)
         return d_input, None, d_h0, d_c0, None, None, *d_params
@@ -215,6 +221,7 @@ class _LSTM(Function):
 
 class _GRU(Function):
     @staticmethod
+    @_signed
     def forward(input, batch_sizes, h0, has_biases, bidirectional, *params):
         return _ops.gru_forward(input, batch_sizes, h0, params, has_biases, bidirectional, True)
 
@@ -241,6 +248,7 @@ class _GRU(Function):
 
 class _RNN(Function):
     @staticmethod
+    @_signed
     def forward(input, batch_sizes, h0, has_biases, bidirectional, nonlinearity, *params):
         return _ops.rnn_forward(
             input, batch_sizes, h0, params, has_biases, bidirectional, nonlinearity, True

@@ -55,19 +55,25 @@ class _Layer:
         for tensor in (*params, *tensors):
             _check(
                 tensor is None or tensor.device == w_ih.device,
-                lambda tensor=tensor: f"{op}: expected all tensors on one device, "
-                f"got {tensor.device} and {w_ih.device}",
+                lambda tensor=tensor: (
+                    f"{op}: expected all tensors on one device, "
+                    f"got {tensor.device} and {w_ih.device}"
+                ),
             )
         per_direction = [("w_ih", gates * self.hidden_size), ("w_hh", gates * self.hidden_size)]
         if has_biases:
-            per_direction += [("b_ih", gates * self.hidden_size), ("b_hh", gates * self.hidden_size)]
+            per_direction += [
+                ("b_ih", gates * self.hidden_size),
+                ("b_hh", gates * self.hidden_size),
+            ]
         if self.proj:
             per_direction += [("w_hr", self.state_size)]
         for (name, rows), param in zip(per_direction * self.directions, params, strict=True):
             _check(
                 param.shape[0] == rows,
-                lambda name=name, rows=rows, param=param: f"{op}: expected {name} with "
-                f"{rows} rows, got shape {tuple(param.shape)}",
+                lambda name=name, rows=rows, param=param: (
+                    f"{op}: expected {name} with {rows} rows, got shape {tuple(param.shape)}"
+                ),
             )
 
     def batch(self, batch_sizes, padded, *states):
@@ -86,8 +92,10 @@ def _forward(op, gates, input, batch_sizes, h0, c0, params, has_biases, bidirect
     layer = _Layer(op, gates, params, has_biases, bidirectional, (input, h0, c0))
     _check(
         input.shape[-1] == params[0].shape[1],
-        lambda: f"{op}: expected input of size(-1) = input_size = {params[0].shape[1]}, "
-        f"got shape {tuple(input.shape)}",
+        lambda: (
+            f"{op}: expected input of size(-1) = input_size = {params[0].shape[1]}, "
+            f"got shape {tuple(input.shape)}"
+        ),
     )
     batch = layer.batch(batch_sizes, input, h0, c0)
     rows = input.shape[0] if batch_sizes is not None else input.shape[0] * input.shape[1]
@@ -128,9 +136,7 @@ def _(input, batch_sizes, h0, params, has_biases, bidirectional, nonlinearity, s
 
 
 @torch.library.register_fake("fastrnn::lstm_backward")
-def _(
-    d_output, d_h_n, d_c_n, batch_sizes, c0, gates, cells, params, has_biases, bidirectional
-):
+def _(d_output, d_h_n, d_c_n, batch_sizes, c0, gates, cells, params, has_biases, bidirectional):
     layer = _Layer("lstm", 4, params, has_biases, bidirectional, (gates, cells, d_output))
     batch = layer.batch(batch_sizes, d_output, c0, d_h_n, d_c_n)
     d, rows, h, p = layer.directions, gates.shape[1], layer.hidden_size, layer.state_size

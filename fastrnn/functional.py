@@ -23,16 +23,16 @@ Common to all functions
         where an argument is no tensor or hx no pair: the types that torch.nn raises.
 
 `params` has, for each layer and each direction of it, `w_ih [G*H, I]` (`[G*H, D*P]` after the first
-layer), `w_hh [G*H, P]`, `b_ih [G*H]` and `b_hh [G*H]` if has_biases, `w_hr [P, H]` if projected: the
-order of `torch.nn.LSTM(...).parameters()`. G is 4 for LSTM (rows i, f, g, o), 3 for GRU (r, z, n),
-1 for RNN. The direction 1 is the reverse one.
+layer), `w_hh [G*H, P]`, `b_ih [G*H]` and `b_hh [G*H]` if has_biases, `w_hr [P, H]` if projected:
+the order of `torch.nn.LSTM(...).parameters()`. G is 4 for LSTM (rows i, f, g, o), 3 for GRU
+(r, z, n), 1 for RNN. Direction 1 is the reverse one.
 """
 
 from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, _VF
+from torch import _VF, Tensor
 
 from fastrnn import _autograd, _ops
 
@@ -40,7 +40,7 @@ __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 
 
 class _Cell(NamedTuple):
-    """What tells the cells apart. torch's own functions are kept: torch.nn may be patched with us."""
+    """What tells cells apart. torch's own functions are kept: torch.nn may be patched with us."""
 
     name: str
     gates: int
@@ -52,12 +52,8 @@ class _Cell(NamedTuple):
 _LSTM = _Cell("lstm", 4, _autograd.lstm_layer, _VF.lstm, _VF.lstm_cell)
 _GRU = _Cell("gru", 3, _autograd.gru_layer, _VF.gru, _VF.gru_cell)
 _RNN = {
-    "tanh": _Cell(
-        "rnn", 1, partial(_autograd.rnn_layer, "tanh"), _VF.rnn_tanh, _VF.rnn_tanh_cell
-    ),
-    "relu": _Cell(
-        "rnn", 1, partial(_autograd.rnn_layer, "relu"), _VF.rnn_relu, _VF.rnn_relu_cell
-    ),
+    "tanh": _Cell("rnn", 1, partial(_autograd.rnn_layer, "tanh"), _VF.rnn_tanh, _VF.rnn_tanh_cell),
+    "relu": _Cell("rnn", 1, partial(_autograd.rnn_layer, "relu"), _VF.rnn_relu, _VF.rnn_relu_cell),
 }
 
 
@@ -90,8 +86,8 @@ def lstm(
         hx: `(h_0 [L*D, B, P], c_0 [L*D, B, H])`, or None for zeros.
         params: the weights, in the order that the module's documentation gives.
         num_layers, has_biases, bidirectional, batch_first: as of torch.nn.LSTM.
-        dropout: probability of a zero in the output of each layer but the last, if training. It draws
-            the random numbers that torch.nn draws.
+        dropout: probability of a zero in the output of each layer but the last, if training. It
+            draws the random numbers that torch.nn draws.
         batch_sizes: int64 `[T]` on the CPU, never increasing, as of a PackedSequence: input is
             packed, sequences sorted by length, B = batch_sizes[0]. batch_first is then ignored.
 
@@ -260,7 +256,9 @@ def rnn_cell(
     """
     cell = _RNN.get(nonlinearity)
     if cell is None:
-        raise RuntimeError(f"rnn_cell: expected nonlinearity 'tanh' or 'relu', got {nonlinearity!r}")
+        raise RuntimeError(
+            f"rnn_cell: expected nonlinearity 'tanh' or 'relu', got {nonlinearity!r}"
+        )
     return _step(cell, input, (hx,), w_ih, w_hh, b_ih, b_hh)[0]
 
 
@@ -275,9 +273,9 @@ def _stack(
     try:
         dtype, narrow = input.dtype, None
         if torch.is_autocast_enabled("cpu"):
-            projected = cell is _LSTM and len(params) == num_layers * (2 if bidirectional else 1) * (
-                5 if has_biases else 3
-            )
+            projected = cell is _LSTM and len(params) == num_layers * (
+                2 if bidirectional else 1
+            ) * (5 if has_biases else 3)
             ragged = batch_sizes is not None and bool(batch_sizes[0] != batch_sizes[-1])
             composed = ragged or projected
             input, states, params, narrow = _autocast(
@@ -380,7 +378,7 @@ def _step(cell, input, states, w_ih, w_hh, b_ih, b_hh):
     return result if dim == 2 else tuple([state.squeeze(0) for state in result])
 
 
-# -- Checks: shapes of whole stacks here, those of one layer's parameters in the operators ----------
+# -- Checks: of whole stacks here, of one layer's parameters in the operators -------------------
 
 
 def _check_stack(
@@ -389,7 +387,9 @@ def _check_stack(
     name, shape, w_ih = cell.name, input.shape, params[0]
     if batch_sizes is None:
         if len(shape) != 3:
-            layout = "(batch, seq_len, input_size)" if batch_first else "(seq_len, batch, input_size)"
+            layout = (
+                "(batch, seq_len, input_size)" if batch_first else "(seq_len, batch, input_size)"
+            )
             raise ValueError(f"{name}: expected input of shape {layout}, got {tuple(shape)}")
         seq_len, batch = (shape[1], shape[0]) if batch_first else (shape[0], shape[1])
     else:
@@ -406,8 +406,8 @@ def _check_stack(
         # torch.nn.LSTM makes this check on padded input only, and fails in a product later.
         error = RuntimeError if batch_sizes is not None and cell is _LSTM else ValueError
         raise error(
-            f"{name}: expected input of the weights' dtype {w_ih.dtype}, got {input.dtype}; convert "
-            f"one of them: input.to({w_ih.dtype}) or model.to({input.dtype})"
+            f"{name}: expected input of the weights' dtype {w_ih.dtype}, got {input.dtype}; "
+            f"convert one of them: input.to({w_ih.dtype}) or model.to({input.dtype})"
         )
     if shape[-1] != w_ih.shape[1]:
         raise RuntimeError(

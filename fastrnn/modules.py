@@ -1,9 +1,9 @@
 """Drop-in replacements of torch.nn's recurrent layers and cells.
 
-Constructor arguments, parameters, state_dict, repr and results are torch.nn's, whose classes are not
-inherited from (torch.compile refuses instances of nn.LSTM) but whose base classes are.
-Equations, shapes and dtypes stand in `fastrnn.functional`; here is what modules add: weights read by
-name at each call, input without a batch, PackedSequence.
+Constructor arguments, parameters, state_dict, repr and results are torch.nn's. Its base classes are
+inherited from, its layers are not: torch.compile refuses instances of nn.LSTM. Equations, shapes
+and dtypes stand in `fastrnn.functional`; here is what modules add: weights read by name at each
+call, input without a batch, PackedSequence.
 
 Weights are read afresh by attribute at every call, so a parameter may be reassigned, resampled by a
 property or a parametrization, shared, pruned, deleted with a plain tensor in its place, or have its
@@ -108,8 +108,9 @@ class LSTM(nn.RNNBase):
     Raises what torch.nn.LSTM raises, for the same mistakes. Dtypes, devices, errors and equations:
     see `fastrnn.functional` and `fastrnn.functional.lstm`.
 
-    Attributes: `weight_ih_l[k]`, `weight_hh_l[k]`, `bias_ih_l[k]`, `bias_hh_l[k]`, `weight_hr_l[k]`,
-    with `_reverse` appended for the second direction; rows in the order i, f, g, o.
+    Attributes: `weight_ih_l[k]`, `weight_hh_l[k]`, `bias_ih_l[k]`, `bias_hh_l[k]` and
+    `weight_hr_l[k]`, with `_reverse` appended for the second direction; rows in the order
+    i, f, g, o.
     """
 
     @overload
@@ -184,8 +185,8 @@ class GRU(nn.RNNBase):
 
     Call: `output, h_n = gru(input, h_0)`; without h_0, zeros. Shapes as of `LSTM`.
 
-    Raises what torch.nn.GRU raises, for the same mistakes. Dtypes, devices, errors and equations: see
-    `fastrnn.functional` and `fastrnn.functional.gru`.
+    Raises what torch.nn.GRU raises, for the same mistakes. Dtypes, devices, errors and equations:
+    see `fastrnn.functional` and `fastrnn.functional.gru`.
 
     Attributes: as of `LSTM`; rows in the order r, z, n.
     """
@@ -234,8 +235,8 @@ class RNN(nn.RNNBase):
 
     Call: `output, h_n = rnn(input, h_0)`; without h_0, zeros. Shapes as of `LSTM`.
 
-    Raises what torch.nn.RNN raises, for the same mistakes. Dtypes, devices, errors and equations: see
-    `fastrnn.functional` and `fastrnn.functional.rnn`.
+    Raises what torch.nn.RNN raises, for the same mistakes. Dtypes, devices, errors and equations:
+    see `fastrnn.functional` and `fastrnn.functional.rnn`.
 
     Attributes: as of `LSTM`.
     """
@@ -311,9 +312,7 @@ class LSTMCell(nn.RNNCellBase):
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None
     ) -> None:
-        super().__init__(
-            input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype
-        )
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
 
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
@@ -338,9 +337,7 @@ class GRUCell(nn.RNNCellBase):
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None
     ) -> None:
-        super().__init__(
-            input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype
-        )
+        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Runs the step; see the class."""
@@ -375,9 +372,7 @@ class RNNCell(nn.RNNCellBase):
         device=None,
         dtype=None,
     ) -> None:
-        super().__init__(
-            input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype
-        )
+        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
         self.nonlinearity = nonlinearity
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:

@@ -9,9 +9,9 @@ Sources
   2000. No peepholes.
 * LSTM with projection: Sak, Senior and Beaufays, "Long Short-Term Memory Based Recurrent Neural
   Network Architectures for Large Vocabulary Speech Recognition", arXiv:1402.1128, 2014.
-* GRU: Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder for Statistical Machine
-  Translation", arXiv:1406.1078, in version 1's form, with the reset gate after the product (so
-  that `W_hn h + b_hn` is one product), as cuDNN and torch.nn compute it.
+* GRU: Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder for Statistical
+  Machine Translation", arXiv:1406.1078, in version 1's form, with the reset gate after the product
+  (so that `W_hn h + b_hn` is one product), as cuDNN and torch.nn compute it.
 * RNN: Elman, "Finding Structure in Time", Cognitive Science 14(2), 1990.
 * Bidirectional: Schuster and Paliwal, "Bidirectional Recurrent Neural Networks", IEEE Transactions
   on Signal Processing 45(11), 1997.

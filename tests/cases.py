@@ -143,9 +143,7 @@ def reference_results(module, data):
         pair = isinstance(hx, tuple)
         if hx is not None:
             hx = tuple(s[:, order] for s in hx) if pair else hx[:, order]
-        output, hx = run(
-            rows, hx, list(parameters.values()), batch_sizes=batch_sizes, **options
-        )
+        output, hx = run(rows, hx, list(parameters.values()), batch_sizes=batch_sizes, **options)
         return output, tuple(s[:, back] for s in hx) if module.mode == "LSTM" else hx[:, back]
 
     return results(call, parameters, data.to(torch.float64), module.mode == "LSTM")

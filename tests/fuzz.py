@@ -56,25 +56,32 @@ def compare(theirs, ours, data, steps):
     Where a value that is not finite has spread, torch.nn's own paths disagree on whether inf*0 was
     computed (its fused LSTM and its composed one do), so that only results that both the
     reference and torch.nn have finite are compared there. Without hx, h0 takes no part in d_w_hh
-    here, where torch.nn multiplies gradients that may be NaN with zeros.
+    here, where torch.nn multiplies gradients that may be NaN with zeros. Where infinities
+    meet gates that are 0 there and 1e-308 here (saturated ones; float64's least sigmoid), inf*0 is
+    not computed here and the result may be finite.
     """
     dtype = next(ours.parameters()).dtype
     a, b = module_results(ours, data), module_results(theirs, data)
     oracle = reference_results(theirs, data)
+    given = (*data.inputs, *(data.states or []))
+    size = max(magnitude(t) for t in given)
+    vague = any(t.isinf().any() for t in given) and (size > 10 or dtype is torch.float64)
     clean = all(t.isfinite().all() for r in (b, oracle) for t in r.values())
     if not clean:
         for name in oracle:
             known = b[name].isfinite() & oracle[name].isfinite()
             broken = ~b[name].isfinite() & ~oracle[name].isfinite()
             assert a[name][known].isfinite().all(), f"{name}: not finite where torch.nn is"
-            if data.states is not None or "weight_hh" not in name:
+            if not vague and (data.states is not None or "weight_hh" not in name):
                 finite = a[name][broken].isfinite().any()
                 assert not finite, f"{name}: finite where torch.nn is not"
             for result in (a, b, oracle):
                 result[name] = torch.where(known, result[name], 0)
-    size = max(magnitude(t) for t in (*data.inputs, *(data.states or [])))
-    # Of the order of 1, the rule is that of every other test.
-    assert_accurate(a, b, oracle, dtype, steps, conditioning=size if size > 10 else 1.0)
+    if size > 10:
+        saturated = max(magnitude(t) for t in data.losses)
+        assert_accurate(a, b, oracle, dtype, steps, size, saturated)
+    else:
+        assert_accurate(a, b, oracle, dtype, steps)
 
 
 def check(seed):

@@ -235,7 +235,9 @@ def test_second_derivatives_are_refused(name):
 
 def test_create_graph_alone_is_fine():
     module, x = make("GRU")
-    gradients = torch.autograd.grad(module(x)[0].sum(), [x, *module.parameters()], create_graph=True)
+    gradients = torch.autograd.grad(
+        module(x)[0].sum(), [x, *module.parameters()], create_graph=True
+    )
     expected = torch.autograd.grad(module(x)[0].sum(), [x, *module.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
 

@@ -1,4 +1,4 @@
-"""Several Python threads, worker processes, fork. What may hang runs in a process with a time limit."""
+"""Several Python threads, worker processes, fork. What may hang runs as a process with a limit."""
 
 import os
 import signal
@@ -141,9 +141,7 @@ def test_fewer_openmp_threads_than_asked_for():
 
 @pytest.mark.parametrize("target", ["generic", "abacus"])
 def test_target_from_environment(target):
-    done = run_script(
-        "from fastrnn import _C; print(_C.cpu_target())", FASTRNN_CPU_TARGET=target
-    )
+    done = run_script("from fastrnn import _C; print(_C.cpu_target())", FASTRNN_CPU_TARGET=target)
     if target == "abacus":
         assert done.returncode != 0 and "abacus" in done.stderr
     else:

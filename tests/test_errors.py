@@ -56,7 +56,9 @@ LAYER_CALLS = {
     "packed_too_few_rows": lambda n, m: m(packed([4, 3], 5, 3)),
     "packed_negative": lambda n, m: m(packed([2, -1], 1, 3)),
     "packed_no_steps": lambda n, m: m(packed([], 0, 3)),
-    "packed_int32": lambda n, m: m(PackedSequence(Z(3, 3), torch.tensor([2, 1], dtype=torch.int32))),
+    "packed_int32": lambda n, m: m(
+        PackedSequence(Z(3, 3), torch.tensor([2, 1], dtype=torch.int32))
+    ),
     "w_ih_float64": lambda n, m: swap(m, "weight_ih_l0", dtype=F64)(Z(2, 2, 3)),
     "w_hh_float64": lambda n, m: swap(m, "weight_hh_l0", dtype=F64)(Z(2, 2, 3)),
     "w_hh_meta": lambda n, m: swap(m, "weight_hh_l0", device="meta")(Z(2, 2, 3)),
