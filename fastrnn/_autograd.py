@@ -2,7 +2,7 @@
 
 Invariants
 * A cell's backward operator returns the gradients of the gates; layer_gradients turns them into
-  those of the input, the weights and the biases; d_w_hr is a torch operation here.
+  those of the input, the weights and the biases.
 * What backward needs is an output of the operator that nobody else can reach, marked
   non-differentiable and only read, so that a second backward gives the same numbers.
 * Only what some gradient needs is saved, and only gradients that are asked for are computed.
@@ -211,7 +211,11 @@ class _LSTM(Function):
 
         def d_w_hr(direction):
             o = gates[direction][:, 3 * cells.shape[2] :]
-            return torch.mm(d_hidden[direction].t(), o * torch.tanh(cells[direction]))
+            m = o * torch.tanh(cells[direction])
+            # Of the form of d_w_ih. torch.mm would depend on the number of threads.
+            d_h = d_hidden[direction : direction + 1]
+            flags = [True, False, False, False]
+            return _ops.layer_gradients("rnn", d_h, None, len(m), m, None, None, [], flags)[1][0]
 
         d_input, d_params = _layer_gradients(ctx, saved, "lstm", d_gates, d_h0.shape[1], d_w_hr)
         needs = ctx.needs_input_grad

@@ -60,7 +60,7 @@ struct Layer {
     if (t.numel() > 0) advise_huge_pages(t.mutable_data_ptr(), t.nbytes());
     return t;
   }
-  // What training makes and drops at every step: saved tensors and gradients.
+  // What no user sees: saved tensors and gradients of gates, from the cache.
   Tensor internal(at::IntArrayRef size) const {
     const int64_t numel = c10::multiply_integers(size);
     if (numel == 0) return at::empty(size, options);
@@ -87,7 +87,7 @@ struct Layer {
     return t->contiguous();
   }
 
-  // input_size is 0 when unknown (the backward pass has no input).
+  // input_size is -1 when unknown (the backward pass has no input).
   void set_params(at::TensorList list, int64_t input_size) {
     const size_t each = 2 + (has_biases ? 2 : 0);
     const size_t count = static_cast<size_t>(shape.directions);
@@ -102,7 +102,7 @@ struct Layer {
     TORCH_CHECK(w_ih.dim() == 2 && w_hh.dim() == 2 && w_hh.size(0) % gates() == 0, op,
                 ": expected w_ih and w_hh of shape (", gates(), "*hidden_size, input_size) and (",
                 gates(), "*hidden_size, h_size), got ", w_ih.sizes(), " and ", w_hh.sizes());
-    shape.input_size = input_size > 0 ? input_size : w_ih.size(1);
+    shape.input_size = input_size >= 0 ? input_size : w_ih.size(1);
     shape.hidden_size = w_hh.size(0) / gates();
     shape.proj_size = w_hh.size(1);
     const int64_t H = shape.hidden_size, P = shape.proj_size, GH = gates() * H;
@@ -148,6 +148,8 @@ struct Layer {
     offsets.resize(static_cast<size_t>(T));
     int64_t sum = 0;
     for (int64_t t = 0; t < T; ++t) {
+      TORCH_CHECK(counts[t] <= rows - sum, op,
+                  ": expected as many rows as batch_sizes sum up to, got ", rows);
       TORCH_CHECK(counts[t] > 0 && (t == 0 || counts[t] <= counts[t - 1]), op,
                   ": expected batch_sizes positive and non-increasing, got ", counts[t],
                   " at step ", t);
@@ -270,7 +272,7 @@ BackwardResult backward(const char* op, CellKind cell, const OptionalTensor& d_o
   shape.cell = cell;
   shape.dtype = dtype_of(op, saved);
   shape.directions = bidirectional ? 2 : 1;
-  layer.set_params(param_list, 0);
+  layer.set_params(param_list, -1);
   const int64_t D = layer.directions(), H = shape.hidden_size, P = shape.proj_size;
   TORCH_CHECK(saved.dim() == 3, op, ": expected saved tensors of 3 dimensions, got ",
               saved.sizes());
@@ -280,6 +282,10 @@ BackwardResult backward(const char* op, CellKind cell, const OptionalTensor& d_o
   } else {
     // Any gradient tells the batch; all absent is no call at all.
     TORCH_CHECK(d_output || d_h_n || d_c_n, op, ": expected d_output, d_h_n or d_c_n, got none");
+    for (const OptionalTensor& t : {d_output, d_h_n, d_c_n}) {
+      TORCH_CHECK(!t || t->dim() == 3, op, ": expected gradients of 3 dimensions, got ",
+                  t->sizes());
+    }
     const int64_t B = d_output ? d_output->size(1) : (d_h_n ? *d_h_n : *d_c_n).size(1);
     TORCH_CHECK(B == 0 ? N == 0 : N % B == 0, op, ": expected a gradient whose batch divides ", N,
                 " rows, got batch ", B);
@@ -308,7 +314,11 @@ BackwardResult backward(const char* op, CellKind cell, const OptionalTensor& d_o
   r.d_h0 = layer.empty({D, B, P});
   if (lstm) r.d_c0 = layer.empty({D, B, H});
   if (lstm) r.d_hidden = shape.projected ? layer.internal({D, N, P}) : layer.empty({0});
-  if (N == 0) return r;
+  if (N == 0) {  // no step: the gradients of the final states are those of the initial ones
+    d_h ? r.d_h0.copy_(*d_h) : r.d_h0.zero_();
+    if (lstm) d_c ? r.d_c0.copy_(*d_c) : r.d_c0.zero_();
+    return r;
+  }
 
   BackwardParams p{};
   p.shape = shape;
@@ -393,7 +403,7 @@ std::tuple<Tensor, std::vector<Tensor>> layer_gradients(
   if (h0) p.h0 = pointer(*h0, "h0", {D, B, P});
   std::tuple<Tensor, std::vector<Tensor>> result;
   auto& [d_input, d_params] = result;
-  d_input = layer.internal(with_input ? at::DimVector{N, I} : at::DimVector{0});
+  d_input = layer.empty(with_input ? at::DimVector{N, I} : at::DimVector{0});
   if (with_input && N > 0) p.d_input = d_input.mutable_data_ptr();
   for (int64_t d = 0; d < D; ++d) {
     if (with_input) p.weights[d].w_ih = pointer(w_ih[d], "w_ih", {GH, I});
@@ -402,7 +412,7 @@ std::tuple<Tensor, std::vector<Tensor>> layer_gradients(
     const at::DimVector sizes[] = {{GH, I}, {GH, P}, {GH}, {GH}};
     for (int k = 0; k < 4; ++k) {
       const bool want = wanted.get(static_cast<size_t>(4 * d + k));
-      d_params.push_back(layer.internal(want ? sizes[k] : at::DimVector{0}));
+      d_params.push_back(layer.empty(want ? sizes[k] : at::DimVector{0}));
       if (!want) continue;
       if (N == 0) {
         d_params.back().zero_();

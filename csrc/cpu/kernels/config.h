@@ -50,6 +50,10 @@ constexpr int64_t kReduction = 1024;
 constexpr int64_t kProductRows = 256;
 constexpr int64_t kProductColumns = 96;
 
+// Terms that a sum adds up before it starts anew: for accuracy, and long enough
+// that the pause does not show (24 stores in 6,000 multiply-adds).
+constexpr int64_t kSumTerms = 256;
+
 // Threads share a step's batch rows rather than its units when each gets at
 // least kSplitRows rows: no barrier is needed then. Weights beyond kSplitBytes
 // want kSplitRowsLarge, since every thread streams all of them.

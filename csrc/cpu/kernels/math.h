@@ -18,7 +18,7 @@ struct MathConstants<float> {
                                      0.50000000134658092f,  1.0000000107780401f};
   static constexpr float kLn2High = 0.693145751953125f;  // 16 bits: n * kLn2High is exact
   static constexpr float kLn2Low = 1.42860682030941723212e-6f;
-  static constexpr float kExpLimit = 88.0f;   // e^88 is finite
+  static constexpr float kExpLimit = 100.0f;  // e^100 is infinite, 1 / e^100 is 0
   static constexpr float kTanhLimit = 10.0f;  // tanh rounds to 1 from 9.02 on
 };
 
@@ -38,7 +38,7 @@ struct MathConstants<double> {
                                       1.0};
   static constexpr double kLn2High = 0.693147180369123816490;
   static constexpr double kLn2Low = 1.90821492927058770002e-10;
-  static constexpr double kExpLimit = 708.0;
+  static constexpr double kExpLimit = 720.0;
   static constexpr double kTanhLimit = 20.0;
 };
 

@@ -1,7 +1,7 @@
 // The register tile that every product is made of, and the loops over tiles.
-// Invariant: an accumulator sums its terms in order of k, one fused multiply-add
-// each, whatever the shape of the tile it sits in. Hence results depend neither
-// on the number of threads nor on how rows and units are divided.
+// Invariant: an accumulator sums its terms in order of k and in the same blocks,
+// one fused multiply-add each, whatever the shape of the tile it sits in. Hence results depend
+// neither on the number of threads nor on how rows and units are divided.
 #pragma once
 #include "cpu/kernels/config.h"
 
@@ -10,8 +10,8 @@ namespace {
 
 // acc[m][v] += sum over k of a[m * lda + k] * w[k * ldw + v * kLanes + lane]
 template <int MR, int NV, class V, class C = typename V::Scalar>
-FASTRNN_INLINE void accumulate(int64_t terms, const C* a, int64_t lda, const C* w, int64_t ldw,
-                               V (&acc)[MR][NV]) {
+FASTRNN_INLINE void accumulate_block(int64_t terms, const C* a, int64_t lda, const C* w,
+                                     int64_t ldw, V (&acc)[MR][NV]) {
   for (int64_t k = 0; k < terms; ++k) {
     if constexpr (NV <= MR) {  // the fewer of the two operands wait in registers
       V b[NV];
@@ -35,6 +35,38 @@ FASTRNN_INLINE void accumulate(int64_t terms, const C* a, int64_t lda, const C* 
       }
     }
     w += ldw;
+  }
+}
+
+// The same for any number of terms: long sums run in blocks of kSumTerms, each
+// from zero, which divides their rounding error by about the number of blocks.
+template <int MR, int NV, class V, class C = typename V::Scalar>
+FASTRNN_INLINE void accumulate(int64_t terms, const C* a, int64_t lda, const C* w, int64_t ldw,
+                               V (&acc)[MR][NV]) {
+  alignas(64) C total[MR * NV * V::kLanes];
+  const bool blocked = terms > kSumTerms;
+  for (int64_t k = 0; k < terms; k += kSumTerms) {
+    if (blocked) {
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v) {
+          acc[m][v].store(total + (m * NV + v) * V::kLanes);
+          acc[m][v] = V::zero();
+        }
+      }
+    }
+    const int64_t count = terms - k < kSumTerms ? terms - k : kSumTerms;
+    accumulate_block<MR, NV>(count, a + k, lda, w + k * ldw, ldw, acc);
+    if (blocked) {
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v) {
+          acc[m][v] = acc[m][v] + V::load(total + (m * NV + v) * V::kLanes);
+        }
+      }
+    }
   }
 }
 
