@@ -82,7 +82,8 @@ $(VENV)/.extension: $(EXTENSION_INPUTS) build/settings $(VENV)/.requirements
 # The editable install makes `import fastrnn` work from any folder; it compiles nothing again.
 $(VENV)/.installed: pyproject.toml setup.py fastrnn/_version.py $(VENV)/.requirements \
                     | $(VENV)/.extension
-	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	$(PIP) install --quiet --no-deps --no-build-isolation \
+	    --config-settings editable_mode=compat --editable .
 	@touch $@
 
 build: $(VENV)/.extension $(VENV)/.installed

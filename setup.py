@@ -25,8 +25,6 @@ ROOT = Path(__file__).resolve().parent
 # Flags for every source. There is no -std (torch's build adds the one that its headers need), no
 # -march and no per-file -m: the files in csrc/cpu/targets select their instruction set themselves.
 REQUIRED_FLAGS = ["-O3", "-fvisibility=hidden", "-Wall", "-Wextra"]
-# GCC's own intrinsics headers trip these two (an undefined register is how they say "any value").
-REQUIRED_FLAGS += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 OPTIONAL_FLAGS = [
     # The compiler may not fuse a*b+c by itself: every accumulator must do the same operations
     # whatever tile holds it, or results would depend on how threads divide the work. Where the

@@ -352,7 +352,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--block", type=int, default=10, help="steps one model trains before the other's turn")
     add("--generate", type=int, default=600, help="characters to write at the end")
     add("--threads", type=int, help="default: torch's own choice")
-    add("--minutes", type=float, default=2.5, help="stop training after this time")
+    add("--minutes", type=float, default=2.0, help="stop training after this time")
     arguments = parser.parse_args(argv)
     for name in ("max_chars", "steps", "hidden", "layers", "seq_len", "batch", "block"):
         if getattr(arguments, name) < 1:
