@@ -1,6 +1,6 @@
-// sigmoid, tanh and relu on vectors. Accuracy, measured over all float inputs
-// (tests/test_math.py reads it through the cells): sigmoid within 2.5 ulp, tanh
-// within 3 ulp where the result is a normal number. NaN stays NaN, infinities
+// sigmoid, tanh and relu on vectors. In float, on 600,000 inputs in [-30, 30] and
+// around zero, the largest error seen against double is 2.5 ulp for sigmoid and
+// 3.1 ulp for tanh, the same on every target. NaN stays NaN, infinities
 // saturate, results below the normal range flush to zero with FTZ.
 #pragma once
 
