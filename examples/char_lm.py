@@ -245,8 +245,11 @@ def train(
     theirs, ours = (trainer.losses for trainer in trainers)
     judge = copy.deepcopy(trainers[0].model)  # torch.nn, for the fastrnn weights
     print(
-        "        loss of                          allowed  on the same    characters a second\n"
-        "  step   torch.nn    fastrnn  difference  difference    weights    torch.nn     fastrnn"
+        "on the same weights: the difference of both libraries' losses with the weights of the\n"
+        f"fastrnn model, {SAME_WEIGHTS_DIFFERENCE:.0e} allowed. The two runs drift apart, since "
+        "training\namplifies rounding; 'allowed' is what two correct runs may drift.\n"
+        "        loss of                               drift  on the same    characters a second\n"
+        "  step   torch.nn    fastrnn       drift    allowed      weights    torch.nn     fastrnn"
     )
     done = 0
     while done < steps:
@@ -337,23 +340,30 @@ def streaming_seconds(model: CharacterModel, ids: torch.Tensor) -> float:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     add = parser.add_argument
-    add("--file", type=Path, help="text to learn; default: the standard library's sources")
+    add(
+        "--file",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help="text to learn (default: the sources of Python's standard library)",
+    )
     add("--max-chars", type=int, default=1_000_000, help="use at most this much of the text")
-    add("--cell", choices=["LSTM", "GRU"], type=str.upper, default="LSTM")
+    add("--cell", choices=["LSTM", "GRU"], type=str.upper, default="LSTM", help="recurrent layer")
     add("--steps", type=int, default=400, help="training steps of each model")
-    add("--hidden", type=int, default=256)
-    add("--layers", type=int, default=2)
-    add("--seq-len", type=int, default=64)
-    add("--batch", type=int, default=32)
-    add("--learning-rate", type=float, default=2e-3)
-    add("--seed", type=int, default=0)
+    add("--hidden", type=int, default=256, help="hidden_size")
+    add("--layers", type=int, default=2, help="recurrent layers")
+    add("--seq-len", type=int, default=64, help="characters of a window")
+    add("--batch", type=int, default=32, help="windows side by side")
+    add("--learning-rate", type=float, default=2e-3, help="of Adam")
+    add("--seed", type=int, default=0, help="of the weights and of the written text")
     add("--block", type=int, default=10, help="steps one model trains before the other's turn")
     add("--generate", type=int, default=600, help="characters to write at the end")
-    add("--threads", type=int, help="default: torch's own choice")
+    add("--threads", type=int, default=argparse.SUPPRESS, help="(default: torch's own choice)")
     add("--minutes", type=float, default=2.0, help="stop training after this time")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(argv, argparse.Namespace(file=None, threads=None))
     for name in ("max_chars", "steps", "hidden", "layers", "seq_len", "batch", "block"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
@@ -374,14 +384,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.file:
         text, source = file_text(arguments.file, arguments.max_chars), str(arguments.file)
     else:
-        text, source = standard_library_text(arguments.max_chars), "the standard library"
+        text, source = standard_library_text(arguments.max_chars), "Python's standard library"
     held_out_size = max(int(len(text) * HELD_OUT_SHARE), 2 * arguments.batch)
     needed = arguments.batch * (arguments.seq_len + 1) + held_out_size
     if len(text) < needed:
         raise UsageError(
             f"{source} has {len(text):,} characters; --batch {arguments.batch} times (--seq-len "
-            f"{arguments.seq_len} + 1), and as many to test on, need {needed:,}: give a longer "
-            "text or smaller values"
+            f"{arguments.seq_len} + 1), and {held_out_size:,} to test on, need {needed:,}: give a "
+            "longer text or smaller values"
         )
     vocabulary = make_vocabulary(text)
     ids = encode(text, vocabulary)
@@ -426,7 +436,10 @@ def run(arguments: argparse.Namespace) -> int:
     )
 
     if arguments.generate:
-        print(f"\n--- {arguments.generate} characters by fastrnn, one step at a time ---")
+        print(
+            f"\n--- {PROMPT_LENGTH} characters of the held-out text, then {arguments.generate} by "
+            "fastrnn, one step at a time ---"
+        )
         prompt = ids[-held_out_size:][:PROMPT_LENGTH]
         written = write_text(ours.model, vocabulary, prompt, arguments.generate, arguments.seed)
         print("---")

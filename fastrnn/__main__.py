@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 
 import torch
 
@@ -52,4 +53,8 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

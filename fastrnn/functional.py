@@ -99,7 +99,7 @@ def lstm(
     elif type(hx) is tuple and len(hx) == 2 and hx[0] is not None and hx[1] is not None:
         states = hx
     else:
-        states = _lstm_states(hx, 3)
+        states = _lstm_states(hx, 3, batch_sizes is not None)
     output, states = _stack(
         _LSTM, input, states, params, num_layers, has_biases, bidirectional, dropout, training,
         batch_first, batch_sizes,
@@ -208,7 +208,7 @@ def lstm_cell(
     elif type(hx) is tuple and len(hx) == 2 and hx[0] is not None and hx[1] is not None:
         states = hx
     else:
-        states = _lstm_states(hx, 2)
+        states = _lstm_states(hx, 2, isinstance(input, Tensor) and input.dim() == 1)
     return _step(_LSTM, input, states, w_ih, w_hh, b_ih, b_hh)
 
 
@@ -361,6 +361,13 @@ def _step(cell, input, states, w_ih, w_hh, b_ih, b_hh):
             w_ih, w_hh, b_ih, b_hh = weights
         supported = input.is_cpu and input.dtype in _ops.DTYPES or _is_supported(input)
         _check_step(name, cell.gates, input, states, w_ih, w_hh)
+        promotes = (
+            len(states) == 2
+            and states[1] is not None
+            and states[0].dtype is input.dtype is not states[1].dtype
+        )
+        # A c of another dtype promotes the result, and sizes may be 0: seldom enough for torch's.
+        supported = supported and not promotes and w_ih.numel() > 0 and w_hh.numel() > 0
     except AttributeError:
         _check_tensors(name, input, states, (w_ih, w_hh))
         raise
@@ -471,7 +478,8 @@ def _check_step(name, gates, input, states, w_ih, w_hh):
         )
     for state in states:
         if state is not None and state.shape != (batch, hidden_size):
-            raise RuntimeError(
+            # torch.nn looks at the batch first and then at a dimension that may not be there.
+            raise (IndexError if state.shape == (batch,) else RuntimeError)(
                 f"{name}: expected hx of shape (batch, hidden_size) = ({batch}, {hidden_size}), "
                 f"got {tuple(state.shape)}"
             )
@@ -488,24 +496,32 @@ def _check_tensors(name, input, states, params):
             raise TypeError(f"{name}: expected params[{index}] to be a Tensor, got {_what(value)}")
 
 
-def _lstm_states(hx, dim):
-    """The pair of states of hx, or the error that torch.nn raises for this hx."""
+def _lstm_states(hx, dim, indexed):
+    """The pair of states of hx, or the error that torch.nn raises for this hx.
+
+    dim: 3 for a layer, 2 for a cell. indexed: a layer's packed or a cell's unbatched input, where
+    torch.nn meets a wrong hx in another place.
+    """
     name = "lstm" if dim == 3 else "lstm_cell"
     message = f"{name}: expected hx to be a tuple (h_0, c_0) of two tensors, got {_what(hx)}"
-    if isinstance(hx, Tensor):
-        if dim == 2:
-            elements_fit = 2 <= hx.dim() <= 3
-            raise (TypeError if elements_fit else ValueError)(message)
-        if hx.dim() == 0 or len(hx) < 2:
-            raise IndexError(message)
-        raise (TypeError if hx.dim() == dim + 1 else RuntimeError)(message)
-    if not isinstance(hx, tuple | list):
+    packed = dim == 3 and indexed
+    if isinstance(hx, tuple | list):
+        if not all(isinstance(state, Tensor) for state in hx):
+            raise (TypeError if packed else AttributeError)(message)
+        if len(hx) != 2:
+            by_index = len(hx) < 2 and (dim == 3) != indexed
+            raise (IndexError if by_index else RuntimeError)(message)
+        return tuple(hx)
+    if packed:
+        raise TypeError(message)
+    if not isinstance(hx, Tensor):
         raise AttributeError(message)
-    if not all(isinstance(state, Tensor) for state in hx):
-        raise AttributeError(message)
-    if len(hx) != 2:
-        raise (IndexError if len(hx) < 2 and dim == 3 else RuntimeError)(message)
-    return tuple(hx)
+    if dim == 2:
+        elements_fit = 2 <= hx.dim() <= 3
+        raise (TypeError if elements_fit else ValueError)(message)
+    if hx.dim() == 0 or len(hx) < 2:
+        raise IndexError(message)
+    raise (TypeError if hx.dim() == dim + 1 else RuntimeError)(message)
 
 
 def _what(value):

@@ -72,7 +72,7 @@ def _forward(module, run, input, hx, **options):
 
 def _unsqueeze_states(module, hx, pair):
     """States `[L*D, H]` of unbatched input as `[L*D, 1, H]`."""
-    states = functional._lstm_states(hx, 3) if pair else (hx,)
+    states = functional._lstm_states(hx, 3, False) if pair else (hx,)
     for state in states:
         if state.dim() != 2:
             raise RuntimeError(

@@ -442,3 +442,26 @@ def test_dropout_of_everything():
     theirs.load_state_dict(module.state_dict())
     x = torch.randn(5, 2, 3)
     torch.testing.assert_close(module(x), theirs(x))
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("sizes", [(0, 7), (5, 0), (0, 0)], ids=str)
+def test_cells_of_size_zero(name, sizes):
+    theirs, ours = getattr(nn, name)(*sizes), getattr(fastrnn, name)(*sizes)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, sizes[0])
+    results = []
+    for module in (theirs, ours):
+        h = module(x)
+        h = h if isinstance(h, torch.Tensor) else h[0]
+        h.sum().backward()
+        results.append([h.detach(), *(p.grad for p in module.parameters())])
+    torch.testing.assert_close(results[1], results[0])
+
+
+def test_cell_state_of_wider_dtype():
+    """A c in float64 beside an h in float32 promotes the result, as in torch.nn."""
+    theirs, ours = nn.LSTMCell(3, 4), fastrnn.LSTMCell(3, 4)
+    ours.load_state_dict(theirs.state_dict())
+    x, h, c = torch.randn(2, 3), torch.randn(2, 4), torch.randn(2, 4, dtype=torch.float64)
+    torch.testing.assert_close(ours(x, (h, c)), theirs(x, (h, c)))

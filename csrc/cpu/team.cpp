@@ -1,11 +1,11 @@
 #include "cpu/team.h"
 
 #include <memory>
+#include <thread>
 #include <vector>
 
-#if defined(FASTRNN_STD_THREADS)  // the sanitizer build: ThreadSanitizer cannot see into libgomp
-#include <thread>
-#elif defined(_OPENMP)
+// FASTRNN_STD_THREADS is the sanitizer build: ThreadSanitizer cannot see into libgomp.
+#if !defined(FASTRNN_STD_THREADS) && defined(_OPENMP)
 #include <omp.h>
 #endif
 #if defined(__unix__) || defined(__APPLE__)
@@ -65,13 +65,26 @@ bool forked = false;
 const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 #endif
 
+// CPUs that this thread may run on.
+int usable_cpus() {
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return CPU_COUNT(&set);
+#endif
+  return static_cast<int>(std::thread::hardware_concurrency());
+}
+
+// How often a waiting thread looks before it lets others run: for about 40 us, far longer than
+// a balanced step waits, but not at all where the one it waits for may want its CPU.
+constexpr int kSpins = 4096;
+thread_local int spins_before_yield = kSpins;
+
 }  // namespace
 
 void SpinBarrier::wait_for_change(unsigned phase) {
-  constexpr int kSpins = 4096;  // about 40 us: far longer than a balanced step waits
   int spins = 0;
   while (phase_.load(std::memory_order_acquire) == phase) {
-    if (++spins < kSpins) {
+    if (++spins < spins_before_yield) {
       pause_briefly();
     } else {
 #if defined(__unix__) || defined(__APPLE__)
@@ -83,11 +96,13 @@ void SpinBarrier::wait_for_change(unsigned phase) {
 
 void run_team(int threads, const std::function<void(const Worker&)>& work) {
   if (threads <= 1 || forked) return run_alone(work);
+  [[maybe_unused]] const int spins = threads > usable_cpus() ? 0 : kSpins;
 #if defined(FASTRNN_STD_THREADS)
   const std::unique_ptr<SpinBarrier[]> barriers(new SpinBarrier[threads + 1]);
   std::vector<std::thread> others;
   const auto run = [&](int thread) {
     const FlushDenormals flush;
+    spins_before_yield = spins;
     work(Worker{thread, threads, barriers.get()});
   };
   for (int thread = 1; thread < threads; ++thread) others.emplace_back(run, thread);
@@ -100,6 +115,7 @@ void run_team(int threads, const std::function<void(const Worker&)>& work) {
   {
     // Fewer threads may come than were asked for: the team is who came.
     const FlushDenormals flush;
+    spins_before_yield = spins;
     work(Worker{omp_get_thread_num(), omp_get_num_threads(), barriers.get()});
   }
 #else

@@ -414,8 +414,11 @@ class Forward {
       load_pre_tile<MR, NU>(step, v, b, acc);
     }
     split_n<MR, NU>(step.d, v, acc, n);
+    alignas(64) C input_part[MR * NV * L];
+    set_aside<MR, NV>(acc, input_part);
     accumulate<MR, NV>(P_, step.h_in + b * h_stride_, h_stride_, a.w_hh + v * L * G * P_, NV * L,
                        acc);
+    add_back<MR, NV>(acc, input_part);
     apply_cell<MR, NU>(step, v, b, acc, n);
   }
 

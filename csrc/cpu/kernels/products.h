@@ -367,7 +367,13 @@ class Products {
     for (int64_t i = 0; i < count; i += L) {
       const int k = static_cast<int>(smaller(L, count - i));
       V sum = V::zero();
-      for (int64_t r = 0; r < rows; ++r) sum = sum + load_lanes<V>(a + r * columns_ + i, k);
+      for (int64_t r0 = 0; r0 < rows; r0 += kSumRows) {  // in blocks, as all long sums
+        V part = V::zero();
+        for (int64_t r = r0; r < smaller(rows, r0 + kSumRows); ++r) {
+          part = part + load_lanes<V>(a + r * columns_ + i, k);
+        }
+        sum = sum + part;
+      }
       for (C* b : {b_ih, b_hh}) {
         if (b) store_lanes(first ? sum : sum + load_lanes<V>(b + i, k), b + i, k);
       }

@@ -38,54 +38,70 @@ FASTRNN_INLINE void accumulate_block(int64_t terms, const C* a, int64_t lda, con
   }
 }
 
-// The same for any number of terms: long sums run in blocks of kSumTerms, each
-// from zero, which divides their rounding error by about the number of blocks.
+// acc goes to `aside` and starts anew from zero; add_back adds what was there.
+template <int MR, int NV, class V, class C = typename V::Scalar>
+FASTRNN_INLINE void set_aside(V (&acc)[MR][NV], C* aside) {
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      acc[m][v].store(aside + (m * NV + v) * V::kLanes);
+      acc[m][v] = V::zero();
+    }
+  }
+}
+template <int MR, int NV, class V, class C = typename V::Scalar>
+FASTRNN_INLINE void add_back(V (&acc)[MR][NV], const C* aside) {
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      acc[m][v] = acc[m][v] + V::load(aside + (m * NV + v) * V::kLanes);
+    }
+  }
+}
+
+// Calls block(first term, count), which adds that many terms to acc, for blocks of kSumTerms
+// terms, each of several starting from zero: that divides the rounding error of a long sum by
+// about the square root of the number of blocks.
+template <int MR, int NV, class V, class F>
+FASTRNN_INLINE void sum_in_blocks(int64_t terms, V (&acc)[MR][NV], F&& block) {
+  alignas(64) typename V::Scalar before[MR * NV * V::kLanes];
+  const bool several = terms > kSumTerms;
+  for (int64_t k = 0; k < terms; k += kSumTerms) {
+    if (several) set_aside(acc, before);
+    block(k, terms - k < kSumTerms ? terms - k : kSumTerms);
+    if (several) add_back(acc, before);
+  }
+}
+
+// acc[m][v] += sum over k of a[m * lda + k] * w[k * ldw + v * kLanes + lane]
 template <int MR, int NV, class V, class C = typename V::Scalar>
 FASTRNN_INLINE void accumulate(int64_t terms, const C* a, int64_t lda, const C* w, int64_t ldw,
                                V (&acc)[MR][NV]) {
-  alignas(64) C total[MR * NV * V::kLanes];
-  const bool blocked = terms > kSumTerms;
-  for (int64_t k = 0; k < terms; k += kSumTerms) {
-    if (blocked) {
-#pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v) {
-          acc[m][v].store(total + (m * NV + v) * V::kLanes);
-          acc[m][v] = V::zero();
-        }
-      }
-    }
-    const int64_t count = terms - k < kSumTerms ? terms - k : kSumTerms;
+  sum_in_blocks(terms, acc, [&](int64_t k, int64_t count) __attribute__((always_inline)) {
     accumulate_block<MR, NV>(count, a + k, lda, w + k * ldw, ldw, acc);
-    if (blocked) {
-#pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v) {
-          acc[m][v] = acc[m][v] + V::load(total + (m * NV + v) * V::kLanes);
-        }
-      }
-    }
-  }
+  });
 }
 
 // acc[m][v] += sum over k of a[k * MR + m] * w[(k * NV + v) * kLanes + lane]
 template <int MR, int NV, class V, class C = typename V::Scalar>
 FASTRNN_INLINE void accumulate_packed(int64_t terms, const C* a, const C* w, V (&acc)[MR][NV]) {
-  for (int64_t k = 0; k < terms; ++k) {
-    V b[NV];
+  sum_in_blocks(terms, acc, [&](int64_t first, int64_t count) __attribute__((always_inline)) {
+    const C* x = a + first * MR;
+    const C* b = w + first * NV * V::kLanes;
+    for (int64_t k = 0; k < count; ++k, x += MR, b += NV * V::kLanes) {
+      V vectors[NV];
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) b[v] = V::load(w + v * V::kLanes);
+      for (int v = 0; v < NV; ++v) vectors[v] = V::load(b + v * V::kLanes);
 #pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-      const V x = V::set1(a[m]);
+      for (int m = 0; m < MR; ++m) {
+        const V row = V::set1(x[m]);
 #pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) acc[m][v] = fma(x, b[v], acc[m][v]);
+        for (int v = 0; v < NV; ++v) acc[m][v] = fma(row, vectors[v], acc[m][v]);
+      }
     }
-    a += MR;
-    w += NV * V::kLanes;
-  }
+  });
 }
 
 // out[i] = sum over k of a[k] * rows[i][k]: N rows of a row-major matrix.

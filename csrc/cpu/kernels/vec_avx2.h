@@ -97,6 +97,9 @@ struct Vec<float> {
   friend FASTRNN_INLINE Vec zero_where_not_positive(Vec test, Vec a) {
     return {_mm256_and_ps(_mm256_cmp_ps(test.v, _mm256_setzero_ps(), _CMP_NLE_UQ), a.v)};
   }
+  friend FASTRNN_INLINE Vec select_greater(Vec a, Vec b, Vec yes, Vec no) {
+    return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ))};
+  }
   FASTRNN_INLINE float sum() const {
     __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     x = _mm_add_ps(x, _mm_movehl_ps(x, x));
@@ -169,6 +172,9 @@ struct Vec<double> {
   }
   friend FASTRNN_INLINE Vec zero_where_not_positive(Vec test, Vec a) {
     return {_mm256_and_pd(_mm256_cmp_pd(test.v, _mm256_setzero_pd(), _CMP_NLE_UQ), a.v)};
+  }
+  friend FASTRNN_INLINE Vec select_greater(Vec a, Vec b, Vec yes, Vec no) {
+    return {_mm256_blendv_pd(no.v, yes.v, _mm256_cmp_pd(a.v, b.v, _CMP_GT_OQ))};
   }
   FASTRNN_INLINE double sum() const {
     const __m128d x = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));

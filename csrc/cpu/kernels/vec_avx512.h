@@ -87,6 +87,9 @@ struct Vec<float> {
     const __mmask16 keep = _mm512_cmp_ps_mask(test.v, _mm512_setzero_ps(), _CMP_NLE_UQ);
     return {_mm512_maskz_mov_ps(keep, a.v)};
   }
+  friend FASTRNN_INLINE Vec select_greater(Vec a, Vec b, Vec yes, Vec no) {
+    return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ), no.v, yes.v)};
+  }
   FASTRNN_INLINE float sum() const { return _mm512_reduce_add_ps(v); }
 
   static FASTRNN_INLINE __m512d pd(Vec x) { return _mm512_castps_pd(x.v); }
@@ -152,6 +155,9 @@ struct Vec<double> {
   friend FASTRNN_INLINE Vec zero_where_not_positive(Vec test, Vec a) {
     const __mmask8 keep = _mm512_cmp_pd_mask(test.v, _mm512_setzero_pd(), _CMP_NLE_UQ);
     return {_mm512_maskz_mov_pd(keep, a.v)};
+  }
+  friend FASTRNN_INLINE Vec select_greater(Vec a, Vec b, Vec yes, Vec no) {
+    return {_mm512_mask_blend_pd(_mm512_cmp_pd_mask(a.v, b.v, _CMP_GT_OQ), no.v, yes.v)};
   }
   FASTRNN_INLINE double sum() const { return _mm512_reduce_add_pd(v); }
 

@@ -5,8 +5,8 @@
 //   fnma(a, b, c) = c - a*b, min_keep_nan(x, limit), max_keep_nan(x, limit)
 //   (NaN in x stays), abs, copysign(magnitude >= 0, sign), round (to even),
 //   scale(a, n) = a * 2^n, zero_where_not_positive(test, a) (NaN in test
-//   keeps a), sum(), transpose(rows) (kLanes vectors: rows[i] lane j <-> rows[j]
-//   lane i). 0 < n < kLanes.
+//   keeps a), select_greater(a, b, yes, no) (NaN in a: no), sum(), transpose(rows) (kLanes vectors:
+//   rows[i] lane j <-> rows[j] lane i). 0 < n < kLanes.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -152,6 +152,9 @@ struct Vec {
   }
   friend FASTRNN_INLINE Vec zero_where_not_positive(Vec test, Vec a) {
     return {test.v <= 0 ? Lanes{} : a.v};
+  }
+  friend FASTRNN_INLINE Vec select_greater(Vec a, Vec b, Vec yes, Vec no) {
+    return {a.v > b.v ? yes.v : no.v};
   }
   FASTRNN_INLINE C sum() const {
     C s = v[0];

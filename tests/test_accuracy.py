@@ -1,0 +1,52 @@
+"""How large errors are: of the functions in units in the last place, of layers beside torch.nn's.
+
+tests/tolerances.py bounds every single tensor; rounding is luck there, so the bound has room.
+Here luck is averaged out, over elements, tensors, sizes and seeds, and there is no room.
+"""
+
+import copy
+import math
+
+import numpy
+import pytest
+import torch
+
+from fastrnn import _ops
+from tests.cases import Case, module_results
+
+SIZES = [(40, 32, 10, 32), (40, 8, 64, 64), (40, 1, 128, 128), (40, 2, 300, 200)]
+
+
+@pytest.mark.parametrize("name, gate", [("sigmoid", 0), ("tanh", 2)])
+def test_functions(cpu_target, name, gate):
+    """The gates of an LSTM whose pre-activations are the input itself."""
+    x = torch.cat(
+        [torch.linspace(-30, 30, 40_000), torch.randn(20_000) * 1e-3, torch.randn(20_000)]
+    )
+    params = [torch.ones(4, 1), torch.zeros(4, 1)]
+    gates = _ops.lstm_forward(x.view(1, -1, 1), None, None, None, params, False, False, True)[3]
+    exact = getattr(torch, name)(x.double())
+    ulp = torch.from_numpy(numpy.spacing(exact.abs().float().numpy())).double()
+    assert ((gates[0, :, gate].double() - exact).abs() / ulp).max() <= 2.5
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn_tanh"])
+def test_layers(cpu_target, kind):
+    """Root mean square errors of the output and of every gradient, in float32."""
+    ratios = {}
+    for size in SIZES:
+        for _ in range(2):
+            case = Case(kind, *size)
+            theirs, ours = case.modules()
+            data = case.data()
+            exact = module_results(copy.deepcopy(theirs).double(), data.to(torch.float64))
+            their_results, our_results = module_results(theirs, data), module_results(ours, data)
+            for name, expected in exact.items():
+                errors = [
+                    (r[name] - expected).square().mean() for r in (our_results, their_results)
+                ]
+                ratios.setdefault(name, []).append(0.5 * math.log(errors[0] / errors[1]))
+    means = {name: math.exp(sum(v) / len(v)) for name, v in ratios.items()}
+    overall = math.exp(sum(map(sum, ratios.values())) / sum(map(len, ratios.values())))
+    assert overall <= 1.0, means
+    assert max(means.values()) <= 1.1, means
