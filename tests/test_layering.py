@@ -12,11 +12,12 @@ PACKAGE, CSRC = ROOT / "fastrnn", ROOT / "csrc"
 
 # module -> modules of fastrnn that it may import; "" is the package itself.
 IMPORTS = {
-    "__init__": {"_version", "functional", "modules"},
+    "__init__": {"_version", "conversion", "functional", "modules"},
     "__main__": {"", "_ops"},
     "_autograd": {"_ops"},
     "_ops": {"_C"},
     "_version": set(),
+    "conversion": {"modules"},
     "functional": {"_autograd", "_ops"},
     "modules": {"functional"},
     "reference": set(),
