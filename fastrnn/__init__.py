@@ -8,7 +8,7 @@
 PyTorch. ``python -m fastrnn`` prints versions, compiler and CPU target.
 """
 
-from fastrnn import functional
+from fastrnn import functional, onnx
 from fastrnn._version import __version__
 from fastrnn.conversion import Conversion, convert, patch_torch_nn, restore
 from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
@@ -24,6 +24,7 @@ __all__ = [
     "__version__",
     "convert",
     "functional",
+    "onnx",
     "patch_torch_nn",
     "restore",
 ]
