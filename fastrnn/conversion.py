@@ -161,8 +161,8 @@ def patch_torch_nn():
     try:
         yield
     finally:
+        _unwrap_constructors()  # first: reset raises where another task ends the block
         _active.reset(token)
-        _unwrap_constructors()
 
 
 def _wrap_constructors():

@@ -5,11 +5,13 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.nn.utils.rnn import pack_sequence
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import fastrnn
+from fastrnn import _ops
 from tests.cases import CELLS, LAYERS
 
 SETTINGS = [(name, {}) for name in LAYERS + CELLS]
@@ -69,6 +71,31 @@ def test_autocast(name, options, packed, outside):
         # Relative to the largest value: bfloat16 keeps 8 bits, and errors of six steps add up.
         limit = 0.04 * expected.float().abs().max().item()
         torch.testing.assert_close(actual.float(), expected.float(), rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize("name", LAYERS + CELLS)
+def test_cuda_autocast_without_a_device(name, monkeypatch):
+    """Fake CUDA tensors, as if there were kernels: everything comes in the autocast dtype."""
+    monkeypatch.setattr(_ops, "DEVICE_TYPES", _ops.DEVICE_TYPES | {"cuda"})
+    module, x = getattr(fastrnn, name)(3, 4), data(name)
+
+    def dtypes():
+        return {t.dtype for t in leaves(torch.func.functional_call(module, weights, fake))}
+
+    with FakeTensorMode():
+        weights = {n: torch.empty(p.shape, device="cuda") for n, p in module.named_parameters()}
+        fake = torch.empty(x.shape, device="cuda")
+        assert dtypes() == {torch.float32}
+        with torch.autocast("cpu", dtype=torch.bfloat16):  # of another device
+            assert dtypes() == {torch.float32}
+        enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+        torch.set_autocast_enabled("cuda", True)  # torch.autocast would ask for a device
+        torch.set_autocast_dtype("cuda", torch.float16)
+        try:
+            assert dtypes() == {torch.float16}
+        finally:
+            torch.set_autocast_enabled("cuda", enabled)
+            torch.set_autocast_dtype("cuda", dtype)
 
 
 @pytest.mark.parametrize("name", LAYERS + CELLS)
