@@ -6,6 +6,8 @@ timing.py   interleaved timing and its statistics
 suites.py   one function per suite, each yields rows
 peers.py    ONNX Runtime and OpenVINO, optional
 memory.py   peak memory of one layer, measured in a fresh process
+probes.py   what one can do with a layer: a function per capability, tried on both libraries
+capabilities.py  `python -m benchmarks.capabilities`: the table of the probes
 report.py   tables, the bars, the environment, JSON
 plot.py     PNG plots (needs matplotlib)
 progress.py a progress bar on stderr

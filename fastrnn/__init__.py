@@ -8,17 +8,23 @@
 PyTorch. ``python -m fastrnn`` prints versions, compiler and CPU target.
 """
 
-from fastrnn import functional
+from fastrnn import functional, onnx
 from fastrnn._version import __version__
+from fastrnn.conversion import Conversion, convert, patch_torch_nn, restore
 from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
 __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "Conversion",
     "GRUCell",
     "LSTMCell",
     "RNNCell",
     "__version__",
+    "convert",
     "functional",
+    "onnx",
+    "patch_torch_nn",
+    "restore",
 ]

@@ -20,8 +20,13 @@ from fastrnn import _ops
 # -- Layers: the operator alone where no graph is wanted, else the Function ---------------------
 
 
+_is_exporting = getattr(torch.compiler, "is_exporting", bool)  # torch 2.6 has none
+
+
 def _records(*tensors):
     """Whether this call must leave a graph behind (or let apply refuse forward-mode AD)."""
+    if _is_exporting():
+        return False  # what is exported is the operator: a Function would save, to no end
     if torch.is_grad_enabled():
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:

@@ -9,7 +9,9 @@ Common to all functions
         float32. Under CPU autocast as torch.nn: `rnn`, `rnn_cell` and `lstm` return the autocast
         dtype; `gru`, both other cells, and `lstm` on packed data of different lengths return the
         wider of it and the dtype of hx (of input without hx). A projected `lstm` returns output
-        and h_n in the autocast dtype, c_n in the wider one. float64 is left alone.
+        and h_n in the autocast dtype, c_n in the wider one. float64 is left alone. While
+        torch.compile or torch.export trace, packed data counts as of different lengths. Under CUDA
+        autocast all return the autocast dtype (untested where there is no such device).
     devices: those that this build has kernels for. On any other device, and for other dtypes,
         the functions call torch's own implementation.
     layout: any strides. `output` is contiguous as `[T, B, D*P]`, also with batch_first.
@@ -272,12 +274,11 @@ def _stack(
     """`(output, final states)`. states is `(h0, c0)` or `(h0,)`, with None for zeros."""
     try:
         dtype, narrow = input.dtype, None
-        if torch.is_autocast_enabled("cpu"):
+        if _autocasts(input):
             projected = cell is _LSTM and len(params) == num_layers * (
                 2 if bidirectional else 1
             ) * (5 if has_biases else 3)
-            ragged = batch_sizes is not None and bool(batch_sizes[0] != batch_sizes[-1])
-            composed = ragged or projected
+            composed = projected or (cell is _LSTM and _is_ragged(batch_sizes))
             input, states, params, narrow = _autocast(
                 cell, input, states, params, composed, projected
             )
@@ -355,7 +356,7 @@ def _step(cell, input, states, w_ih, w_hh, b_ih, b_hh):
         if dim == 1:
             input = input.unsqueeze(0)
             states = [None if state is None else state.unsqueeze(0) for state in states]
-        if torch.is_autocast_enabled("cpu"):
+        if _autocasts(input):
             weights = [w_ih, w_hh, b_ih, b_hh]
             input, states, weights, _ = _autocast(cell, input, states, weights, True, False)
             w_ih, w_hh, b_ih, b_hh = weights
@@ -444,10 +445,15 @@ def _check_stack(
 
 
 def _leading_batch(states, batch_sizes):
-    """batch_sizes[0], or the rows of a state where reading it would wait or break a graph."""
-    if type(batch_sizes) is Tensor:
+    """batch_sizes[0]. Where it has no value yet, the rows of h_0: then the operator compares."""
+    if _has_value(batch_sizes):
         return int(batch_sizes[0])
-    return batch_sizes[0] if states[0] is None else states[0].shape[1]
+    return None if states[0] is None else states[0].shape[1]
+
+
+def _has_value(tensor):
+    """False while torch.compile or torch.export trace, and of fake tensors."""
+    return type(tensor) is Tensor and not torch.compiler.is_compiling()
 
 
 def _raise_state(name, argument, state, size_name, expected, batch_sizes):
@@ -535,19 +541,35 @@ def _what(value):
 # -- Autocast, and what torch computes ------------------------------------------------------------
 
 
+def _autocasts(input):
+    """Whether autocast is on for a call that kernels of ours compute: torch's own see to it."""
+    if input.is_cpu:
+        return torch.is_autocast_enabled("cpu")
+    return input.is_cuda and "cuda" in _ops.DEVICE_TYPES and torch.is_autocast_enabled("cuda")
+
+
+def _is_ragged(batch_sizes):
+    """Whether packed data has different lengths; while a graph is traced, whether it may have."""
+    if batch_sizes is None or not _has_value(batch_sizes):
+        return batch_sizes is not None
+    return bool(batch_sizes[0] != batch_sizes[-1])
+
+
 def _autocast(cell, input, states, params, composed, projected):
     """Arguments in the dtype that torch.nn would return, and a narrower one for h or None.
 
-    torch.nn's RNN and its fused LSTM give the autocast dtype. Where it composes an LSTM or GRU from
-    operations, products are narrow, but a state promotes the result, unless h is projected.
+    On CUDA all of torch.nn's give the autocast dtype. On the CPU its RNN and its fused LSTM do.
+    Where it composes an LSTM or GRU from operations there, products are narrow, but a state
+    promotes the result, unless h is projected.
     """
     tensors = [t for t in (input, *states, *params) if t is not None]
     if not all(t.is_floating_point() and t.dtype is not torch.float64 for t in tensors):
         return input, states, params, None
-    narrow = torch.get_autocast_dtype("cpu")
+    narrow = torch.get_autocast_dtype(input.device.type)
     state = input if states[0] is None else states[0]
     wide = torch.promote_types(narrow, state.dtype)
-    dtype = wide if cell is _GRU or (cell is _LSTM and composed) else narrow
+    promotes = input.is_cpu and (cell is _GRU or (cell is _LSTM and composed))
+    dtype = wide if promotes else narrow
 
     def cast(tensor):
         return None if tensor is None else tensor.to(dtype)
@@ -556,7 +578,7 @@ def _autocast(cell, input, states, params, composed, projected):
         cast(input),
         tuple(cast(state) for state in states),
         [cast(param) for param in params],
-        narrow if projected else None,
+        narrow if promotes and projected else None,
     )
 
 

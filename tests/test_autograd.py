@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.utils.checkpoint import checkpoint
 
 import fastrnn
 from tests.cases import CELLS, KINDS, LAYERS, Case
@@ -252,16 +251,6 @@ def test_forward_mode_is_refused(name, gradients):
         dual = torch.autograd.forward_ad.make_dual(x.detach(), torch.ones_like(x))
         with pytest.raises(Exception, match="jvp|forward mode"):
             module(dual)
-
-
-@pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpointing(name, reentrant):
-    module, x = make(name)
-    expected = torch.autograd.grad(module(x)[0].sum(), [x, *module.parameters()])
-    checkpoint(lambda x: module(x)[0], x, use_reentrant=reentrant).sum().backward()
-    actual = [x.grad, *(p.grad for p in module.parameters())]
-    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,15 +13,19 @@ PACKAGE, CSRC = ROOT / "fastrnn", ROOT / "csrc"
 
 # module -> modules of fastrnn that it may import; "" is the package itself.
 IMPORTS = {
-    "__init__": {"_version", "functional", "modules"},
+    "__init__": {"_version", "conversion", "functional", "modules", "onnx"},
     "__main__": {"", "_ops"},
     "_autograd": {"_ops"},
     "_ops": {"_C"},
     "_version": set(),
+    "conversion": {"modules"},
     "functional": {"_autograd", "_ops"},
     "modules": {"functional"},
+    "onnx": {"_ops"},
     "reference": set(),
 }
+# Optional packages: imported inside a function, which says what to install.
+OPTIONAL = {"onnx": {"onnxscript"}}
 
 # folder or file under csrc (the longest that fits counts) -> the beginnings of the paths that it
 # may include. Headers of the standard library, of intrinsics and of the system are free for all.
@@ -81,7 +86,13 @@ def test_imports(path):
     ours, others = imported(path)
     assert path.stem in IMPORTS, f"{path.name} has no row in IMPORTS, nor in docs/design.md"
     assert ours <= IMPORTS[path.stem]
-    assert others <= {"torch"} | set(sys.stdlib_module_names)
+    assert others <= {"torch"} | set(sys.stdlib_module_names) | OPTIONAL.get(path.stem, set())
+
+
+def test_optional_packages_are_not_imported_at_once():
+    code = "import sys, fastrnn; print(*({'onnx', 'onnxscript', 'onnxruntime'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0 and run.stdout.split() == [], run.stderr
 
 
 @pytest.mark.parametrize("place", sources())

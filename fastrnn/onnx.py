@@ -1,0 +1,121 @@
+"""The operators as nodes of ONNX, for `torch.onnx.export(..., dynamo=True)`.
+
+Sources: the operators LSTM, GRU and RNN of the ONNX specification, opset 14 (the rows of their
+weights are in another order), and `custom_translation_table` of torch.onnx.export. That exporter
+needs onnxscript, which is imported when the table is asked for: fastrnn does not depend on it.
+"""
+
+from fastrnn import _ops
+
+__all__ = ["translation_table"]
+
+# Blocks of rows of our weights (i, f, g, o; r, z, n) in the order of ONNX (i, o, f, c; z, r, h).
+_GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
+
+
+def translation_table() -> dict:
+    """What `torch.onnx.export` needs to write fastrnn's layers and cells as standard ONNX nodes.
+
+    ::
+
+        torch.onnx.export(model.eval(), (x,), "model.onnx", dynamo=True,
+                          custom_translation_table=fastrnn.onnx.translation_table())
+
+    One direction-complete layer becomes one LSTM, GRU (linear_before_reset=1) or RNN node; cells
+    one of a single step. All options are supported but these, for which the exporter reports a
+    NotImplementedError: projections (ONNX's LSTM has none) and packed input (ONNX has no packed
+    rows; export the layer on padded input).
+
+    Returns:
+        A dict from operator to translation, to be passed on, alone or merged with others.
+
+    Raises:
+        ImportError: onnxscript is not installed.
+    """
+    try:
+        from onnxscript import opset18 as op
+    except ImportError as error:
+        raise ImportError(
+            "fastrnn.onnx: exporting to ONNX needs the packages onnx and onnxscript: "
+            "pip install onnx onnxscript"
+        ) from error
+
+    def lstm(input, batch_sizes, h0, c0, params, has_biases, bidirectional, save):
+        layer = _Layer("LSTM", op, input, batch_sizes, params, has_biases, bidirectional)
+        if len(params) == layer.directions * (5 if has_biases else 3):
+            raise NotImplementedError(
+                "fastrnn.onnx: an LSTM with proj_size cannot be exported, for ONNX's LSTM has no "
+                "projection"
+            )
+        return layer.outputs(op.LSTM(*layer.arguments(h0), c0, **layer.attributes))
+
+    def gru(input, batch_sizes, h0, params, has_biases, bidirectional, save):
+        layer = _Layer("GRU", op, input, batch_sizes, params, has_biases, bidirectional)
+        attributes = layer.attributes | {"linear_before_reset": 1}
+        return layer.outputs(op.GRU(*layer.arguments(h0), **attributes))
+
+    def rnn(input, batch_sizes, h0, params, has_biases, bidirectional, nonlinearity, save):
+        layer = _Layer("RNN", op, input, batch_sizes, params, has_biases, bidirectional)
+        activations = [{"tanh": "Tanh", "relu": "Relu"}[nonlinearity]] * layer.directions
+        attributes = layer.attributes | {"activations": activations}
+        return layer.outputs(op.RNN(*layer.arguments(h0), **attributes))
+
+    return {_ops.lstm_forward: lstm, _ops.gru_forward: gru, _ops.rnn_forward: rnn}
+
+
+class _Layer:
+    """The arguments of one ONNX node from those of one operator, and the way back.
+
+    Everything that is done to weights here becomes a node that the exporter or the runtime folds.
+    """
+
+    def __init__(self, kind, op, input, batch_sizes, params, has_biases, bidirectional):
+        if batch_sizes is not None:
+            raise NotImplementedError(
+                f"fastrnn.onnx: {kind} on a PackedSequence cannot be exported, for ONNX has no "
+                "packed rows; export it on padded input"
+            )
+        self.kind, self.op, self.input = kind, op, input
+        self.params, self.has_biases = params, has_biases
+        self.directions = 2 if bidirectional else 1
+        self.hidden_size = int(params[1].shape[1])
+        self.attributes = {
+            "hidden_size": self.hidden_size,
+            "direction": "bidirectional" if bidirectional else "forward",
+        }
+
+    def arguments(self, h0):
+        """X, W `[D, G*H, I]`, R `[D, G*H, H]`, B `[D, 2*G*H]`, no sequence_lens, initial_h."""
+        w, r = self._stacked(0), self._stacked(1)
+        b = None
+        if self.has_biases:
+            b = self.op.Concat(self._stacked(2), self._stacked(3), axis=1)
+        return self.input, w, r, b, None, h0
+
+    def outputs(self, results):
+        """Y `[T, D, B, H]` as output `[T, B, D*H]`; the final states as they are."""
+        y, *finals = results
+        y = self.op.Transpose(y, perm=[0, 2, 1, 3])
+        y = self.op.Reshape(y, self.op.Constant(value_ints=[0, 0, -1]))
+        return y, *finals
+
+    def _stacked(self, index):
+        """One parameter of every direction, its blocks of rows in ONNX's order, `[D, ...]`."""
+        op, gates, stacked = self.op, _GATES[self.kind], []
+        per_direction = len(self.params) // self.directions
+        axis = op.Constant(value_ints=[0])
+        for direction in range(self.directions):
+            parameter = self.params[direction * per_direction + index]
+            if len(gates) > 1:
+                # Not Split: the exporter folds constants through operators of one output only.
+                rows = int(parameter.shape[0]) // len(gates)
+                blocks = [self._rows(parameter, gate * rows, rows) for gate in gates]
+                parameter = op.Concat(*blocks, axis=0)
+            stacked.append(op.Unsqueeze(parameter, axis))
+        return stacked[0] if len(stacked) == 1 else op.Concat(*stacked, axis=0)
+
+    def _rows(self, parameter, start, count):
+        starts, ends, axes = (
+            self.op.Constant(value_ints=[value]) for value in (start, start + count, 0)
+        )
+        return self.op.Slice(parameter, starts, ends, axes)

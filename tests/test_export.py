@@ -1,0 +1,190 @@
+"""torch.export, AOTInductor packages and ONNX: the program has eager's numbers at other sizes."""
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim, export
+from torch.nn.utils.rnn import pack_sequence
+
+import fastrnn
+from tests.cases import CELLS, LAYERS
+
+OPTIONS = [
+    {},
+    {"num_layers": 2, "bidirectional": True, "batch_first": True, "dropout": 0.5},
+    {"bias": False},
+    {"proj_size": 2},
+]
+SETTINGS = [(name, o) for name in LAYERS for o in OPTIONS if name == "LSTM" or "proj_size" not in o]
+SETTINGS += [("RNN", {"nonlinearity": "relu"}), *((name, {}) for name in CELLS)]
+T, B = Dim("T", min=2, max=4096), Dim("B", min=2, max=4096)
+
+
+def leaves(result):
+    return torch.utils._pytree.tree_leaves(result)
+
+
+def arguments_of(name, options, hx, steps=5, batch=6):
+    """Positional arguments of a layer or cell with input_size 3 and hidden_size 4."""
+    if name in CELLS:
+        x, shape = torch.randn(batch, 3), (batch,)
+    else:
+        sizes = (batch, steps) if options.get("batch_first") else (steps, batch)
+        layers = options.get("num_layers", 1) * (2 if options.get("bidirectional") else 1)
+        x, shape = torch.randn(*sizes, 3), (layers, batch)
+    if not hx:
+        return (x,)
+    h, c = torch.randn(*shape, options.get("proj_size", 4)), torch.randn(*shape, 4)
+    return x, ((h, c) if name.startswith("LSTM") else h)
+
+
+def dynamic_shapes(name, options, hx):
+    if name in CELLS:
+        x, state = {0: B}, {0: B}
+    else:
+        x = {0: B, 1: T} if options.get("batch_first") else {0: T, 1: B}
+        state = {1: B}
+    return (x, (state, state) if name.startswith("LSTM") else state) if hx else (x,)
+
+
+def operators(program):
+    return [n.target for n in program.graph.nodes if "fastrnn" in str(n.target)]
+
+
+@pytest.mark.parametrize(("strict", "hx"), [(True, False), (False, True)], ids=str)
+@pytest.mark.parametrize(("name", "options"), SETTINGS, ids=str)
+def test_export(name, options, hx, strict):
+    module = getattr(fastrnn, name)(3, 4, **options).eval()
+    shapes = dynamic_shapes(name, options, hx)
+    program = export(module, arguments_of(name, options, hx), dynamic_shapes=shapes, strict=strict)
+    stem = name.removesuffix("Cell").lower()
+    expected = getattr(torch.ops.fastrnn, f"{stem}_forward").default
+    assert operators(program) == [expected] * options.get("num_layers", 1)
+    for node in program.graph.nodes:  # an exported program keeps nothing for a backward
+        assert node.target is not expected or node.args[-1] is False
+    for sizes in ((5, 6), (9, 2), (2, 30)):
+        arguments = arguments_of(name, options, hx, *sizes)
+        actual, wanted = program.module()(*arguments), module(*arguments)
+        torch.testing.assert_close(leaves(actual), leaves(wanted), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
+def test_export_of_packed_data(strict):
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = fastrnn.LSTM(3, 4, bidirectional=True)
+
+        def forward(self, data, batch_sizes, hx):
+            packed = nn.utils.rnn.PackedSequence(data, batch_sizes)
+            output, (h_n, _) = self.rnn(packed, hx)
+            return output.data, h_n
+
+    def arguments(*lengths):
+        packed = pack_sequence([torch.randn(n, 3) for n in lengths])
+        h = torch.randn(2, len(lengths), 4)
+        return packed.data, packed.batch_sizes, (h, h)
+
+    module = Encoder()
+    rows = Dim("rows", min=2, max=4096)
+    shapes = ({0: rows}, {0: T}, ({1: B}, {1: B}))
+    program = export(module, arguments(6, 5, 3), dynamic_shapes=shapes, strict=strict)
+    for lengths in ((6, 5, 3), (9, 2), (4, 4, 4, 1)):
+        values = arguments(*lengths)
+        actual, wanted = program.module()(*values), module(*values)
+        torch.testing.assert_close(actual, wanted, rtol=0, atol=0)
+
+
+def test_saved_program(tmp_path):
+    module = fastrnn.GRU(3, 4, 2)
+    program = export(module, (torch.randn(5, 6, 3),), dynamic_shapes=({0: T, 1: B},))
+    torch.export.save(program, tmp_path / "gru.pt2")
+    loaded, x = torch.export.load(tmp_path / "gru.pt2").module(), torch.randn(7, 2, 3)
+    torch.testing.assert_close(loaded(x), module(x), rtol=0, atol=0)
+
+
+def test_aot_inductor(tmp_path):
+    """One package of a layer and a cell, loaded and run at sizes that it was not compiled for."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = fastrnn.LSTM(3, 4, 2, bidirectional=True, batch_first=True)
+            self.cell = fastrnn.GRUCell(8, 5)
+
+        def forward(self, x):
+            y, (h_n, _) = self.lstm(x)
+            return self.cell(y[:, -1].relu()), h_n
+
+    module = Model().eval()
+    program = export(module, (torch.randn(6, 5, 3),), dynamic_shapes=({0: B, 1: T},))
+    path = torch._inductor.aoti_compile_and_package(
+        program, package_path=str(tmp_path / "model.pt2")
+    )
+    loaded = torch._inductor.aoti_load_package(path)
+    for sizes in ((6, 5), (3, 11)):
+        x = torch.randn(*sizes, 3)
+        torch.testing.assert_close(leaves(loaded(x)), leaves(module(x)))
+
+
+# -- ONNX ----------------------------------------------------------------------------------------
+
+
+def exported_to_onnx(module, arguments, shapes):
+    pytest.importorskip("onnx", reason="optional: pip install onnx onnxscript onnxruntime")
+    pytest.importorskip("onnxscript", reason="optional: pip install onnx onnxscript onnxruntime")
+    table = fastrnn.onnx.translation_table()
+    program = torch.onnx.export(
+        module, arguments, dynamo=True, dynamic_shapes=shapes, custom_translation_table=table,
+        verbose=False,
+    )  # fmt: skip
+    return program.model_proto
+
+
+@pytest.mark.parametrize("hx", [False, True], ids=["zeros", "hx"])
+@pytest.mark.parametrize(
+    ("name", "options"), [s for s in SETTINGS if "proj_size" not in s[1]], ids=str
+)
+def test_onnx(name, options, hx):
+    module = getattr(fastrnn, name)(3, 4, **options).eval()
+    shapes = dynamic_shapes(name, options, hx)
+    model = exported_to_onnx(module, arguments_of(name, options, hx), shapes)
+    import onnx
+
+    onnx.checker.check_model(model, full_check=True)
+    kind = name.removesuffix("Cell")
+    nodes = [node.op_type for node in model.graph.node]
+    assert nodes.count(kind) == options.get("num_layers", 1)
+    # Weights are constants in ONNX's order: what is left of the graph moves data.
+    moves = {"Transpose", "Reshape", "Split", "Concat", "Squeeze", "Unsqueeze"}
+    assert set(nodes) <= {kind} | moves and len(nodes) <= 12
+    assert all(node.domain == "" for node in model.graph.node)
+    onnxruntime = pytest.importorskip("onnxruntime", reason="optional: pip install onnxruntime")
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    for sizes in ((5, 6), (9, 2)):
+        arguments = arguments_of(name, options, hx, *sizes)
+        names = [value.name for value in session.get_inputs()]
+        feed = {n: t.numpy() for n, t in zip(names, leaves(arguments), strict=True)}
+        actual = [torch.from_numpy(t) for t in session.run(None, feed)]
+        expected = [t.detach() for t in leaves(module(*arguments))]
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def causes(error):
+    while error is not None:
+        yield str(error)
+        error = error.__cause__
+
+
+def test_onnx_has_no_projection():
+    with pytest.raises(Exception, match="ONNX") as raised:
+        exported_to_onnx(fastrnn.LSTM(3, 4, proj_size=2), (torch.randn(5, 6, 3),), None)
+    assert any("ONNX's LSTM has no projection" in text for text in causes(raised.value))
+
+
+def test_onnx_says_what_is_missing(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(ImportError, match="pip install onnx onnxscript"):
+        fastrnn.onnx.translation_table()
