@@ -14,9 +14,12 @@ PACKAGE, CSRC = ROOT / "fastrnn", ROOT / "csrc"
 IMPORTS = {
     "__init__": {"_version", "functional", "modules"},
     "__main__": {"", "_ops"},
-    "_autograd": {"_ops"},
+    "_autograd": {"_derivatives", "_ops", "_rows", "_vmap"},
+    "_derivatives": {"_ops", "_rows"},
     "_ops": {"_C"},
+    "_rows": set(),
     "_version": set(),
+    "_vmap": {"_ops", "_rows"},
     "functional": {"_autograd", "_ops"},
     "modules": {"functional"},
     "reference": set(),
@@ -38,7 +41,9 @@ INCLUDES = {
     "cpu/team.cpp": ("cpu/team.h", "cpu/params.h"),
     "cpu/memory.h": (),
     "cpu/memory.cpp": ("cpu/memory.h",),
-    "cpu/host.cpp": (*TORCH, "cpu/dispatch.h", "cpu/memory.h", "cpu/params.h", "cpu/team.h"),
+    "cpu/layer.h": (*TORCH, "cpu/dispatch.h", "cpu/memory.h", "cpu/params.h", "cpu/team.h"),
+    "cpu/host.cpp": (*TORCH, "cpu/layer.h"),
+    "cpu/second_order.cpp": (*TORCH, "cpu/layer.h"),
 }
 SYSTEM = re.compile(r"[a-z_0-9]+|[a-z]*intrin\.h|(?:omp|pthread|cpuid|sched|unistd|sys/mman)\.h")
 
