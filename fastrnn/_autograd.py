@@ -29,10 +29,20 @@ def _records(*tensors):
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:
                 return True
-        # Under vmap a tensor does not tell whether one of the levels around it requires gradients.
-        if torch._C._are_functorch_transforms_active():
+        if torch._C._are_functorch_transforms_active() and any(map(_requires_grad, tensors)):
             return True
     return _in_forward_mode()
+
+
+def _requires_grad(tensor):
+    """At any level of torch.func: a tensor that vmap maps does not tell of those around it."""
+    while isinstance(tensor, torch.Tensor):
+        if tensor.requires_grad:
+            return True
+        if not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            return False
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return False
 
 
 def _in_forward_mode():
