@@ -53,7 +53,9 @@ def lstm_layer(input, batch_sizes, states, params, has_biases, bidirectional):
     """One LSTM layer: `(output, h_n, c_n)`. Shapes as of the operator `lstm_forward`."""
     h0, c0 = states
     if _records(input, h0, c0, *params):
-        return _LSTM.apply(input, batch_sizes, h0, c0, has_biases, bidirectional, *params)[:3]
+        return _function(_LSTM).apply(
+            input, batch_sizes, h0, c0, has_biases, bidirectional, *params
+        )[:3]
     return _ops.lstm_forward(input, batch_sizes, h0, c0, params, has_biases, bidirectional, False)[
         :3
     ]
@@ -63,7 +65,7 @@ def gru_layer(input, batch_sizes, states, params, has_biases, bidirectional):
     """One GRU layer: `(output, h_n)`. Shapes as of the operator `gru_forward`."""
     (h0,) = states
     if _records(input, h0, *params):
-        return _GRU.apply(input, batch_sizes, h0, has_biases, bidirectional, *params)[:2]
+        return _function(_GRU).apply(input, batch_sizes, h0, has_biases, bidirectional, *params)[:2]
     return _ops.gru_forward(input, batch_sizes, h0, params, has_biases, bidirectional, False)[:2]
 
 
@@ -71,9 +73,9 @@ def rnn_layer(nonlinearity, input, batch_sizes, states, params, has_biases, bidi
     """One Elman layer: `(output, h_n)`. Shapes as of the operator `rnn_forward`."""
     (h0,) = states
     if _records(input, h0, *params):
-        return _RNN.apply(input, batch_sizes, h0, has_biases, bidirectional, nonlinearity, *params)[
-            :2
-        ]
+        return _function(_RNN).apply(
+            input, batch_sizes, h0, has_biases, bidirectional, nonlinearity, *params
+        )[:2]
     return _ops.rnn_forward(
         input, batch_sizes, h0, params, has_biases, bidirectional, nonlinearity, False
     )[:2]
@@ -198,12 +200,14 @@ class _LSTM(Function):
         return d_input, None, d_h0, d_c0, None, None, *d_params
 
     @staticmethod
+    def vmap(info, in_dims, *arguments):
+        return _vmap_layer(_function(_LSTM), 6, info, in_dims, *arguments)
+
+
+class _DualLSTM(_LSTM):
+    @staticmethod
     def jvp(ctx, t_input, _, t_h0, t_c0, __, ___, *t_params):
         return *_jvp(ctx, t_input, t_h0, t_c0, t_params), None, None, None
-
-    @staticmethod
-    def vmap(info, in_dims, *arguments):
-        return _vmap_layer(_LSTM, 6, info, in_dims, *arguments)
 
 
 class _GRU(Function):
@@ -229,12 +233,14 @@ class _GRU(Function):
         return d_input, None, d_h0, None, None, *d_params
 
     @staticmethod
+    def vmap(info, in_dims, *arguments):
+        return _vmap_layer(_function(_GRU), 5, info, in_dims, *arguments)
+
+
+class _DualGRU(_GRU):
+    @staticmethod
     def jvp(ctx, t_input, _, t_h0, __, ___, *t_params):
         return *_jvp(ctx, t_input, t_h0, None, t_params), None, None
-
-    @staticmethod
-    def vmap(info, in_dims, *arguments):
-        return _vmap_layer(_GRU, 5, info, in_dims, *arguments)
 
 
 class _RNN(Function):
@@ -262,9 +268,19 @@ class _RNN(Function):
         return d_input, None, d_h0, None, None, None, *d_params
 
     @staticmethod
+    def vmap(info, in_dims, *arguments):
+        return _vmap_layer(_function(_RNN), 6, info, in_dims, *arguments)
+
+
+class _DualRNN(_RNN):
+    @staticmethod
     def jvp(ctx, t_input, _, t_h0, __, ___, ____, *t_params):
         return *_jvp(ctx, t_input, t_h0, None, t_params), None
 
-    @staticmethod
-    def vmap(info, in_dims, *arguments):
-        return _vmap_layer(_RNN, 6, info, in_dims, *arguments)
+
+_DUAL = {_LSTM: _DualLSTM, _GRU: _DualGRU, _RNN: _DualRNN}
+
+
+def _function(function):
+    """The one for now: torch.compile takes no Function that has a jvp."""
+    return _DUAL[function] if _in_forward_mode() else function
