@@ -5,6 +5,7 @@ checks.py   the numerical check that every row must pass before it is shown
 timing.py   interleaved timing and its statistics
 suites.py   one function per suite, each yields rows
 peers.py    ONNX Runtime and OpenVINO, optional
+derivatives.py  second derivatives, forward mode, vmap: python -m benchmarks.derivatives
 memory.py   peak memory of one layer, measured in a fresh process
 probes.py   what one can do with a layer: a function per capability, tried on both libraries
 capabilities.py  `python -m benchmarks.capabilities`: the table of the probes

@@ -23,6 +23,9 @@ gru_backward = torch.ops.fastrnn.gru_backward.default
 rnn_forward = torch.ops.fastrnn.rnn_forward.default
 rnn_backward = torch.ops.fastrnn.rnn_backward.default
 layer_gradients = torch.ops.fastrnn.layer_gradients.default
+layer_tangent = torch.ops.fastrnn.layer_tangent.default
+layer_backward = torch.ops.fastrnn.layer_backward.default
+layer_backward_tangent = torch.ops.fastrnn.layer_backward_tangent.default
 
 cpu_targets = _C.cpu_targets
 cpu_target = _C.cpu_target
@@ -176,3 +179,69 @@ def _(cell, d_gates, batch_sizes, batch, input, hidden, h0, w_ih, weights_and_bi
             size = (gates, (input, hidden)[i % 4].shape[-1])
         d_params.append(d_gates.new_empty(size if wanted else (0,)))
     return d_input, d_params
+
+
+class _SavedLayer:
+    """The sizes of one layer, read from its saved tensors: D, N, B, H, P and columns of gates."""
+
+    def __init__(self, cell, batch, hidden, cells, w_hh, w_hr):
+        self.like = hidden if cells is None else cells
+        self.directions, self.rows = len(w_hh), self.like.shape[1]
+        self.hidden_size = w_hh[0].shape[0] // {"lstm": 4, "gru": 3}.get(cell, 1)
+        self.state_size, self.batch = w_hh[0].shape[1], batch
+        self.lstm, self.proj = cell == "lstm", bool(w_hr)
+        self.columns = self.hidden_size * (4 if cell in ("lstm", "gru") else 1)
+
+    def rows_of(self, columns, exists=True):
+        return self.like.new_empty((self.directions, self.rows, columns) if exists else (0,))
+
+    def h_state(self):
+        return self.like.new_empty((self.directions, self.batch, self.state_size))
+
+    def c_state(self):
+        shape = (self.directions, self.batch, self.hidden_size)
+        return self.like.new_empty(shape if self.lstm else (0,))
+
+
+@torch.library.register_fake("fastrnn::layer_tangent")
+def _(
+    cell, t_input, t_recurrent, t_projected, t_h0, t_c0, batch_sizes, batch, h0, c0, gates, hidden,
+    cells, w_hh, w_hr,
+):  # fmt: skip
+    layer = _SavedLayer(cell, batch, hidden, cells, w_hh, w_hr)
+    return (
+        layer.rows_of(layer.state_size),
+        layer.h_state(),
+        layer.c_state(),
+        layer.rows_of(layer.columns, gates is not None),
+        layer.rows_of(layer.hidden_size, layer.lstm),
+    )
+
+
+@torch.library.register_fake("fastrnn::layer_backward")
+def _(
+    cell, d_output, d_h_n, d_c_n, batch_sizes, batch, h0, c0, gates, hidden, cells, w_hh, w_hr
+):  # fmt: skip
+    layer = _SavedLayer(cell, batch, hidden, cells, w_hh, w_hr)
+    return (
+        layer.rows_of(layer.columns),
+        layer.h_state(),
+        layer.c_state(),
+        layer.rows_of(layer.state_size, layer.proj),
+        layer.rows_of(layer.hidden_size),
+        layer.rows_of(layer.hidden_size, layer.lstm),
+    )
+
+
+@torch.library.register_fake("fastrnn::layer_backward_tangent")
+def _(
+    cell, t_d_output, t_d_h_n, t_d_c_n, through_w_hh, through_w_hr, t_h0, t_c0, t_gates, t_hidden,
+    t_cells, d_cell_h, d_cell_c, batch_sizes, batch, h0, c0, gates, hidden, cells, w_hh, w_hr,
+):  # fmt: skip
+    layer = _SavedLayer(cell, batch, hidden, cells, w_hh, w_hr)
+    return (
+        layer.rows_of(layer.columns),
+        layer.h_state(),
+        layer.c_state(),
+        layer.rows_of(layer.state_size, layer.proj),
+    )

@@ -17,8 +17,11 @@ Common to all functions
     layout: any strides. `output` is contiguous as `[T, B, D*P]`, also with batch_first.
     memory: returned tensors share no memory with each other, with the arguments, or with what
         backward keeps, and may be changed in place.
-    gradients: with respect to input, hx and every parameter, once (`fastrnn.reference` has
-        derivatives of any order). Nothing is kept where no gradient is asked for.
+    gradients: with respect to input, hx and every parameter. Nothing is kept where no gradient is
+        asked for.
+    derivatives: forward mode; second derivatives, but for forward mode twice (`fastrnn.reference`
+        has all of any order); torch.func, with vmap over inputs, states and weights. Packed data
+        has the same batch_sizes for all samples of a vmap.
     raises: RuntimeError where shapes, dtypes (between states and weights), devices or the number
         of parameters do not fit, or where seq_len is 0; ValueError where input has the wrong number
         of dimensions or another dtype than the weights; AttributeError, IndexError or TypeError

@@ -1,8 +1,8 @@
-"""Numerical derivatives in float64, of the layers and of the cells."""
+"""Numerical derivatives in float64, first and second, of the layers and of the cells."""
 
 import pytest
 import torch
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import fastrnn
@@ -43,7 +43,9 @@ def test_layers(kind, setting):
 
     tensors = [leaf(t) for t in (*data.inputs, *(data.states or []), *module.parameters())]
     # Away from the kink of relu, whose one-sided slopes no difference quotient has.
-    assert gradcheck(call, tensors, fast_mode=True)
+    forward = not data.packed  # torch's pack_sequence has none; test_second_order packs before
+    assert gradcheck(call, tensors, check_forward_ad=forward, fast_mode=True)
+    assert gradgradcheck(call, tensors, check_fwd_over_rev=forward, fast_mode=True)
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -60,4 +62,6 @@ def test_cells(name, bias, batch):
         return torch.func.functional_call(module, weights, (input, hx))
 
     tensors = [torch.randn(*batch, 2), *(torch.randn(*batch, 3) for _ in range(states))]
-    assert gradcheck(call, [leaf(t) for t in (*tensors, *module.parameters())], fast_mode=True)
+    leaves = [leaf(t) for t in (*tensors, *module.parameters())]
+    assert gradcheck(call, leaves, check_forward_ad=True, fast_mode=True)
+    assert gradgradcheck(call, leaves, check_fwd_over_rev=True, fast_mode=True)

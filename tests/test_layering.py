@@ -15,10 +15,13 @@ PACKAGE, CSRC = ROOT / "fastrnn", ROOT / "csrc"
 IMPORTS = {
     "__init__": {"_version", "conversion", "functional", "modules", "onnx"},
     "__main__": {"", "_ops"},
-    "_autograd": {"_ops"},
+    "_autograd": {"_derivatives", "_ops", "_rows", "_vmap"},
+    "_derivatives": {"_ops", "_rows"},
     "_ops": {"_C"},
+    "_rows": set(),
     "_version": set(),
     "conversion": {"modules"},
+    "_vmap": {"_ops", "_rows"},
     "functional": {"_autograd", "_ops"},
     "modules": {"functional"},
     "onnx": {"_ops"},
@@ -43,7 +46,9 @@ INCLUDES = {
     "cpu/team.cpp": ("cpu/team.h", "cpu/params.h"),
     "cpu/memory.h": (),
     "cpu/memory.cpp": ("cpu/memory.h",),
-    "cpu/host.cpp": (*TORCH, "cpu/dispatch.h", "cpu/memory.h", "cpu/params.h", "cpu/team.h"),
+    "cpu/layer.h": (*TORCH, "cpu/dispatch.h", "cpu/memory.h", "cpu/params.h", "cpu/team.h"),
+    "cpu/host.cpp": (*TORCH, "cpu/layer.h"),
+    "cpu/second_order.cpp": (*TORCH, "cpu/layer.h"),
 }
 SYSTEM = re.compile(r"[a-z_0-9]+|[a-z]*intrin\.h|(?:omp|pthread|cpuid|sched|unistd|sys/mman)\.h")
 

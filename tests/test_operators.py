@@ -20,7 +20,7 @@ def operators():
 def sample(name, packed, bidirectional, proj=False):
     """Arguments of an operator; those of a backward are what its forward returned."""
     cell, _, direction = name.partition("_")
-    if name == "layer_gradients":
+    if cell == "layer":
         cell = "lstm" if proj else "gru"
     gates = {"lstm": 4, "gru": 3, "rnn": 1}[cell]
     d, batch, features, hidden = 2 if bidirectional else 1, 3, 2, 5
@@ -45,6 +45,9 @@ def sample(name, packed, bidirectional, proj=False):
         wanted = [True, True, not packed, True] * d
         input = random(count, features)
         return cell, d_gates, batch_sizes, batch, input, h, states[0], w_ih, wanted
+    if name.startswith("layer_"):
+        return second_order_sample(name, cell, random, (d, count, batch, hidden, h_size), rows,
+                                   batch_sizes, states, params, len(sizes))  # fmt: skip
     forward = (random(*rows, features), batch_sizes, *states, params, *flags, *extra, True)
     if direction == "forward":
         return forward
@@ -57,6 +60,41 @@ def sample(name, packed, bidirectional, proj=False):
     else:
         saved = (outputs[2],)
     return (*gradients, batch_sizes, *saved, params, *flags, *extra)
+
+
+def second_order_sample(name, cell, random, sizes, rows, batch_sizes, states, params, each):
+    """Arguments of the operators behind second derivatives; saved tensors are those of a forward.
+
+    What is random where a sweep would have left it: no operator checks values.
+    """
+    d, count, batch, hidden, h_size = sizes
+    lstm, gates = cell == "lstm", {"lstm": 4, "gru": 3}[cell]
+    flags = True, d == 2
+    input = random(*rows, params[0].shape[1])
+    outputs = getattr(torch.ops.fastrnn, f"{cell}_forward")(
+        input, batch_sizes, *states, params, *flags, True
+    )
+    saved, h, *cells = outputs[3:] if lstm else outputs[2:]
+    w_hh, w_hr = params[1::each], params[4::each] if each == 5 else []
+    c0, cells = (states[1], cells[0]) if lstm else (None, None)
+    layer = batch_sizes, batch, states[0], c0, saved, h, cells, w_hh, w_hr
+
+    def like(tensor):
+        return None if tensor is None else random(*tensor.shape)
+
+    t_states = like(states[0]), like(c0)
+    v = random(*rows, d * h_size), like(states[0]), like(c0)
+    if name == "layer_tangent":
+        brought = [random(d, count, gates * hidden) for _ in range(2)]
+        projected = random(d, count, h_size) if w_hr else None
+        return cell, *brought, projected, *t_states, *layer
+    if name == "layer_backward":
+        return cell, *v, *layer
+    assert name == "layer_backward_tangent"
+    through = random(d, count, h_size), random(d, count, hidden) if w_hr else None
+    tangents = like(saved), like(h), like(cells)
+    received = random(d, count, hidden), like(cells)
+    return cell, *v, *through, *t_states, *tangents, *received, *layer
 
 
 def leaves(value):
@@ -92,7 +130,10 @@ def test_fake_without_saving_or_states(name):
     arguments = list(sample(name, False, True))
     schema = getattr(torch.ops.fastrnn, name).default._schema
     for i, argument in enumerate(schema.arguments):
-        required = ("d_output", "input", "hidden")
+        required = (
+            "d_output", "input", "hidden", "gates", "cells", "t_gates", "t_hidden", "t_cells",
+            "d_cell_c",
+        )  # fmt: skip
         if str(argument.type) == "Optional[Tensor]" and argument.name not in required:
             arguments[i] = None
         if argument.name == "save":

@@ -36,4 +36,15 @@ FASTRNN_CELL GruGates<V> gru_cell_backward(const GruGates<V>& a, V h_prev, V& d_
   return d;
 }
 
+// The derivative of a step in a direction. t: in, the tangents of a_r, a_z, a_n and u; out, those
+// of r, z, n and u. Returns the tangent of h.
+template <class V>
+FASTRNN_CELL V gru_cell_tangent(const GruGates<V>& a, GruGates<V>& t, V h_prev, V t_h_prev) {
+  const V one = V::set1(1);
+  t.r = t.r * a.r * (one - a.r);
+  t.z = t.z * a.z * (one - a.z);
+  t.n = fma(t.r, a.u, fma(a.r, t.u, t.n)) * fnma(a.n, a.n, one);
+  return fma(t.z, h_prev - a.n, fma(a.z, t_h_prev - t.n, t.n));
+}
+
 }  // namespace fastrnn::cells

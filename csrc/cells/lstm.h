@@ -40,4 +40,18 @@ FASTRNN_CELL LstmGates<V> lstm_cell_backward(const LstmGates<V>& a, V c_prev, V 
   return d;
 }
 
+// The derivative of a step in a direction. t: in, the tangents of the pre-activations; out, those
+// of the gates. t_c: in, the tangent of c_prev; out, of c. Returns that of h.
+template <class V>
+FASTRNN_CELL V lstm_cell_tangent(const LstmGates<V>& a, LstmGates<V>& t, V c_prev, V c, V& t_c) {
+  const V one = V::set1(1);
+  const V tanh_c = tanh(c);
+  t.i = t.i * a.i * (one - a.i);
+  t.f = t.f * a.f * (one - a.f);
+  t.g = t.g * fnma(a.g, a.g, one);
+  t.o = t.o * a.o * (one - a.o);
+  t_c = fma(a.f, t_c, fma(t.f, c_prev, fma(a.i, t.g, t.i * a.g)));
+  return fma(t_c * a.o, fnma(tanh_c, tanh_c, one), t.o * tanh_c);
+}
+
 }  // namespace fastrnn::cells

@@ -57,6 +57,20 @@ struct ForwardParams {
   void* workspace;
 };
 
+// With these the backward pass computes its own derivative in a direction: the
+// gradients in BackwardParams, in and out, are then the tangents of gradients.
+struct BackwardDirection {
+  const void* d_cell_h;      // [D, N, H], as the ordinary pass left it
+  const void* d_cell_c;      // [D, N, H], LSTM
+  const void* t_gates;       // [D, N, S*H], of the saved gates; RNN: null
+  const void* t_hidden;      // [D, N, P], GRU and RNN
+  const void* t_cells;       // [D, N, H], LSTM
+  const void* t_h0;          // [D, B, P] or null, GRU
+  const void* t_c0;          // [D, B, H] or null, LSTM
+  const void* through_w_hh;  // [D, N, P] or null: d_gates t_w_hh of a step, for the h before it
+  const void* through_w_hr;  // [D, N, H] or null: d_hidden t_w_hr
+};
+
 struct BackwardParams {
   LayerShape shape;
   Weights weights[2];
@@ -72,6 +86,31 @@ struct BackwardParams {
   void* d_h0;            // [D, B, P]
   void* d_c0;            // [D, B, H], LSTM
   void* d_hidden;        // [D, N, P], only when projected
+  void* d_cell_h;        // [D, N, H] or null: the gradient of h that each cell received
+  void* d_cell_c;        // [D, N, H] or null, LSTM: that of c, from the step after
+  const BackwardDirection* direction;  // or null: of the ordinary pass
+  void* workspace;
+};
+
+// The derivative of the forward pass in a direction; t_ is the tangent of what follows.
+struct TangentParams {
+  LayerShape shape;
+  Weights weights[2];       // w_hh and w_hr alone
+  const void* t_input;      // [D, N, G*H] or null: what input, w_ih and b_ih bring to the gates
+  const void* t_recurrent;  // [D, N, G*H] or null: what w_hh and b_hh bring
+  const void* t_projected;  // [D, N, P] or null: what w_hr brings to h
+  const void* t_h0;         // [D, B, P] or null: zeros
+  const void* t_c0;         // [D, B, H] or null, LSTM
+  const void* h0;           // [D, B, P] or null, GRU
+  const void* c0;           // [D, B, H] or null, LSTM
+  const void* gates;        // [D, N, S*H]; RNN: null
+  const void* hidden;       // [D, N, P], GRU and RNN
+  const void* cells;        // [D, N, H], LSTM
+  void* t_hidden;           // [D, N, P]
+  void* t_gates;            // [D, N, S*H], of the saved gates; RNN: null
+  void* t_cells;            // [D, N, H], LSTM
+  void* t_h_n;              // [D, B, P]
+  void* t_c_n;              // [D, B, H], LSTM
   void* workspace;
 };
 
@@ -111,6 +150,8 @@ struct Kernels {
   void (*backward)(const BackwardParams&, const Worker&);
   size_t (*products_workspace)(const ProductParams&, int threads);
   void (*products)(const ProductParams&, const Worker&);
+  size_t (*tangent_workspace)(const TangentParams&, int threads);
+  void (*tangent)(const TangentParams&, const Worker&);
 };
 
 }  // namespace fastrnn::cpu

@@ -63,6 +63,19 @@ void write(double v, Half* x) {
                                   (static_cast<int>(m * 2048) - 1024));
 }
 
+// Any value, rounded to nearest even but for ties beyond float's precision.
+void round_to(double v, float* x) { write(v, x); }
+void round_to(double v, double* x) { write(v, x); }
+void round_to(double v, BFloat16* x) {
+  const double ulp = v == 0 ? 1 : std::ldexp(1, std::ilogb(v) - 7);
+  write(std::nearbyint(v / ulp) * ulp, x);
+}
+void round_to(double v, Half* x) {
+  const double ulp = std::ldexp(1, std::max(v == 0 ? -14 : std::ilogb(v), -14) - 10);
+  const double rounded = std::nearbyint(v / ulp) * ulp;
+  write(std::fabs(rounded) < 0x1p-14 ? 0 : rounded, x);
+}
+
 template <class S>
 struct Info;
 template <>
@@ -86,9 +99,26 @@ struct Info<Half> {
   static constexpr double tolerance = 5e-3;
 };
 
-// ---- one layer, the way one reads it in a book -----------------------------
+// ---- random values ---------------------------------------------------------
 
 using Values = std::vector<double>;
+
+std::mt19937_64 generator(20261121);
+
+int64_t pick(std::initializer_list<int64_t> values) {
+  return values.begin()[generator() % values.size()];
+}
+
+Values random_values(int64_t size, double spread) {
+  Values v(static_cast<size_t>(size));
+  for (double& x : v) {
+    // Multiples of 1/64: exact in every dtype.
+    x = std::round((static_cast<double>(generator() % 2001) / 1000 - 1) * spread * 64) / 64;
+  }
+  return v;
+}
+
+// ---- one layer, the way one reads it in a book -----------------------------
 
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
@@ -290,12 +320,13 @@ class Buffers {
 };
 
 template <class S>
-void compare(const char* what, const S* got, const Values& expected, const std::string& where) {
+void compare(const char* what, const S* got, const Values& expected, const std::string& where,
+             double tolerance = Info<S>::tolerance) {
   double scale = 1;
   for (double v : expected) scale = std::fmax(scale, std::fabs(v));
   for (size_t i = 0; i < expected.size(); ++i) {
     const double error = std::fabs(read(got[i]) - expected[i]) / scale;
-    if (!(error <= Info<S>::tolerance)) {
+    if (!(error <= tolerance)) {
       std::printf("FAILED %s: %s[%zu] is %g, expected %g\n", where.c_str(), what, i, read(got[i]),
                   expected[i]);
       ++failures;
@@ -416,22 +447,9 @@ void run_kernels(const Config& c, const Tensors& t, const std::string& where) {
   }
 }
 
+#include "tangents.h"
+
 // ---- random layers ---------------------------------------------------------
-
-std::mt19937_64 generator(20261121);
-
-int64_t pick(std::initializer_list<int64_t> values) {
-  return values.begin()[generator() % values.size()];
-}
-
-Values random_values(int64_t size, double spread) {
-  Values v(static_cast<size_t>(size));
-  for (double& x : v) {
-    // Multiples of 1/64: exact in every dtype.
-    x = std::round((static_cast<double>(generator() % 2001) / 1000 - 1) * spread * 64) / 64;
-  }
-  return v;
-}
 
 Config random_config() {
   Config c;
@@ -504,6 +522,7 @@ int main(int argc, char** argv) {
         using S = decltype(zero);
         if (!kernels(Info<S>::dtype).forward) return;
         run_kernels<S>(c, t, where + " " + dtype);
+        run_tangents<S>(c, t, where + " " + dtype);
         ++runs;
       };
       run(float{}, "float");

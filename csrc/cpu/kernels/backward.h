@@ -11,8 +11,12 @@
 // own rows and units only. Rows that become active (packed data) start from the
 // gradient of the final state; rows that were active and are no more have
 // reached the initial state, whose gradient is then written.
+//
+// The derivative of all this in a direction is the same recurrence for tangents
+// of gradients: the products are linear, and the cells get dual numbers.
 #pragma once
 #include "cpu/kernels/cell_traits.h"
+#include "cpu/kernels/dual.h"
 #include "cpu/kernels/math.h"
 #include "cpu/kernels/pack.h"
 #include "cpu/kernels/plan.h"
@@ -51,6 +55,7 @@ class Backward {
   struct Step {
     int d;
     int64_t row;            // first row of this step in tensors of N rows
+    int64_t next_row;       // the same of the step done just before, whose d_gates_in it is
     int64_t previous_row;   // the same of the step before it in the recurrence
     int64_t previous_rows;  // rows that have such a step; the others had h0, c0
     int64_t joined;         // rows from here on are active for the first time
@@ -138,6 +143,7 @@ class Backward {
     for (int64_t s = 0; s <= T; ++s) {  // s == T: what is left reaches the initial state
       const int64_t t = d == 0 ? T - 1 - s : s;
       const int64_t active = s < T ? within(rows, steps.count(t)) : rows.begin;
+      step.next_row = step.row;
       if (s < T) {
         const int64_t previous = t + direction;
         const bool exists = previous >= 0 && previous < T;
@@ -292,7 +298,12 @@ class Backward {
   }
 
   FASTRNN_INLINE V product_and_skip(const Step& step, int64_t v, int64_t b, const C* d_h) const {
-    const V product = V::load(d_h);
+    V product = V::load(d_h);
+    if (p_.direction && p_.direction->through_w_hh) {
+      const int64_t n = step.d * s_.steps.rows + step.next_row + b;
+      const S* more = static_cast<const S*>(p_.direction->through_w_hh) + n * P_ + v * L;
+      product = product + load_lanes<V>(more, lanes(v, P_));
+    }
     if constexpr (!Cell::kIsGru) return product;
     return product + V::load(directions_[step.d].d_skip + b * stride_ + v * L);
   }
@@ -367,6 +378,8 @@ class Backward {
     const int k = lanes(v, H_);
     const Direction& a = directions_[step.d];
     const int64_t n = step.d * s_.steps.rows + step.row + b;
+    if (p_.direction) return apply_cell_tangent(step, n, v, b, k, d_h);
+    if (p_.d_cell_h) store_lanes(d_h, static_cast<S*>(p_.d_cell_h) + n * H_ + v * L, k);
     const S* saved = static_cast<const S*>(p_.gates) + n * Cell::kSaved * H_ + v * L;
     if constexpr (Cell::kIsLstm) {
       const cells::LstmGates<V> gates{load_lanes<V>(saved, k), load_lanes<V>(saved + H_, k),
@@ -376,6 +389,7 @@ class Backward {
       const V c_previous = previous(step, p_.cells, p_.c0, v, b, k);
       C* carry = a.d_c + b * stride_ + v * L;
       V d_c = b < step.joined ? V::load(carry) : load_state(p_.d_c_n, step.d, b, v, H_);
+      if (p_.d_cell_c) store_lanes(d_c, static_cast<S*>(p_.d_cell_c) + n * H_ + v * L, k);
       const auto d = cells::lstm_cell_backward(gates, c_previous, c, d_h, d_c);
       d_c.store(carry);
       publish(step, n, v, b, 0, d.i, k);
@@ -400,6 +414,54 @@ class Backward {
       const V d = s_.cell == CellKind::kRnnRelu ? cells::Relu::backward(h, d_h)
                                                 : cells::Tanh::backward(h, d_h);
       publish(step, n, v, b, 0, d, k);
+    }
+  }
+
+  // The same on dual numbers: t_d_h is the tangent of d_h, and tangents are what is published.
+  FASTRNN_NOINLINE void apply_cell_tangent(const Step& step, int64_t n, int64_t v, int64_t b, int k,
+                                           V t_d_h) const {
+    using D = Dual<V>;
+    const BackwardDirection& p = *p_.direction;
+    const Direction& a = directions_[step.d];
+    const auto load = [&](const void* from, int64_t per_row, int64_t at) {
+      return load_lanes<V>(static_cast<const S*>(from) + n * per_row + at + v * L, k);
+    };
+    const auto gate = [&](int g) {
+      return D{load(p_.gates, Cell::kSaved * H_, g * H_),
+               load(p.t_gates, Cell::kSaved * H_, g * H_)};
+    };
+    if (p.through_w_hr) t_d_h = t_d_h + load(p.through_w_hr, H_, 0);
+    D d_h{load(p.d_cell_h, H_, 0), t_d_h};
+    if constexpr (Cell::kIsLstm) {
+      const cells::LstmGates<D> gates{gate(0), gate(1), gate(2), gate(3)};
+      const D c{load(p_.cells, H_, 0), load(p.t_cells, H_, 0)};
+      const D c_previous{previous(step, p_.cells, p_.c0, v, b, k),
+                         previous(step, p.t_cells, p.t_c0, v, b, k)};
+      C* carry = a.d_c + b * stride_ + v * L;
+      D d_c{load(p.d_cell_c, H_, 0),
+            b < step.joined ? V::load(carry) : load_state(p_.d_c_n, step.d, b, v, H_)};
+      const auto d = cells::lstm_cell_backward(gates, c_previous, c, d_h, d_c);
+      d_c.t.store(carry);
+      publish(step, n, v, b, 0, d.i.t, k);
+      publish(step, n, v, b, 1, d.f.t, k);
+      publish(step, n, v, b, 2, d.g.t, k);
+      publish(step, n, v, b, 3, d.o.t, k);
+    } else if constexpr (Cell::kIsGru) {
+      const cells::GruGates<D> gates{gate(0), gate(1), gate(2), gate(3)};
+      const D h_previous{previous(step, p_.hidden, p_.h0, v, b, k),
+                         previous(step, p.t_hidden, p.t_h0, v, b, k)};
+      const auto d = cells::gru_cell_backward(gates, h_previous, d_h);
+      d_h.t.store(a.d_skip + b * stride_ + v * L);
+      publish(step, n, v, b, 0, d.r.t, k);
+      publish(step, n, v, b, 1, d.z.t, k);
+      store_lanes(d.n.t, result(n, v, 2), k);
+      store_lanes(d.u.t, result(n, v, 3), k);
+      store_lanes(d.u.t, step.d_gates_out + b * gate_stride_ + 2 * H_ + v * L, k);
+    } else {
+      const D h{load(p_.hidden, H_, 0), load(p.t_hidden, H_, 0)};
+      const D d = s_.cell == CellKind::kRnnRelu ? cells::Relu::backward(h, d_h)
+                                                : cells::Tanh::backward(h, d_h);
+      publish(step, n, v, b, 0, d.t, k);
     }
   }
 

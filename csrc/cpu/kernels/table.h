@@ -4,6 +4,7 @@
 #include "cpu/kernels/backward.h"
 #include "cpu/kernels/forward.h"
 #include "cpu/kernels/products.h"
+#include "cpu/kernels/tangent.h"
 
 namespace fastrnn::cpu {
 namespace {
@@ -42,6 +43,14 @@ constexpr Kernels make_kernels() {
       },
       [](const ProductParams& p, int threads) { return Products<S>::workspace_bytes(p, threads); },
       [](const ProductParams& p, const Worker& worker) { Products<S>::run(p, worker); },
+      [](const TangentParams& p, int threads) {
+        return with_cell(p.shape.cell, [&](auto cell) {
+          return Tangent<decltype(cell), S>::workspace_bytes(p, threads);
+        });
+      },
+      [](const TangentParams& p, const Worker& worker) {
+        with_cell(p.shape.cell, [&](auto cell) { Tangent<decltype(cell), S>::run(p, worker); });
+      },
   };
 }
 

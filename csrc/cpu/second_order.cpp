@@ -1,0 +1,255 @@
+// The CPU operators behind forward mode and second derivatives: the derivative of
+// the forward pass, the backward pass with what its cells received, and the
+// derivative of the backward pass. All take one layer's saved tensors.
+#include <torch/library.h>
+
+#include "cpu/layer.h"
+
+namespace fastrnn::cpu {
+namespace {
+
+// One layer as its saved tensors describe it, and the pointers to them.
+struct Saved {
+  Layer layer;
+  Weights weights[2] = {};
+  const void *h0, *c0, *gates, *hidden, *cells;
+  std::vector<Tensor> keep;  // what the pointers point into
+  bool lstm, gru;
+
+  const void* pointer(const OptionalTensor& t, const char* name, at::IntArrayRef size) {
+    if (!t) return nullptr;
+    layer.check(*t, name, size);
+    keep.push_back(t->contiguous());
+    return data(keep.back());
+  }
+  const void* required(const OptionalTensor& t, const char* name, at::IntArrayRef size) {
+    TORCH_CHECK(t, layer.op, ": expected ", name, ", got None");
+    return pointer(t, name, size);
+  }
+  // A gradient of the output, [N, D*P] or with its rows as steps and batch.
+  const void* output_gradient(const OptionalTensor& t, const char* name) {
+    if (!t) return nullptr;
+    const int64_t size = layer.rows() * layer.directions() * layer.shape.proj_size;
+    TORCH_CHECK(t->numel() == size, layer.op, ": expected ", name, " of ", size, " values, got ",
+                t->sizes());
+    return pointer(t, name, t->sizes());
+  }
+  at::DimVector rows_of(int64_t columns) const {
+    return {layer.directions(), layer.rows(), columns};
+  }
+  at::DimVector state_of(int64_t columns) const {
+    return {layer.directions(), layer.batch(), columns};
+  }
+  at::DimVector h_state() const { return state_of(layer.shape.proj_size); }
+  at::DimVector c_state() const { return state_of(layer.shape.hidden_size); }
+  // Saved gates and their gradients.
+  int64_t gate_columns() const { return (lstm || gru ? 4 : 1) * layer.shape.hidden_size; }
+};
+
+Saved read(const char* op, c10::string_view cell, const OptionalTensor& batch_sizes,
+           const c10::SymInt& batch, const OptionalTensor& h0, const OptionalTensor& c0,
+           const OptionalTensor& gates, const OptionalTensor& hidden, const OptionalTensor& cells,
+           at::TensorList w_hh, at::TensorList w_hr) {
+  const OptionalTensor& sized = cells ? cells : hidden;
+  TORCH_CHECK(sized && sized->dim() == 3, op, ": expected saved tensors of 3 dimensions");
+  Saved s{{op, sized->options().requires_grad(false), {}, false, {}, {}, {}},
+          {},
+          nullptr,
+          nullptr,
+          nullptr,
+          nullptr,
+          nullptr,
+          {},
+          cell == "lstm",
+          cell == "gru"};
+  Layer& layer = s.layer;
+  LayerShape& shape = layer.shape;
+  TORCH_CHECK(s.lstm || s.gru || cell == "rnn_tanh" || cell == "rnn_relu", op,
+              ": expected cell lstm, gru, rnn_tanh or rnn_relu, got ", cell);
+  shape.cell = s.lstm               ? CellKind::kLstm
+               : s.gru              ? CellKind::kGru
+               : cell == "rnn_tanh" ? CellKind::kRnnTanh
+                                    : CellKind::kRnnRelu;
+  shape.dtype = dtype_of(op, *sized);
+  TORCH_CHECK(w_hh.size() == 1 || w_hh.size() == 2, op,
+              ": expected w_hh of 1 or 2 directions, got ", w_hh.size());
+  shape.directions = static_cast<int>(w_hh.size());
+  shape.projected = !w_hr.empty();
+  TORCH_CHECK(!shape.projected || (s.lstm && w_hr.size() == w_hh.size()), op,
+              ": expected w_hr of no direction or, for the lstm, of each, got ", w_hr.size());
+  TORCH_CHECK(w_hh[0].dim() == 2 && w_hh[0].size(0) > 0 && w_hh[0].size(0) % layer.gates() == 0, op,
+              ": expected w_hh of shape (", layer.gates(), "*hidden_size, h_size), got ",
+              w_hh[0].sizes());
+  const int64_t H = shape.hidden_size = w_hh[0].size(0) / layer.gates();
+  const int64_t P = shape.proj_size = w_hh[0].size(1);
+  TORCH_CHECK(P > 0 && (shape.projected || P == H), op, ": expected w_hh of shape (", layer.gates(),
+              "*hidden_size, hidden_size), got ", w_hh[0].sizes());
+  shape.input_size = 1;  // the input takes no part
+  const int64_t N = sized->size(1), B = batch.expect_int();
+  if (batch_sizes) {
+    layer.set_packed(*batch_sizes, N);
+    TORCH_CHECK(layer.batch() == B, op, ": expected batch ", layer.batch(), ", got ", B);
+  } else {
+    TORCH_CHECK(B > 0 ? N % B == 0 : N == 0, op, ": expected a batch that divides ", N,
+                " rows, got ", B);
+    shape.steps = {B > 0 ? N / B : 0, B, N, nullptr, nullptr};
+  }
+  for (size_t d = 0; d < w_hh.size(); ++d) {
+    s.weights[d].w_hh = s.pointer(w_hh[d], "w_hh", {layer.gates() * H, P});
+    if (shape.projected) s.weights[d].w_hr = s.pointer(w_hr[d], "w_hr", {P, H});
+  }
+  s.h0 = s.pointer(h0, "h0", s.h_state());
+  s.c0 = s.lstm ? s.pointer(c0, "c0", s.c_state()) : nullptr;
+  const bool gated = s.lstm || s.gru;
+  s.gates = gated ? s.required(gates, "gates", s.rows_of(4 * H)) : nullptr;
+  s.hidden = s.lstm ? nullptr : s.required(hidden, "hidden", s.rows_of(H));
+  s.cells = s.lstm ? s.required(cells, "cells", s.rows_of(H)) : nullptr;
+  return s;
+}
+
+void copy_or_zero(Tensor& to, const OptionalTensor& from) { from ? to.copy_(*from) : to.zero_(); }
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_tangent(
+    c10::string_view cell, const OptionalTensor& t_input, const OptionalTensor& t_recurrent,
+    const OptionalTensor& t_projected, const OptionalTensor& t_h0, const OptionalTensor& t_c0,
+    const OptionalTensor& batch_sizes, c10::SymInt batch, const OptionalTensor& h0,
+    const OptionalTensor& c0, const OptionalTensor& gates, const OptionalTensor& hidden,
+    const OptionalTensor& cells, at::TensorList w_hh, at::TensorList w_hr) {
+  Saved s =
+      read("layer_tangent", cell, batch_sizes, batch, h0, c0, gates, hidden, cells, w_hh, w_hr);
+  const Layer& layer = s.layer;
+  const int64_t H = layer.shape.hidden_size, P = layer.shape.proj_size;
+  TangentParams p{};
+  p.shape = layer.shape;
+  std::copy(s.weights, s.weights + 2, p.weights);
+  p.t_input = s.pointer(t_input, "t_input", s.rows_of(layer.gates() * H));
+  p.t_recurrent = s.pointer(t_recurrent, "t_recurrent", s.rows_of(layer.gates() * H));
+  p.t_projected = s.pointer(t_projected, "t_projected", s.rows_of(P));
+  p.t_h0 = s.pointer(t_h0, "t_h0", s.h_state());
+  p.t_c0 = s.lstm ? s.pointer(t_c0, "t_c0", s.c_state()) : nullptr;
+  p.h0 = s.h0;
+  p.c0 = s.c0;
+  p.gates = s.gates;
+  p.hidden = s.hidden;
+  p.cells = s.cells;
+
+  Tensor t_hidden = layer.empty(s.rows_of(P)), t_h_n = layer.empty(s.h_state());
+  Tensor t_c_n = s.lstm ? layer.empty(s.c_state()) : layer.empty({0});
+  Tensor t_gates = s.gates ? layer.internal(s.rows_of(4 * H)) : layer.empty({0});
+  Tensor t_cells = s.lstm ? layer.internal(s.rows_of(H)) : layer.empty({0});
+  if (layer.rows() == 0) {
+    copy_or_zero(t_h_n, t_h0);
+    if (s.lstm) copy_or_zero(t_c_n, t_c0);
+    return {t_hidden, t_h_n, t_c_n, t_gates, t_cells};
+  }
+  p.t_hidden = t_hidden.mutable_data_ptr();
+  p.t_h_n = t_h_n.mutable_data_ptr();
+  if (s.gates) p.t_gates = t_gates.mutable_data_ptr();
+  if (s.lstm) {
+    p.t_c_n = t_c_n.mutable_data_ptr();
+    p.t_cells = t_cells.mutable_data_ptr();
+  }
+  const Kernels& k = kernels(layer.shape.dtype);
+  run(layer, p, 0, k.tangent_workspace, k.tangent);
+  return {t_hidden, t_h_n, t_c_n, t_gates, t_cells};
+}
+
+struct SweepResult {
+  Tensor d_gates, d_h0, d_c0, d_hidden;
+};
+
+// The backward kernel on what Saved and the caller put into p.
+SweepResult sweep(Saved& s, BackwardParams& p, const OptionalTensor& d_output,
+                  const OptionalTensor& d_h_n, const OptionalTensor& d_c_n) {
+  const Layer& layer = s.layer;
+  p.shape = layer.shape;
+  std::copy(s.weights, s.weights + 2, p.weights);
+  p.d_output = s.output_gradient(d_output, "d_output");
+  p.d_h_n = s.pointer(d_h_n, "d_h_n", s.h_state());
+  p.d_c_n = s.lstm ? s.pointer(d_c_n, "d_c_n", s.c_state()) : nullptr;
+  p.h0 = s.h0;
+  p.c0 = s.c0;
+  p.gates = s.gates;
+  p.hidden = s.hidden;
+  p.cells = s.cells;
+  SweepResult r;
+  r.d_gates = layer.internal(s.rows_of(s.gate_columns()));
+  r.d_h0 = layer.empty(s.h_state());
+  r.d_c0 = s.lstm ? layer.empty(s.c_state()) : layer.empty({0});
+  r.d_hidden =
+      layer.shape.projected ? layer.internal(s.rows_of(layer.shape.proj_size)) : layer.empty({0});
+  if (layer.rows() == 0) {
+    copy_or_zero(r.d_h0, d_h_n);
+    if (s.lstm) copy_or_zero(r.d_c0, d_c_n);
+    return r;
+  }
+  p.d_gates = r.d_gates.mutable_data_ptr();
+  p.d_h0 = r.d_h0.mutable_data_ptr();
+  if (s.lstm) p.d_c0 = r.d_c0.mutable_data_ptr();
+  if (layer.shape.projected) p.d_hidden = r.d_hidden.mutable_data_ptr();
+  const Kernels& k = kernels(layer.shape.dtype);
+  run(layer, p, 0, k.backward_workspace, k.backward);
+  return r;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_backward(
+    c10::string_view cell, const OptionalTensor& d_output, const OptionalTensor& d_h_n,
+    const OptionalTensor& d_c_n, const OptionalTensor& batch_sizes, c10::SymInt batch,
+    const OptionalTensor& h0, const OptionalTensor& c0, const OptionalTensor& gates,
+    const OptionalTensor& hidden, const OptionalTensor& cells, at::TensorList w_hh,
+    at::TensorList w_hr) {
+  Saved s =
+      read("layer_backward", cell, batch_sizes, batch, h0, c0, gates, hidden, cells, w_hh, w_hr);
+  const int64_t H = s.layer.shape.hidden_size;
+  Tensor d_cell_h = s.layer.internal(s.rows_of(H));
+  Tensor d_cell_c = s.lstm ? s.layer.internal(s.rows_of(H)) : s.layer.empty({0});
+  BackwardParams p{};
+  if (s.layer.rows() > 0) {
+    p.d_cell_h = d_cell_h.mutable_data_ptr();
+    if (s.lstm) p.d_cell_c = d_cell_c.mutable_data_ptr();
+  }
+  SweepResult r = sweep(s, p, d_output, d_h_n, d_c_n);
+  return {r.d_gates, r.d_h0, r.d_c0, r.d_hidden, d_cell_h, d_cell_c};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> layer_backward_tangent(
+    c10::string_view cell, const OptionalTensor& t_d_output, const OptionalTensor& t_d_h_n,
+    const OptionalTensor& t_d_c_n, const OptionalTensor& through_w_hh,
+    const OptionalTensor& through_w_hr, const OptionalTensor& t_h0, const OptionalTensor& t_c0,
+    const OptionalTensor& t_gates, const OptionalTensor& t_hidden, const OptionalTensor& t_cells,
+    const Tensor& d_cell_h, const OptionalTensor& d_cell_c, const OptionalTensor& batch_sizes,
+    c10::SymInt batch, const OptionalTensor& h0, const OptionalTensor& c0,
+    const OptionalTensor& gates, const OptionalTensor& hidden, const OptionalTensor& cells,
+    at::TensorList w_hh, at::TensorList w_hr) {
+  Saved s = read("layer_backward_tangent", cell, batch_sizes, batch, h0, c0, gates, hidden, cells,
+                 w_hh, w_hr);
+  const int64_t H = s.layer.shape.hidden_size;
+  BackwardDirection direction{};
+  direction.d_cell_h = s.pointer(d_cell_h, "d_cell_h", s.rows_of(H));
+  if (s.lstm) {
+    direction.d_cell_c = s.required(d_cell_c, "d_cell_c", s.rows_of(H));
+    direction.t_cells = s.required(t_cells, "t_cells", s.rows_of(H));
+    direction.t_c0 = s.pointer(t_c0, "t_c0", s.c_state());
+  } else {
+    direction.t_hidden = s.required(t_hidden, "t_hidden", s.rows_of(H));
+    direction.t_h0 = s.pointer(t_h0, "t_h0", s.h_state());
+  }
+  if (s.gates) direction.t_gates = s.required(t_gates, "t_gates", s.rows_of(4 * H));
+  direction.through_w_hh =
+      s.pointer(through_w_hh, "through_w_hh", s.rows_of(s.layer.shape.proj_size));
+  direction.through_w_hr = s.pointer(through_w_hr, "through_w_hr", s.rows_of(H));
+  BackwardParams p{};
+  p.direction = &direction;
+  SweepResult r = sweep(s, p, t_d_output, t_d_h_n, t_d_c_n);
+  return {r.d_gates, r.d_h0, r.d_c0, r.d_hidden};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
+  m.impl("layer_tangent", layer_tangent);
+  m.impl("layer_backward", layer_backward);
+  m.impl("layer_backward_tangent", layer_backward_tangent);
+}
+
+}  // namespace fastrnn::cpu

@@ -1,0 +1,483 @@
+"""Derivatives of one layer with all its directions: first order, tangents, second order.
+
+Write J for the Jacobian of a layer at its arguments p (input, states, parameters), v for gradients
+of its results and u for tangents of its arguments.
+* `gradients` is J^T v, the backward pass. Two sweeps of kernels and products over all steps.
+* `_tangents` is J u. The only sequential part is `w_hh t_h`; what input, weights and biases bring
+  to the gates is a product over all steps.
+* Second derivatives are those of <J u, v> = <u, J^T v>. With respect to v that is J u, to u it is
+  J^T v, and to p it is the derivative of J^T v in the direction u (Pearlmutter, "Fast Exact
+  Multiplication by the Hessian", Neural Computation 6(1), 1994): the backward pass once more, on
+  tangents. It serves reverse over reverse, forward over reverse and reverse over forward alike.
+
+Each of them is a Function, so that transforms nest, except for the first-order backward outside of
+any: `fastrnn._autograd` calls `gradients` directly there. vmap goes through to the operators.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch.autograd import Function
+
+from fastrnn import _ops
+from fastrnn._rows import previous
+
+_PRODUCTS = ("w_ih", "w_hh", "b_ih", "b_hh")  # what layer_gradients computes, in its order
+
+
+class Saved:
+    """The saved tensors of a layer by name; None is what it has not, or what nobody needs."""
+
+    count = 7  # before the weights
+
+    def __init__(self, layer, tensors):
+        self.input, self.batch_sizes, self.hidden, self.h0, self.c0 = tensors[:5]
+        self.gates, self.cells, *self.weights = tensors[5:]
+        each = len(self.weights) // layer.directions
+        self.w_ih, self.w_hh = self.weights[::each], self.weights[1::each]
+        self.w_hr = self.weights[2::each] if each == 3 else []
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What is known of a layer besides its tensors. (A Function's ctx can stand in for it.)"""
+
+    cell: str  # lstm, gru, rnn_tanh or rnn_relu
+    directions: int
+    stems: tuple  # of the parameters of one direction
+    input_shape: torch.Size
+    needs: tuple = ()  # results that are wanted
+
+    def weights(self, params):
+        """Without the biases, which no derivative depends on once the gates are known."""
+        return [p for p, stem in zip(params, self.stems * self.directions) if stem[0] == "w"]
+
+
+def _no_autocast(function):
+    """Operations on what a layer saved stay in its dtype."""
+
+    @functools.wraps(function)
+    def wrapper(*arguments):
+        with torch.autocast("cpu", enabled=False):
+            return function(*arguments)
+
+    return wrapper
+
+
+# -- First order --------------------------------------------------------------------------------
+
+
+def gradients(layer, saved, needs, d_output, d_h_n, d_c_n):
+    """`[d_input, d_h0, d_c0, *d_params]`, None where needs (in the same order) has False."""
+    s, bidirectional = saved, layer.directions == 2
+    d_c0 = d_hidden = None
+    if layer.cell == "lstm":
+        d_gates, d_h0, d_c0, d_hidden = _ops.lstm_backward(
+            d_output, d_h_n, d_c_n, s.batch_sizes, s.c0, s.gates, s.cells, s.weights, False,
+            bidirectional,
+        )  # fmt: skip
+    elif layer.cell == "gru":
+        d_gates, d_h0 = _ops.gru_backward(
+            d_output, d_h_n, s.batch_sizes, s.h0, s.gates, s.hidden, s.weights, False, bidirectional
+        )
+    else:
+        d_gates, d_h0 = _ops.rnn_backward(
+            d_output, d_h_n, s.batch_sizes, s.hidden, s.weights, False, bidirectional,
+            layer.cell[4:],
+        )  # fmt: skip
+    d_input, d_params = _products(layer, s, needs, d_gates, d_h0.shape[1], d_hidden)
+    return [d_input, d_h0 if needs[1] else None, d_c0 if needs[2] else None, *d_params]
+
+
+def _products(layer, saved, needs, d_gates, batch, d_hidden):
+    """`(d_input, [d_param, ...])` from the gradients of the gates and of the projected h."""
+    directions, rows, _ = d_gates.shape
+    each, asked = len(layer.stems), needs[3:]
+    wanted = [False] * (4 * directions)
+    for i, needed in enumerate(asked):
+        if needed and i % each < 4 and layer.stems[i % each] != "w_hr":
+            wanted[i // each * 4 + _PRODUCTS.index(layer.stems[i % each])] = True
+    input = saved.input
+    if input is not None:
+        input = input.reshape(rows, input.shape[-1])
+    d_input, products = _ops.layer_gradients(
+        layer.cell[:4].rstrip("_"), d_gates, saved.batch_sizes, batch, input, saved.hidden,
+        None if saved.hidden is None else saved.h0, saved.w_ih if needs[0] else [], wanted,
+    )  # fmt: skip
+    d_params = []
+    for i, needed in enumerate(asked):
+        direction, stem = i // each, layer.stems[i % each]
+        if not needed:
+            d_params.append(None)
+        elif stem == "w_hr":
+            d_params.append(_outer(d_hidden[direction], _unprojected(saved, direction)))
+        else:
+            d_params.append(products[direction * 4 + _PRODUCTS.index(stem)])
+    return d_input.view(layer.input_shape) if needs[0] else None, d_params
+
+
+def _unprojected(saved, direction):
+    """Every step's h before its projection: o * tanh(c)."""
+    cells = saved.cells[direction]
+    return saved.gates[direction][:, 3 * cells.shape[1] :] * torch.tanh(cells)
+
+
+# Products in the kernels' own form: torch.mm would depend on the number of threads.
+
+
+def _outer(a, b):
+    """a^T b, of `[N, A]` and `[N, B]`."""
+    flags = [True, False, False, False]
+    return _ops.layer_gradients("rnn", a[None], None, len(a), b, None, None, [], flags)[1][0]
+
+
+def _matmul(a, b):
+    """a b, of `[N, A]` and `[A, B]`."""
+    flags = [False] * 4
+    return _ops.layer_gradients("rnn", a[None], None, len(a), None, None, None, [b], flags)[0]
+
+
+# -- The derivative in a direction --------------------------------------------------------------
+
+
+class _Tangents:
+    """Tangents of a layer's arguments by name, None for zeros; those of `_sweep` come later."""
+
+    def __init__(self, layer, tensors):
+        self.input, self.h0, self.c0, *params = tensors
+        each, stems = len(layer.stems), layer.stems
+        self.any = any(t is not None for t in tensors)
+
+        def every(stem):
+            if stem not in stems:
+                return [None] * layer.directions
+            return params[stems.index(stem) :: each]
+
+        self.w_ih, self.w_hh, self.w_hr = every("w_ih"), every("w_hh"), every("w_hr")
+        self.b_ih, self.b_hh = every("b_ih"), every("b_hh")
+        self.hidden = self.gates = self.cells = None
+
+
+def _affine(rows, terms, bias):
+    """The sum of `a w^T` over terms (a, w), plus bias, as one product; None where all is zero."""
+    terms = [(a, w) for a, w in terms if a is not None and w is not None]
+    if not terms and bias is None:
+        return None
+    parts, weights = [a for a, _ in terms], [w.t() for _, w in terms]
+    if bias is not None:
+        parts.append(bias.new_ones(rows, 1))
+        weights.append(bias[None])
+    return _matmul(torch.cat(parts, 1), torch.cat(weights))
+
+
+def _stack(parts):
+    """One tensor of all directions, None where all are None."""
+    known = [part for part in parts if part is not None]
+    if not known:
+        return None
+    if len(parts) == 1:
+        return known[0][None]
+    return torch.stack([torch.zeros_like(known[0]) if p is None else p for p in parts])
+
+
+def _plus(a, b):
+    return a if b is None else b if a is None else a + b
+
+
+def _sweep(layer, saved, tangents, batch):
+    """Fills in the tangents of hidden, gates and cells: `(t_h_n, t_c_n)`."""
+    s, t = saved, tangents
+    size = layer.input_shape[-1]
+    input = None if s.input is None else s.input.reshape(-1, size)
+    t_input = None if t.input is None else t.input.reshape(-1, size)
+    rows = (s.hidden if s.cells is None else s.cells).shape[1]
+    inputs, recurrents, projected = [], [], []
+    for d in range(layer.directions):
+        terms, before = [(t_input, s.w_ih[d]), (input, t.w_ih[d])], None
+        if t.w_hh[d] is not None:
+            before = previous(s.hidden[d], None if s.h0 is None else s.h0[d], batch,
+                              s.batch_sizes, d)  # fmt: skip
+        if layer.cell == "gru":
+            inputs.append(_affine(rows, terms, t.b_ih[d]))
+            recurrents.append(_affine(rows, [(before, t.w_hh[d])], t.b_hh[d]))
+        else:
+            terms.append((before, t.w_hh[d]))
+            inputs.append(_affine(rows, terms, _plus(t.b_ih[d], t.b_hh[d])))
+        if t.w_hr[d] is not None:
+            projected.append(_matmul(_unprojected(s, d), t.w_hr[d].t().contiguous()))
+        else:
+            projected.append(None)
+    t.hidden, t_h_n, t_c_n, t.gates, t.cells = _ops.layer_tangent(
+        layer.cell, _stack(inputs), _stack(recurrents), _stack(projected), t.h0, t.c0,
+        s.batch_sizes, batch, s.h0, s.c0, s.gates, s.hidden, s.cells, s.w_hh, s.w_hr,
+    )  # fmt: skip
+    return t_h_n, t_c_n
+
+
+def _output(layer, hidden):
+    """Every step's h as the layer's output."""
+    rows = hidden[0] if layer.directions == 1 else torch.cat([hidden[0], hidden[1]], -1)
+    return rows.reshape(*layer.input_shape[:-1], rows.shape[-1])
+
+
+def _batch(layer, saved, *states):
+    """Rows of a state."""
+    if len(layer.input_shape) == 3:
+        return layer.input_shape[1]
+    for state in (saved.h0, *states):
+        if state is not None:
+            return state.shape[1]
+    return int(saved.batch_sizes[0])
+
+
+class Tangent(Function):
+    """J u: `(t_output, t_h_n)`, and t_c_n of an LSTM."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    @_no_autocast
+    def forward(layer, *tensors):
+        count = 3 + len(layer.stems) * layer.directions
+        saved = Saved(layer, _without_biases(layer, tensors[count:]))
+        tangents = _Tangents(layer, tensors[:count])
+        t_h_n, t_c_n = _sweep(layer, saved, tangents, _batch(layer, saved, tangents.h0))
+        t_output = _output(layer, tangents.hidden)
+        return (t_output, t_h_n, t_c_n) if layer.cell == "lstm" else (t_output, t_h_n)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.layer = layer = inputs[0]
+        count = 4 + len(layer.stems) * layer.directions
+        tensors = *inputs[1:count], *_without_biases(layer, inputs[count:])
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, d_output, d_h_n, d_c_n=None):
+        layer, count = ctx.layer, 3 + len(ctx.layer.stems) * ctx.layer.directions
+        if d_output is None and d_h_n is None and d_c_n is None:
+            return (None,) * len(ctx.needs_input_grad)
+        needs = ctx.needs_input_grad[1:]
+        plan = _Plan(layer, (), needs[:count], _of_arguments(needs[count:]))
+        _, first, second = plan.apply(
+            (d_output, d_h_n, d_c_n), (None,) * 3, ctx.saved_tensors[:count],
+            ctx.saved_tensors[count:],
+        )  # fmt: skip
+        return None, *first, *_as_saved(second)
+
+    @staticmethod
+    def jvp(ctx, *_):
+        _refuse(ctx.layer, "forward mode twice")
+
+
+class Gradients(Function):
+    """J^T v, of the arguments that `layer.needs` wants."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    @_no_autocast
+    def forward(layer, *tensors):
+        saved = Saved(layer, _without_biases(layer, tensors[3:]))
+        return tuple(d for d in gradients(layer, saved, layer.needs, *tensors[:3]) if d is not None)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.layer = inputs[0]
+        tensors = *inputs[1:4], *_without_biases(ctx.layer, inputs[4:])
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, *u):
+        if all(t is None for t in u):
+            return (None,) * len(ctx.needs_input_grad)
+        u = iter(u)
+        tangents = [next(u) if needed else None for needed in ctx.layer.needs]
+        needs = ctx.needs_input_grad[1:]
+        plan = _Plan(ctx.layer, needs[:3], (), _of_arguments(needs[3:]))
+        tensors = ctx.saved_tensors
+        results, _, second = plan.apply(tensors[:3], (None,) * 3, tangents, tensors[3:])
+        return None, *results, *_as_saved(second)
+
+    @staticmethod
+    def jvp(ctx, _, *tangents):
+        v, u, tensors = tangents[:3], _of_arguments(tangents[3:]), ctx.saved_tensors
+        plan = _Plan(ctx.layer, (), (), ctx.layer.needs)
+        second = plan.apply(tensors[:3], v, u, tensors[3:])[2]
+        return tuple(d for d in second if d is not None)
+
+
+def _without_biases(layer, tensors):
+    """Saved tensors and all parameters -> saved tensors and weights."""
+    return *tensors[: Saved.count], *layer.weights(tensors[Saved.count :])
+
+
+def _of_arguments(values):
+    """One value for each of input, h0, c0, *params, from one for each tensor of Saved."""
+    return values[0], values[3], values[4], *values[Saved.count :]
+
+
+def _as_saved(values):
+    """The reverse; what is saved but no argument gets None."""
+    d_input, d_h0, d_c0, *d_params = values
+    return d_input, None, None, d_h0, d_c0, None, None, *d_params
+
+
+# -- Second order -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which results of the second-order sweeps are wanted: one flag for each tensor."""
+
+    layer: Layer
+    results: tuple  # J u: t_output, t_h_n, t_c_n
+    first: tuple  # J^T v: of input, h0, c0, *params
+    second: tuple  # the derivative of J^T v, of the same
+
+    def apply(self, gradients, t_gradients, tangents, saved):
+        """`(results, first, second)`, each as long as its flags, None where nobody asks."""
+        if all(t is None for t in (*t_gradients, *tangents)) and not any(self.first):
+            return [[None] * len(flags) for flags in (self.results, self.first, self.second)]
+        flat = iter(_Second.apply(self, *gradients, *t_gradients, *tangents, *saved))
+        return [
+            [next(flat) if wanted else None for wanted in flags]
+            for flags in (self.results, self.first, self.second)
+        ]
+
+
+class _Second(Function):
+    """What a _Plan wants. Its own derivatives, the third, raise."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    @_no_autocast
+    def forward(plan, *tensors):
+        layer = plan.layer
+        v, t_v, count = tensors[:3], tensors[3:6], 9 + len(layer.stems) * layer.directions
+        t, s = _Tangents(layer, tensors[6:count]), Saved(layer, tensors[count:])
+        batch = _batch(layer, s, *v[1:], *t_v[1:], t.h0)
+        sizes = s.batch_sizes, batch, s.h0, s.c0, s.gates, s.hidden, s.cells, s.w_hh, s.w_hr
+        t_h_n, t_c_n = _sweep(layer, s, t, batch)
+        results = [
+            flag and value() for flag, value in zip(
+                plan.results, (lambda: _output(layer, t.hidden), lambda: t_h_n, lambda: t_c_n)
+            )
+        ]  # fmt: skip
+        flat = [value for flag, value in zip(plan.results, results) if flag]
+        if not any(plan.first) and not any(plan.second):
+            return tuple(flat)
+        d_gates, d_h0, d_c0, d_hidden, d_cell_h, d_cell_c = _ops.layer_backward(
+            layer.cell, *v, *sizes
+        )
+        if any(plan.first):
+            d_input, d_params = _products(layer, s, plan.first, d_gates, batch, d_hidden)
+            flat += _wanted(plan.first, (d_input, d_h0, d_c0, *d_params))
+        if any(plan.second):
+            t_d_gates, t_d_h0, t_d_c0, t_d_hidden = _ops.layer_backward_tangent(
+                layer.cell, *t_v, _through(_recurrent(layer, d_gates), t.w_hh),
+                _through(d_hidden, t.w_hr), t.h0, t.c0, t.gates, t.hidden, t.cells, d_cell_h,
+                d_cell_c, *sizes,
+            )  # fmt: skip
+            t_d_input, t_d_params = _products_tangent(
+                plan, s, t, (d_gates, d_hidden), (t_d_gates, t_d_hidden), batch
+            )
+            flat += _wanted(plan.second, (t_d_input, t_d_h0, t_d_c0, *t_d_params))
+        return tuple(flat)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.layer = inputs[0].layer
+        # vmap expects something saved for whatever is called, if only to raise.
+        ctx.save_for_backward(None)
+        ctx.save_for_forward(None)
+
+    @staticmethod
+    def backward(ctx, *_):
+        _refuse(ctx.layer, "third derivatives")
+
+    @staticmethod
+    def jvp(ctx, *_):
+        _refuse(ctx.layer, "third derivatives")
+
+
+def _wanted(flags, values):
+    return [value for flag, value in zip(flags, values, strict=True) if flag]
+
+
+def _recurrent(layer, d_gates):
+    """The columns of d_gates that belong to the products with w_hh."""
+    if layer.cell != "gru":
+        return d_gates
+    size = d_gates.shape[-1] // 4
+    return torch.cat([d_gates[..., : 2 * size], d_gates[..., 3 * size :]], -1)
+
+
+def _through(gradients, t_weights):
+    """gradients t_weight of each direction."""
+    if all(w is None for w in t_weights):
+        return None
+    return _stack([None if w is None else _matmul(gradients[d], w)
+                   for d, w in enumerate(t_weights)])  # fmt: skip
+
+
+def _products_tangent(plan, saved, tangents, values, t_values, batch):
+    """The derivative of `_products`, whose d_gates and d_hidden are values, in direction t_values.
+
+    Both factors of each product have tangents: two calls of it.
+    """
+    layer, s, t = plan.layer, saved, tangents
+    (d_gates, d_hidden), (t_d_gates, t_d_hidden) = values, t_values
+    d_input, d_params = _products(layer, s, plan.second, t_d_gates, batch, t_d_hidden)
+    each, rows = len(layer.stems), d_gates.shape[1]
+    w_ih = _zeros_for_none(t.w_ih, s.w_ih) if plan.second[0] else []
+    wanted, stems = [False] * (4 * layer.directions), layer.stems * layer.directions
+    known = {"w_ih": t.input, "w_hh": t.hidden}
+    for i, (stem, needed) in enumerate(zip(stems, plan.second[3:], strict=True)):
+        if needed and known.get(stem) is not None:
+            wanted[i // each * 4 + _PRODUCTS.index(stem)] = True
+    if w_ih or any(wanted):
+        input = None if t.input is None else t.input.reshape(rows, -1)
+        more, products = _ops.layer_gradients(
+            layer.cell[:4].rstrip("_"), d_gates, s.batch_sizes, batch, input, t.hidden, t.h0, w_ih,
+            wanted,
+        )  # fmt: skip
+        d_input = d_input + more.view(layer.input_shape) if w_ih else d_input
+        for i, stem in enumerate(stems):
+            if stem in known and wanted[i // each * 4 + _PRODUCTS.index(stem)]:
+                d_params[i] = d_params[i] + products[i // each * 4 + _PRODUCTS.index(stem)]
+    for i, stem in enumerate(stems):
+        if stem == "w_hr" and plan.second[3 + i]:
+            more = _outer(d_hidden[i // each], _unprojected_tangent(s, t, i // each))
+            d_params[i] = d_params[i] + more
+    return d_input, d_params
+
+
+def _zeros_for_none(tangents, weights):
+    """Tangents of all directions, or none at all."""
+    if all(t is None for t in tangents):
+        return []
+    return [torch.zeros_like(w) if t is None else t for t, w in zip(tangents, weights)]
+
+
+def _unprojected_tangent(saved, tangents, direction):
+    cells, t_cells = saved.cells[direction], tangents.cells[direction]
+    o = slice(3 * cells.shape[1], None)
+    tanh_c = torch.tanh(cells)
+    slope = saved.gates[direction][:, o] * (1 - tanh_c * tanh_c)
+    return tangents.gates[direction][:, o] * tanh_c + slope * t_cells
+
+
+def _refuse(layer, what):
+    name = layer.cell.partition("_")[0]
+    raise RuntimeError(
+        f"{name}: expected at most two derivatives, the inner one in reverse mode or in forward "
+        f"mode with a reverse one around it, got {what}; fastrnn.reference.{name} can be "
+        "differentiated any number of times and in any order"
+    )

@@ -1,0 +1,249 @@
+"""Double backward and forward mode, against the reference in float64."""
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.nn.utils.rnn import pack_sequence
+
+import fastrnn
+from fastrnn import reference
+from tests.cases import CELLS, KINDS, LAYERS, Case
+
+SETTINGS = {
+    "plain": {},
+    "wide": {"seq_len": 3, "batch": 9, "input_size": 16, "hidden_size": 33},
+    "two_layers": {"options": {"num_layers": 2, "bidirectional": True, "batch_first": True}},
+    "no_bias": {"hx": False, "options": {"bias": False}},
+    "packed": {"lengths": (2, 5, 1, 5), "options": {"bidirectional": True}},
+    "one_row": {"seq_len": 1, "batch": 1},
+}
+
+
+def setting(kind, name, dtype=torch.float64):
+    """`(ours, theirs, arguments)`: two functions of the same tensors, input, states, weights."""
+    case = Case(kind, **{"hidden_size": 5, **SETTINGS[name]})
+    _, module = case.modules(torch.float64)
+    data = case.data(torch.float64)
+    names = [n for n, _ in module.named_parameters()]
+    pair, states = case.name == "LSTM", len(data.states or [])
+    options = {"num_layers": module.num_layers, "has_biases": module.bias}
+    options |= {"bidirectional": module.bidirectional, "batch_first": module.batch_first}
+    if case.name == "RNN":
+        options["nonlinearity"] = module.nonlinearity
+    batch_sizes = None
+    if case.lengths:
+        packed = pack_sequence(data.inputs, enforce_sorted=False)
+        input, batch_sizes = packed.data, packed.batch_sizes
+    else:
+        input = data.inputs[0]
+    options["batch_sizes"] = batch_sizes
+
+    def call(library):
+        def run(input, *rest):
+            hx, params = rest[:states], list(rest[states:])
+            hx = None if not hx else tuple(hx) if pair else hx[0]
+            output, final = getattr(library, case.name.lower())(input, hx, params, **options)
+            return output, *(final if pair else (final,))
+
+        return run
+
+    tensors = [input, *(data.states or []), *(dict(module.named_parameters())[n] for n in names)]
+    tensors = [t.detach().to(dtype) for t in tensors]
+    return call(fastrnn.functional), call(reference), tensors
+
+
+def penalty(function, tensors, wanted):
+    """Derivatives of a function of gradients: of what is wanted among tensors, and of weights."""
+    leaves = [t.clone().requires_grad_(i in wanted) for i, t in enumerate(tensors)]
+    outputs = function(*leaves)
+    generator = torch.Generator().manual_seed(1)
+    v = [
+        torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype) for o in outputs
+    ]
+    v = [weight.requires_grad_() for weight in v]
+    sources = [leaves[i] for i in wanted]
+    unused = {"allow_unused": True, "materialize_grads": True}  # as the output by the initial c
+    first = torch.autograd.grad(outputs, sources, v, create_graph=True, **unused)
+    loss = sum((g * g.detach().sin() + g.square()).sum() for g in first)
+    second = torch.autograd.grad(loss, [*sources, *v], **unused)
+    return [*(g.detach() for g in first), *second]
+
+
+def assert_close(actual, expected, tolerance=1e-10):
+    for a, b in zip(actual, expected, strict=True):
+        error = (a.double() - b.double()).abs().max() / b.abs().max().clamp_min(1e-3)
+        assert error <= tolerance, error
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_double_backward(kind, name, cpu_target):
+    ours, theirs, tensors = setting(kind, name)
+    everything = range(len(tensors))
+    expected = penalty(theirs, tensors, everything)
+    assert_close(penalty(ours, tensors, everything), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_double_backward_of_any_subset(kind):
+    """Frozen parameters, input alone, states alone."""
+    ours, theirs, tensors = setting(kind, "packed")
+    for wanted in ([0], [1], [len(tensors) - 1], range(2, len(tensors)), range(0, len(tensors), 2)):
+        assert_close(penalty(ours, tensors, wanted), penalty(theirs, tensors, wanted))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_double_backward_in_other_dtypes(kind, dtype, cpu_target):
+    ours, theirs, tensors = setting(kind, "two_layers", dtype)
+    expected = penalty(theirs, [t.double() for t in tensors], range(len(tensors)))
+    actual = penalty(ours, tensors, range(len(tensors)))
+    assert all(a.dtype is dtype for a in actual)
+    # Gradients of gradients sum many values rounded to the dtype: some tens of its eps.
+    assert_close(actual, expected, 60 * torch.finfo(dtype).eps)
+
+
+def tangents(function, tensors, directed):
+    u = [torch.sin(t) + 0.3 for t in tensors]
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(t, d) if i in directed else t
+                 for i, (t, d) in enumerate(zip(tensors, u))]  # fmt: skip
+        results = [forward_ad.unpack_dual(o) for o in function(*duals)]
+        # A result that depends on nothing directed has no tangent.
+        return [r.primal if part == 0 else
+                torch.zeros_like(r.primal) if r.tangent is None else r.tangent
+                for r in results for part in (0, 1)]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_forward_mode(kind, name, cpu_target):
+    ours, theirs, tensors = setting(kind, name)
+    everything = range(len(tensors))
+    with torch.no_grad():  # forward mode does not depend on it
+        actual = tangents(ours, tensors, everything)
+    assert_close(actual, tangents(theirs, tensors, everything))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["no_bias", "packed"])
+def test_forward_mode_of_any_subset(kind, name):
+    ours, theirs, tensors = setting(kind, name)
+    for directed in ([0], [1], [len(tensors) - 1], range(1, len(tensors), 2)):
+        assert_close(tangents(ours, tensors, directed), tangents(theirs, tensors, directed))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_backward_through_tangents(kind):
+    """Reverse over forward, without torch.func."""
+    results = []
+    for function in setting(kind, "two_layers")[:2]:
+        tensors = setting_tensors(kind)
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        derivative = tangents(function, leaves, range(len(leaves)))
+        loss = sum((t * t.detach().cos() + t.square()).sum() for t in derivative)
+        results.append(torch.autograd.grad(loss, leaves))
+    assert_close(*results)
+
+
+def setting_tensors(kind):
+    torch.manual_seed(0)
+    return setting(kind, "two_layers")[2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_results_do_not_depend_on_threads(kind):
+    sizes = {"seq_len": 6, "batch": 13, "input_size": 40, "hidden_size": 70}
+    case = Case(kind, **sizes, options={"bidirectional": True})
+    module, data = case.modules()[1], case.data()
+    x, results = data.inputs[0], []
+    for threads in (1, 2, 3, 4, 1):
+        torch.set_num_threads(threads)
+        leaf = x.clone().requires_grad_()
+        sources = [leaf, *module.parameters()]
+        first = torch.autograd.grad(module(leaf)[0].sum(), sources, create_graph=True)
+        second = torch.autograd.grad([g.square().sum() for g in first], sources)
+        with forward_ad.dual_level():
+            dual = module(forward_ad.make_dual(x, x.cos()))[0]
+            tangent = forward_ad.unpack_dual(dual).tangent
+        results.append([*first, *second, tangent])
+    for others in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_biases_may_change_before_double_backward(name):
+    """As before a single one: no derivative reads their values."""
+    results = []
+    for change in (False, True):
+        torch.manual_seed(0)
+        module, x = getattr(fastrnn, name)(3, 4), torch.randn(5, 2, 3, requires_grad=True)
+        output = module(x)[0]
+        if change:
+            with torch.no_grad():
+                module.bias_ih_l0.add_(1)
+        (first,) = torch.autograd.grad(output.sum(), x, create_graph=True)
+        results.append(torch.autograd.grad(first.square().sum(), list(module.parameters())))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def small(name):
+    module = getattr(fastrnn, name)(3, 4, dtype=torch.float64)
+    x = torch.randn(*((5, 3) if name in CELLS else (6, 5, 3)), dtype=torch.float64)
+
+    def loss(x):
+        result = module(x)
+        return (result if isinstance(result, torch.Tensor) else result[0]).square().sum()
+
+    return loss, x
+
+
+@pytest.mark.parametrize("name", LAYERS + CELLS)
+def test_third_derivatives_are_refused(name):
+    loss, x = small(name)
+    x.requires_grad_()
+    (first,) = torch.autograd.grad(loss(x), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), x, create_graph=True)
+    stem = name.lower().replace("cell", "")
+    with pytest.raises(RuntimeError, match=f"{stem}: .*fastrnn.reference.{stem}"):
+        second.sum().backward()
+    func = torch.func
+    for third in (
+        func.grad(lambda x: func.grad(lambda x: func.grad(loss)(x).sum())(x).sum()),
+        func.jacfwd(func.jacrev(func.jacrev(loss))),
+        func.jacrev(func.jacfwd(func.jacrev(loss))),
+        func.jacfwd(func.jacfwd(loss)),
+    ):
+        with pytest.raises(RuntimeError, match=f"fastrnn.reference.{stem}"):
+            third(x.detach())
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_critic_with_gradient_penalty_trains(name):
+    """WGAN-GP: a critic that tells two kinds of sequences apart, its slope held near 1."""
+    torch.manual_seed(0)
+
+    class Critic(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = getattr(fastrnn, name)(2, 16), torch.nn.Linear(16, 1)
+
+        def forward(self, x):
+            return self.head(self.rnn(x)[0][-1])
+
+    critic = Critic()
+    optimizer = torch.optim.Adam(critic.parameters(), lr=0.02)
+    real, fake = torch.randn(8, 32, 2) + 0.5, torch.randn(8, 32, 2) - 0.5
+    losses, penalties = [], []
+    for _ in range(40):
+        between = torch.lerp(real, fake, torch.rand(1, 32, 1)).requires_grad_()
+        (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+        gradient_penalty = (slope.square().sum((0, 2)).sqrt() - 1).square().mean()
+        loss = critic(fake).mean() - critic(real).mean() + 10 * gradient_penalty
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        penalties.append(gradient_penalty.item())
+    assert losses[-1] < losses[0] - 3
+    assert penalties[-1] < 0.1 < penalties[0]
