@@ -168,6 +168,8 @@ def _affine(rows, terms, bias):
     if bias is not None:
         parts.append(bias.new_ones(rows, 1))
         weights.append(bias[None])
+    if len(parts) == 1:
+        return _matmul(parts[0], weights[0])
     return _matmul(torch.cat(parts, 1), torch.cat(weights))
 
 
@@ -477,7 +479,6 @@ def _unprojected_tangent(saved, tangents, direction):
 def _refuse(layer, what):
     name = layer.cell.partition("_")[0]
     raise RuntimeError(
-        f"{name}: expected at most two derivatives, the inner one in reverse mode or in forward "
-        f"mode with a reverse one around it, got {what}; fastrnn.reference.{name} can be "
-        "differentiated any number of times and in any order"
+        f"{name}: expected at most two derivatives, one of them in reverse mode, got {what}; "
+        f"fastrnn.reference.{name} can be differentiated any number of times and in any order"
     )
