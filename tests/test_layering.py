@@ -25,11 +25,13 @@ IMPORTS = {
 # folder or file under csrc (the longest that fits counts) -> the beginnings of the paths that it
 # may include. Headers of the standard library, of intrinsics and of the system are free for all.
 TORCH = ("torch/", "ATen/", "c10/")
-INCLUDES = {
+INCLUDES = {  # fmt: skip
     "ops.cpp": ("torch/library.h",),
-    "module.cpp": (*TORCH, "cpu/dispatch.h"),
+    "module.cpp": (*TORCH, "cpu/dispatch.h", "cuda/plan.h"),
+    "layer_shape.h": (),
+    "host": (*TORCH, "host/", "layer_shape.h"),
     "cells": ("cells/",),
-    "cpu/params.h": (),
+    "cpu/params.h": ("layer_shape.h",),
     "cpu/kernels": ("cells/", "cpu/kernels/", "cpu/params.h", "cpu/team.h"),
     "cpu/targets": ("cpu/kernels/", "cpu/params.h"),
     "cpu/dispatch.h": ("cpu/params.h",),
@@ -38,7 +40,17 @@ INCLUDES = {
     "cpu/team.cpp": ("cpu/team.h", "cpu/params.h"),
     "cpu/memory.h": (),
     "cpu/memory.cpp": ("cpu/memory.h",),
-    "cpu/host.cpp": (*TORCH, "cpu/dispatch.h", "cpu/memory.h", "cpu/params.h", "cpu/team.h"),
+    "cpu/host.cpp": (
+        *TORCH,
+        "cpu/dispatch.h",
+        "cpu/memory.h",
+        "cpu/params.h",
+        "cpu/team.h",
+        "host/operators.h",
+    ),
+    "cuda/tiles.h": (),
+    "cuda/plan.h": ("cuda/tiles.h", "layer_shape.h"),
+    "cuda/plan.cpp": ("cuda/plan.h",),
 }
 SYSTEM = re.compile(r"[a-z_0-9]+|[a-z]*intrin\.h|(?:omp|pthread|cpuid|sched|unistd|sys/mman)\.h")
 
