@@ -25,7 +25,7 @@ IMPORTS = {
 # folder or file under csrc (the longest that fits counts) -> the beginnings of the paths that it
 # may include. Headers of the standard library, of intrinsics and of the system are free for all.
 TORCH = ("torch/", "ATen/", "c10/")
-INCLUDES = {  # fmt: skip
+INCLUDES = {
     "ops.cpp": ("torch/library.h",),
     "module.cpp": (*TORCH, "cpu/dispatch.h", "cuda/plan.h"),
     "layer_shape.h": (),
@@ -51,6 +51,32 @@ INCLUDES = {  # fmt: skip
     "cuda/tiles.h": (),
     "cuda/plan.h": ("cuda/tiles.h", "layer_shape.h"),
     "cuda/plan.cpp": ("cuda/plan.h",),
+    "cuda/storage.h": (),
+    "cuda/params.h": ("layer_shape.h",),
+    "cuda/primitives.h": ("cuda/storage.h", "cuda_bf16.h", "cuda_fp16.h"),
+    "cuda/launch.h": ("cuda_runtime_api.h",),
+    "cuda/launchers.h": ("cuda/launch.h", "cuda/params.h", "cuda/tiles.h"),
+    "cuda/kernels": (
+        "cells/",
+        "cuda/kernels/",
+        "cuda/launchers.h",
+        "cuda/primitives.h",
+        "cuda/tiles.h",
+        "layer_shape.h",
+    ),
+    "cuda/instances": ("cuda/kernels/",),
+    "cuda/device.h": (*TORCH, "cuda/launch.h", "cuda/plan.h"),
+    # Every other file here is host code.
+    "cuda": (
+        *TORCH,
+        "cuda/calls.h",
+        "cuda/device.h",
+        "cuda/host.h",
+        "cuda/launchers.h",
+        "cuda/plan.h",
+        "cuda/products.h",
+        "host/",
+    ),
 }
 SYSTEM = re.compile(r"[a-z_0-9]+|[a-z]*intrin\.h|(?:omp|pthread|cpuid|sched|unistd|sys/mman)\.h")
 

@@ -1,0 +1,5 @@
+// Regime P's kernels, compiled for the shim.
+#include "cuda/instances/steps_bf16.cu"
+#include "cuda/instances/steps_double.cu"
+#include "cuda/instances/steps_float.cu"
+#include "cuda/instances/steps_half.cu"
