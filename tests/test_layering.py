@@ -59,12 +59,13 @@ INCLUDES = {
     "cuda/kernels": (
         "cells/",
         "cuda/kernels/",
+        "cuda/params.h",
         "cuda/launchers.h",
         "cuda/primitives.h",
         "cuda/tiles.h",
         "layer_shape.h",
     ),
-    "cuda/instances": ("cuda/kernels/",),
+    "cuda/instances": ("cuda/kernels/", "cuda/launchers.h"),
     "cuda/device.h": (*TORCH, "cuda/launch.h", "cuda/plan.h"),
     # Every other file here is host code.
     "cuda": (

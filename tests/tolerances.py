@@ -13,7 +13,13 @@ FLOAT64_TO_TORCH = 1e-10
 FACTOR = 2.0
 
 
-def floor(dtype: torch.dtype, steps: int, cancellation: float, conditioning: float) -> float:
+# Operands of TF32 products keep 11 bits; what torch.nn's error in float32 says nothing about.
+TF32_EPS = 2.0**-10
+
+
+def floor(
+    dtype: torch.dtype, steps: int, cancellation: float, conditioning: float, tf32: bool = False
+) -> float:
     """Error that a correct computation may have beside torch.nn's, relative to the largest value.
 
     One step rounds products, function values and its result: about 2 eps where nothing cancels.
@@ -27,7 +33,8 @@ def floor(dtype: torch.dtype, steps: int, cancellation: float, conditioning: flo
     is the size of inputs and states, at least 1.
     """
     own = 1.0 if dtype.itemsize == 2 else 2 * steps**0.5
-    return torch.finfo(dtype).eps * conditioning * (own + cancellation)
+    eps = TF32_EPS if tf32 else torch.finfo(dtype).eps
+    return eps * conditioning * (own + cancellation)
 
 
 def magnitude(tensor: torch.Tensor) -> float:
@@ -49,12 +56,15 @@ def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return difference.max().item() / (magnitude(expected) or 1.0)
 
 
-def assert_accurate(ours, theirs, oracle, dtype, steps, conditioning=1.0, saturated=0.0):
+def assert_accurate(
+    ours, theirs, oracle, dtype, steps, conditioning=1.0, saturated=0.0, tf32=False
+):
     """The acceptance rule. Dicts of tensors by name: ours and torch.nn's in dtype, oracle float64.
 
     Names of gradients begin with d_. Where inputs are so large that gates saturate, their slopes
     1 - h*h are rounding errors of 1, whatever is left of the gradients: `saturated` is then the
-    size of the gradients that came in, and conditioning (see floor) is more than 1.
+    size of the gradients that came in, and conditioning (see floor) is more than 1. `tf32`: ours
+    rounds the operands of its products to TF32, torch.nn does not.
     """
     assert ours.keys() == theirs.keys() == oracle.keys()
     gradients = {name: magnitude(t) for name, t in oracle.items() if name[:2] == "d_"}
@@ -62,7 +72,7 @@ def assert_accurate(ours, theirs, oracle, dtype, steps, conditioning=1.0, satura
     failures = []
     for name, expected in oracle.items():
         size = gradients.get(name, 0.0)
-        margin = floor(dtype, steps, largest / size if size else 0.0, conditioning)
+        margin = floor(dtype, steps, largest / size if size else 0.0, conditioning, tf32)
         if dtype is torch.float64:
             actual = error(ours[name], theirs[name])
             limit = FLOAT64_TO_TORCH * conditioning + (margin if saturated else 0.0)

@@ -34,6 +34,9 @@ struct BackwardCall {
 void forward_by_steps(const ForwardCall& call, Stream stream);
 void backward_by_steps(const BackwardCall& call, Stream stream);
 
+void forward_single(const ForwardCall& call, const Plan& plan, Stream stream);
+void backward_single(const BackwardCall& call, const Plan& plan, Stream stream);
+
 // The steps with device pointers; `memory` keeps them alive. Copies nothing when every step has
 // the same rows, and never waits for the device.
 struct DeviceSteps {

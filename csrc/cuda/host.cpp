@@ -56,7 +56,10 @@ host::ForwardResult forward(const char* op, CellKind cell, const Tensor& input,
                          layer.contiguous(c0, "c0", {D, B, H}),
                          save,
                          r};
-  if (N > 0) forward_by_steps(call, current_stream());
+  if (N == 0) return r;
+  const Plan plan = plan_of(layer, Pass::kForward);
+  plan.regime == Regime::kSingle ? forward_single(call, plan, current_stream())
+                                 : forward_by_steps(call, current_stream());
   return r;
 }
 
@@ -97,7 +100,9 @@ host::BackwardResult backward(const char* op, CellKind cell, const OptionalTenso
     if (layer.lstm()) call.d_c_n ? r.d_c0.copy_(*call.d_c_n) : r.d_c0.zero_();
     return r;
   }
-  backward_by_steps(call, current_stream());
+  const Plan plan = plan_of(layer, Pass::kBackward);
+  plan.regime == Regime::kSingle ? backward_single(call, plan, current_stream())
+                                 : backward_by_steps(call, current_stream());
   return r;
 }
 

@@ -22,6 +22,26 @@ inline const StepKernels& step_kernels(DType dtype) {
   return *all[static_cast<int>(dtype)];
 }
 
+// By the index of the padded hidden size in kSingleHidden. Two launches: the weights are packed,
+// then all steps run.
+struct SingleKernels {
+  const char* (*forward[3])(const SinglePack&, const SingleForward&, Stream);
+  const char* (*backward[3])(const SinglePack&, const SingleBackward&, Stream);
+};
+
+extern const SingleKernels kSingleLstmFloat, kSingleLstmTf32, kSingleLstmBFloat16, kSingleLstmHalf;
+extern const SingleKernels kSingleGruFloat, kSingleGruTf32, kSingleGruBFloat16, kSingleGruHalf;
+extern const SingleKernels kSingleRnnFloat, kSingleRnnTf32, kSingleRnnBFloat16, kSingleRnnHalf;
+
+inline const SingleKernels& single_kernels(CellKind cell, Numeric numeric) {
+  const SingleKernels* const all[3][4] = {
+      {&kSingleLstmFloat, &kSingleLstmTf32, &kSingleLstmBFloat16, &kSingleLstmHalf},
+      {&kSingleGruFloat, &kSingleGruTf32, &kSingleGruBFloat16, &kSingleGruHalf},
+      {&kSingleRnnFloat, &kSingleRnnTf32, &kSingleRnnBFloat16, &kSingleRnnHalf}};
+  const int row = cell == CellKind::kLstm ? 0 : cell == CellKind::kGru ? 1 : 2;
+  return *all[row][static_cast<int>(numeric)];
+}
+
 const char* upload(const Upload& piece, Stream stream);
 
 }  // namespace fastrnn::cuda

@@ -87,18 +87,21 @@ struct PreviousHidden {
 
 // -- Regime S: all steps, all directions (blockIdx.y) --------------------------------
 
-struct SingleWeights {
-  const void* w_hh;  // T [G*H, H]
-  const void* b_ih;  // T [G*H] or null
-  const void* b_hh;  // T [G*H] or null
+// The weights as the threads of the main kernel hold them; see kernels/product.h.
+struct SinglePack {
+  int64_t hidden_size;
+  const void* w_hh[2];  // T [G*H, H], of each direction
+  void* packed;         // packed_bytes of tiles.h for each direction
 };
 
 struct SingleForward {
   CellKind cell;
-  Steps steps;          // pointers on the device
-  int64_t hidden_size;  // H
-  int directions;       // D
-  SingleWeights weights[2];
+  Steps steps;                // pointers on the device
+  int64_t hidden_size;        // H
+  int directions;             // D
+  const void* packed;         // what SinglePack made
+  const void* b_ih[2];        // T [G*H] or null, of each direction
+  const void* b_hh[2];        // T [G*H] or null
   const void* input_product;  // T [D, N, G*H]
   const void* h0;             // T [D, B, H] or null
   const void* c0;             // T [D, B, H] or null
@@ -115,7 +118,7 @@ struct SingleBackward {
   Steps steps;
   int64_t hidden_size;
   int directions;
-  SingleWeights weights[2];
+  const void* packed;    // what SinglePack made
   const void* d_output;  // T [N, D*H] or null
   const void* d_h_n;     // T [D, B, H] or null
   const void* d_c_n;     // T [D, B, H] or null

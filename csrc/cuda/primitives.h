@@ -14,6 +14,7 @@
 #define FASTRNN_DEVICE __device__ __forceinline__
 #define FASTRNN_KERNEL(threads) __global__ void __launch_bounds__(threads)
 #define FASTRNN_UNROLL _Pragma("unroll")
+#define FASTRNN_ROLL _Pragma("unroll 1")
 
 namespace fastrnn::cuda {
 
@@ -38,6 +39,13 @@ template <class T>
 FASTRNN_DEVICE T& shared_memory() {
   extern __shared__ __align__(16) unsigned char fastrnn_shared[];
   return *reinterpret_cast<T*>(fastrnn_shared);
+}
+
+// The same number, but not to the compiler: what is computed from it inside a loop stays there.
+// Address arithmetic kept in registers through a loop would push weights out of them.
+FASTRNN_DEVICE int unhoisted(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
 }
 
 // -- Bits -----------------------------------------------------------------------

@@ -29,14 +29,15 @@ inline constexpr int kPointwiseThreads = 256;
 inline constexpr int kChunkWords = 16;
 
 struct SingleTile {
-  int rows;          // batch rows of a block
-  int threads;       // of a block
-  int tiles;         // products a thread accumulates side by side: gates forward, 1 backward
-  int chunks;        // of the reduction
-  int resident;      // chunks whose weights stay in registers; the rest is in shared memory
-  int weight_words;  // that a thread holds for one chunk of one tile
-  int stride;        // words of a row of the operand in shared memory
-  size_t weight_bytes, operand_bytes, shared_bytes;
+  int rows;             // batch rows of a block
+  int threads;          // of a block
+  int tiles;            // products a thread accumulates side by side: gates forward, 1 backward
+  int chunks;           // of the reduction
+  int resident;         // chunks whose weights stay in registers; the rest is in shared memory
+  int weight_words;     // that a thread holds for one chunk of one tile
+  int stride;           // words of a row of the operand in shared memory
+  size_t packed_bytes;  // all weights, in the order in which a block reads them
+  size_t weight_bytes, operand_bytes, shared_bytes;  // those in shared memory, two operands, both
 };
 
 constexpr SingleTile single_tile(int gates, Pass pass, Numeric numeric, int hidden) {
@@ -51,12 +52,15 @@ constexpr SingleTile single_tile(int gates, Pass pass, Numeric numeric, int hidd
   t.tiles = pass == Pass::kForward ? gates : 1;
   t.chunks = words / kChunkWords;
   t.weight_words = ffma ? 4 : 8;
-  // 512 threads leave 128 registers each, 256 threads 255: about half for weights.
-  const int budget = ffma ? 64 : 128;
+  // 512 threads leave 128 registers each, 256 threads 255: about half for weights, and not so many
+  // that the compiler spills (make cuda-check).
+  const int budget = t.threads <= 256 ? 128 : pass == Pass::kForward ? 60 : 56;
   const int most = budget / (t.weight_words * t.tiles);
   t.resident = t.chunks < most ? t.chunks : most;
   // 16 modulo 32 banks: the 8 lanes of two neighbouring rows read 32 different banks.
   t.stride = words % 32 == 16 ? words : words + 16;
+  t.packed_bytes = sizeof(int) * static_cast<size_t>(t.weight_words) *
+                   static_cast<size_t>(t.chunks * t.tiles * t.threads);
   t.weight_bytes = sizeof(int) * static_cast<size_t>(t.weight_words) *
                    static_cast<size_t>((t.chunks - t.resident) * t.tiles * t.threads);
   t.operand_bytes = sizeof(int) * 2 * static_cast<size_t>(t.rows * t.stride);

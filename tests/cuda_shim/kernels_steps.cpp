@@ -3,3 +3,4 @@
 #include "cuda/instances/steps_double.cu"
 #include "cuda/instances/steps_float.cu"
 #include "cuda/instances/steps_half.cu"
+#include "cuda/instances/upload.cu"

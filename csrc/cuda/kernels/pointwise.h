@@ -129,11 +129,6 @@ previous_hidden_kernel(const PreviousHidden p) {
   }
 }
 
-FASTRNN_KERNEL(kPointwiseThreads)
-upload_kernel(const Upload p) {
-  for (int i = thread_index(); i < p.count; i += block_threads()) p.target[i] = p.values[i];
-}
-
 template <class T>
 const char* run_pointwise_forward(const PointwiseForward& p, Stream stream) {
   const Grid grid = pointwise_grid(p.rows, p.hidden_size);

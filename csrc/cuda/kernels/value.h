@@ -48,6 +48,16 @@ FASTRNN_DEVICE Compute<T> load(const void* tensor, int64_t i) {
   return tensor == nullptr ? Compute<T>(0) : widen(static_cast<const T*>(tensor)[i]);
 }
 
+// From a row of `size` elements on, or null where the tensor is absent.
+template <class T>
+FASTRNN_DEVICE T* rows_of(void* tensor, int64_t row, int size) {
+  return tensor == nullptr ? nullptr : static_cast<T*>(tensor) + row * size;
+}
+template <class T>
+FASTRNN_DEVICE const T* rows_of(const void* tensor, int64_t row, int size) {
+  return tensor == nullptr ? nullptr : static_cast<const T*>(tensor) + row * size;
+}
+
 // Does nothing where the tensor is absent.
 template <class T>
 FASTRNN_DEVICE void store(void* tensor, int64_t i, Compute<T> x) {

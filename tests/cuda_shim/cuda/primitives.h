@@ -14,6 +14,7 @@
 #define FASTRNN_DEVICE inline
 #define FASTRNN_KERNEL(threads) void
 #define FASTRNN_UNROLL
+#define FASTRNN_ROLL
 
 namespace fastrnn::cuda {
 
@@ -28,6 +29,8 @@ template <class T>
 T& shared_memory() {
   return *reinterpret_cast<T*>(shim::shared);
 }
+
+inline int unhoisted(int x) { return x; }
 
 inline uint32_t bits_of(float x) { return cpu::float_bits(x); }
 inline float float_of(uint32_t x) { return cpu::bits_float(x); }
