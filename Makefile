@@ -2,7 +2,8 @@
 # make test       the tests                       (ARGS="-k lstm" and the like)
 # make bench      the benchmarks beside torch.nn  (ARGS="--help" tells the choices)
 # make lint       ruff and clang-format           make format applies them
-# make sanitize   the CPU kernels under AddressSanitizer + UBSan and under ThreadSanitizer
+# make sanitize   the CPU kernels under AddressSanitizer + UBSan and ThreadSanitizer, the CUDA
+#                 kernels (on the shim of tests/cuda_shim) under ThreadSanitizer
 # make cuda-check compiles every CUDA source, without a GPU, and checks the kernels' registers
 # make sdist      a source distribution in dist/
 # make clean      removes build products; make distclean the virtual environment too
@@ -175,6 +176,11 @@ build/sanitize/shim/%.o: tests/cuda_shim/%.cpp
 	@mkdir -p $(@D); echo "tsan $<"
 	@$(CXX) -Itests/cuda_shim $(subst -O0,-O1,$(SANITIZE_FLAGS)) -fno-strict-aliasing \
 	    -fsanitize=thread -c $< -o $@
+
+# The scheduler of the threads is not one of them.
+build/sanitize/shim/fibers.o: tests/cuda_shim/fibers.cpp
+	@mkdir -p $(@D); echo "tsan $<"
+	@$(CXX) $(subst -O0,-O1,$(SANITIZE_FLAGS)) -DFASTRNN_SHIM_TSAN -c $< -o $@
 
 build/sanitize/shim-tsan: $(SHIM_OBJECTS)
 	@$(CXX) -fsanitize=thread $(SHIM_OBJECTS) -o $@

@@ -11,9 +11,14 @@
 #include <mutex>
 #include <vector>
 
-#if defined(__SANITIZE_THREAD__)
+// Under ThreadSanitizer the kernels are instrumented and this file is not: its memory is the
+// scheduler's, not the block's. It is then compiled with FASTRNN_SHIM_TSAN.
+#if defined(FASTRNN_SHIM_TSAN)
 #include <sanitizer/tsan_interface.h>
+// A stack that threads of two blocks used one after the other would look shared.
+static const bool kFreshStacks = true;
 #else
+static const bool kFreshStacks = false;
 static void* __tsan_get_current_fiber() { return nullptr; }
 static void* __tsan_create_fiber(unsigned) { return nullptr; }
 static void __tsan_destroy_fiber(void*) {}
@@ -30,7 +35,7 @@ unsigned char* shared;
 
 namespace {
 
-constexpr size_t kStack = 128 * 1024;
+constexpr size_t kStack = 64 * 1024;
 
 enum class State { kReady, kAtBarrier, kAtWarp, kDone };
 
@@ -115,14 +120,14 @@ char at_barrier, at_end;  // addresses that ThreadSanitizer orders by
 }
 
 // Gives the CPU back to the scheduler until it resumes this fiber.
-SHIM_UNSEEN void yield(State state) {
+void yield(State state) {
   Fiber& self = fibers[static_cast<size_t>(place.thread)];
   self.state = state;
   __tsan_switch_to_fiber(scheduler_tsan, __tsan_switch_to_fiber_no_sync);
   self.context.go(scheduler);
 }
 
-SHIM_UNSEEN void resume(int thread) {
+void resume(int thread) {
   Fiber& fiber = fibers[static_cast<size_t>(thread)];
   fiber.state = State::kReady;
   place.thread = thread;
@@ -131,7 +136,7 @@ SHIM_UNSEEN void resume(int thread) {
 }
 
 // A fiber's life: one thread of every block.
-SHIM_UNSEEN void enter() {
+void enter() {
   for (;;) {
     (*body)();
     __tsan_release(&at_end);
@@ -140,7 +145,7 @@ SHIM_UNSEEN void enter() {
 }
 
 // Runs the warp until no lane of it can go on without other warps.
-SHIM_UNSEEN void run_warp(int warp, int threads) {
+void run_warp(int warp, int threads) {
   const int first = warp * kWarp, end = first + kWarp < threads ? first + kWarp : threads;
   for (bool again = true; again;) {
     again = false;
@@ -162,7 +167,12 @@ SHIM_UNSEEN void run_warp(int warp, int threads) {
   }
 }
 
-SHIM_UNSEEN void run_block(int threads, std::vector<void*>& tsan_fibers) {
+void set_place(const Place& where, unsigned char* memory) {
+  place = where;
+  shared = memory;
+}
+
+void run_block(int threads, std::vector<void*>& tsan_fibers) {
   for (int t = 0; t < threads; ++t) {
     Fiber& fiber = fibers[static_cast<size_t>(t)];
     if (!fiber.started) {
@@ -189,7 +199,7 @@ SHIM_UNSEEN void run_block(int threads, std::vector<void*>& tsan_fibers) {
   }
 }
 
-SHIM_UNSEEN void copy_words(uint32_t* to, const uint32_t* from, int count) {
+void copy_words(uint32_t* to, const uint32_t* from, int count) {
   for (int i = 0; i < count; ++i) to[i] = from[i];
 }
 
@@ -201,8 +211,8 @@ void block_barrier() {
   __tsan_acquire(&at_barrier);
 }
 
-SHIM_UNSEEN void warp_exchange(const uint32_t* in, int in_words, uint32_t* out, int out_words,
-                               Combine combine) {
+void warp_exchange(const uint32_t* in, int in_words, uint32_t* out, int out_words,
+                   Combine combine) {
   const int lane = place.thread % kWarp;
   Warp& w = warps[static_cast<size_t>(place.thread / kWarp)];
   copy_words(w.in[lane], in, in_words);
@@ -219,24 +229,32 @@ const char* run_grid(int64_t x, int y, int threads, size_t shared_bytes,
     return "invalid configuration argument";
   }
   const std::lock_guard<std::mutex> lock(one_grid_at_a_time);
-  if (!stacks) stacks.reset(new unsigned char[kMaxThreads * kStack]);
   std::vector<void*> tsan_fibers;
+  std::vector<std::unique_ptr<unsigned char[]>> memories;
   scheduler_tsan = __tsan_get_current_fiber();
   body = &kernel;
   for (int by = 0; by < y; ++by) {
     for (int64_t bx = 0; bx < x; ++bx) {
-      place = {bx, by, y, threads, 0};
       // A fresh allocation each block, exactly as large: what lies beyond it, and what another
       // block left there, must not be used. All ones are NaN.
-      const std::unique_ptr<unsigned char[]> memory(new unsigned char[shared_bytes + 16]);
+      memories.emplace_back(new unsigned char[shared_bytes + 16]);
+      const auto& memory = memories.back();
       std::memset(memory.get(), 0xff, shared_bytes + 16);
-      shared = memory.get() + (16 - reinterpret_cast<uintptr_t>(memory.get()) % 16) % 16;
+      unsigned char* const aligned =
+          memory.get() + (16 - reinterpret_cast<uintptr_t>(memory.get()) % 16) % 16;
+      set_place({bx, by, y, threads, 0}, aligned);
+      if (kFreshStacks || !stacks) {
+        if (stacks) memories.push_back(std::move(stacks));
+        stacks.reset(new unsigned char[(kFreshStacks ? threads : kMaxThreads) * kStack]);
+        for (Fiber& fiber : fibers) fiber.started = false;
+      }
       run_block(threads, tsan_fibers);
     }
   }
   // Only now: had this thread seen the end of one block, those after it would be ordered.
   __tsan_acquire(&at_end);
   for (void* fiber : tsan_fibers) __tsan_destroy_fiber(fiber);
+  memories.clear();
   return nullptr;
 }
 

@@ -9,12 +9,6 @@
 #include <cstdint>
 #include <functional>
 
-#if defined(__SANITIZE_THREAD__)
-#define SHIM_UNSEEN __attribute__((no_sanitize_thread, noinline))
-#else
-#define SHIM_UNSEEN __attribute__((noinline))
-#endif
-
 namespace shim {
 
 constexpr int kWarp = 32;
