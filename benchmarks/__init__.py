@@ -8,5 +8,6 @@ peers.py    ONNX Runtime and OpenVINO, optional
 memory.py   peak memory of one layer, measured in a fresh process
 report.py   tables, the bars, the environment, JSON
 plot.py     PNG plots (needs matplotlib)
+gpu.py      all that a few minutes on a GPU are for: ``python -m benchmarks.gpu --help``
 progress.py a progress bar on stderr
 """

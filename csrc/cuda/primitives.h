@@ -29,6 +29,9 @@ FASTRNN_DEVICE int blocks_y() { return static_cast<int>(gridDim.y); }
 // All threads of the block, and what they wrote to shared memory.
 FASTRNN_DEVICE void block_barrier() { __syncthreads(); }
 
+// Brings the lanes of a warp together after branches, as the matrix instruction needs them.
+FASTRNN_DEVICE void converge_warp() { __syncwarp(); }
+
 // The value of the lane whose number differs in `bits`; all lanes of the warp call.
 FASTRNN_DEVICE float shuffle_xor(float value, int bits) {
   return __shfl_xor_sync(0xffffffffu, value, bits);
@@ -87,6 +90,8 @@ FASTRNN_DEVICE double sigmoid_of(double x) { return 1.0 / (1.0 + exp(-x)); }
 
 // -- The matrix instruction -----------------------------------------------------
 
+// Volatile: the compiler must not move one behind a condition that only some lanes meet.
+//
 // d [16, 8] += a [16, K] * b [K, 8] by one warp, fp32 accumulation; K is 16 in 16 bits and 8 in
 // TF32. With g = lane / 4 and l = lane % 4, and a word of k two neighbouring values (16 bits)
 // or one (TF32), a thread holds
@@ -94,7 +99,8 @@ FASTRNN_DEVICE double sigmoid_of(double x) { return 1.0 / (1.0 + exp(-x)); }
 //   d: row g, columns 2l and 2l + 1, then row g + 8
 FASTRNN_DEVICE void matrix_multiply(BFloat16, float (&d)[4], const uint32_t* a, uint32_t b0,
                                     uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
@@ -102,7 +108,8 @@ FASTRNN_DEVICE void matrix_multiply(BFloat16, float (&d)[4], const uint32_t* a, 
 
 FASTRNN_DEVICE void matrix_multiply(Half, float (&d)[4], const uint32_t* a, uint32_t b0,
                                     uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
@@ -111,7 +118,8 @@ FASTRNN_DEVICE void matrix_multiply(Half, float (&d)[4], const uint32_t* a, uint
 // float stands for TF32 here: there is no such instruction for fp32.
 FASTRNN_DEVICE void matrix_multiply(float, float (&d)[4], const uint32_t* a, uint32_t b0,
                                     uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));

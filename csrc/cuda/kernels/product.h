@@ -118,6 +118,7 @@ class MatrixProduct {
   // sums[tile][pair] = the product. All lanes of a warp call.
   FASTRNN_DEVICE void multiply(const Words* spare, const uint32_t* operand,
                                float (&sums)[kTiles][kPairs]) const {
+    converge_warp();
     float part[kSplit][kTiles][kPairs] = {};
     const uint32_t* const own = operand + group() * kStride + 4 * lane_of_row();
     FASTRNN_UNROLL
@@ -201,6 +202,7 @@ class FmaProduct {
 
   FASTRNN_DEVICE void multiply(const Words* spare, const uint32_t* operand,
                                float (&sums)[kTiles][kPairs]) const {
+    converge_warp();
     float part[kTiles][kRows] = {};
     const uint32_t* const own = operand + 4 * (thread_index() % 4);
     FASTRNN_UNROLL

@@ -24,6 +24,7 @@ inline int64_t block_x() { return shim::place.block_x; }
 inline int block_y() { return shim::place.block_y; }
 inline int blocks_y() { return shim::place.blocks_y; }
 inline void block_barrier() { shim::block_barrier(); }
+inline void converge_warp() {}
 
 template <class T>
 T& shared_memory() {
