@@ -1,6 +1,9 @@
 """Builds the CUDA engine for the shim of this folder and loads its operators."""
 
 import functools
+import os
+import sys
+import time
 from pathlib import Path
 
 import torch
@@ -19,6 +22,22 @@ def load():
     """The operators' namespace. The first build takes half a minute, later ones a second."""
     folder = ROOT / "build" / f"cuda_shim-torch{torch.__version__}"
     folder.mkdir(parents=True, exist_ok=True)
+    # A build that was killed leaves its lock, which torch would wait for without end.
+    lock = folder / "lock"
+    if lock.exists() and time.time() - lock.stat().st_mtime > 600:
+        lock.unlink()
+    # ninja of this environment, which need not be an activated one.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    os.environ["PATH"], before = path, os.environ.get("PATH", "")
+    try:
+        build(folder)
+    finally:
+        os.environ["PATH"] = before
+    return torch.ops.fastrnn_cuda_shim
+
+
+def build(folder):
+    """Compiles what changed, and loads the library."""
     cpp_extension.load(
         "fastrnn_cuda_shim",
         # races.cpp is a program (make sanitize).
@@ -29,4 +48,3 @@ def load():
         build_directory=str(folder),
         is_python_module=False,
     )  # fmt: skip
-    return torch.ops.fastrnn_cuda_shim
