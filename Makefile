@@ -2,8 +2,9 @@
 # make test       the tests                       (ARGS="-k lstm" and the like)
 # make bench      the benchmarks beside torch.nn  (ARGS="--help" tells the choices)
 # make lint       ruff and clang-format           make format applies them
-# make sanitize   the CPU kernels under AddressSanitizer + UBSan and under ThreadSanitizer
-# make cuda-check compiles every CUDA source for sm_80 and sm_90a, on a machine without a GPU
+# make sanitize   the CPU kernels under AddressSanitizer + UBSan and ThreadSanitizer, the CUDA
+#                 kernels (on the shim of tests/cuda_shim) under ThreadSanitizer
+# make cuda-check compiles every CUDA source, without a GPU, and checks the kernels' registers
 # make sdist      a source distribution in dist/
 # make clean      removes build products; make distclean the virtual environment too
 #
@@ -29,7 +30,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 # Folders are in the list so that an added or removed file counts as a change.
 EXTENSION_INPUTS := $(shell find csrc) setup.py fastrnn/_version.py
 PYTHON_TREES := setup.py $(wildcard fastrnn tests examples benchmarks)
-CPP_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CPP_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -165,43 +166,39 @@ build/sanitize/kernels-asan: $(ASAN_OBJECTS) FORCE
 build/sanitize/kernels-tsan: $(TSAN_OBJECTS) FORCE
 	@$(CXX) $(TSAN_FLAGS) $(TSAN_OBJECTS) -o $@
 
+# The CUDA kernels on the shim: a thread's stack is too small for a -O0 build of them, and -O1
+# compiles in seconds.
+SHIM_OBJECTS := $(patsubst tests/cuda_shim/%.cpp,build/sanitize/shim/%.o, \
+                  $(addprefix tests/cuda_shim/,fibers.cpp kernels_single_16.cpp \
+                    kernels_single_32.cpp races.cpp))
+
+build/sanitize/shim/%.o: tests/cuda_shim/%.cpp
+	@mkdir -p $(@D); echo "tsan $<"
+	@$(CXX) -Itests/cuda_shim $(subst -O0,-O1,$(SANITIZE_FLAGS)) -fno-strict-aliasing \
+	    -fsanitize=thread -c $< -o $@
+
+# The scheduler of the threads is not one of them.
+build/sanitize/shim/fibers.o: tests/cuda_shim/fibers.cpp
+	@mkdir -p $(@D); echo "tsan $<"
+	@$(CXX) $(subst -O0,-O1,$(SANITIZE_FLAGS)) -DFASTRNN_SHIM_TSAN -c $< -o $@
+
+build/sanitize/shim-tsan: $(SHIM_OBJECTS)
+	@$(CXX) -fsanitize=thread $(SHIM_OBJECTS) -o $@
+
 sanitize:
 	@$(MAKE) --no-print-directory -j$(SANITIZE_JOBS) \
-	    build/sanitize/kernels-asan build/sanitize/kernels-tsan
+	    build/sanitize/kernels-asan build/sanitize/kernels-tsan build/sanitize/shim-tsan
 	UBSAN_OPTIONS=print_stacktrace=1 build/sanitize/kernels-asan
 	TSAN_OPTIONS=halt_on_error=1 $(NO_RANDOM) build/sanitize/kernels-tsan
+	TSAN_OPTIONS=halt_on_error=1 $(NO_RANDOM) build/sanitize/shim-tsan
 
--include $(ASAN_OBJECTS:.o=.d) $(TSAN_OBJECTS:.o=.d)
+-include $(ASAN_OBJECTS:.o=.d) $(TSAN_OBJECTS:.o=.d) $(SHIM_OBJECTS:.o=.d)
 
 # --- CUDA sources, compiled only ----------------------------------------------------------------
 
-CUDA_SOURCES := $(sort $(shell find csrc -name '*.cu'))
-CUDA_ARCHITECTURES := sm_80 sm_90a
-NVCC ?= $(firstword $(wildcard $(CUDA_HOME)/bin/nvcc) nvcc)
-CUDA_OBJECTS := $(foreach arch,$(CUDA_ARCHITECTURES),$(CUDA_SOURCES:%.cu=build/cuda/$(arch)/%.o))
-# A CPU build of torch ships the CUDA headers but not the one that its CUDA build generates.
-CUDA_FLAGS := -std=c++20 -O3 --expt-relaxed-constexpr -Icsrc -DC10_CUDA_NO_CMAKE_CONFIGURE_FILE \
-              -Xcompiler -fPIC -Xptxas -v
-
-define cuda_rule
-build/cuda/$(1)/%.o: %.cu $$(VENV)/.requirements $(shell find csrc -name '*.cuh' -o -name '*.h')
-	@mkdir -p $$(@D)
-	$$(NVCC) -arch=$(1) $$(CUDA_FLAGS) $$$$($$(PY) -c 'import sysconfig; \
-	    from torch.utils.cpp_extension import include_paths; \
-	    print(*("-isystem " + p for p in [*include_paths(), sysconfig.get_path("include")]))') \
-	    -c $$< -o $$@
-endef
-$(foreach arch,$(CUDA_ARCHITECTURES),$(eval $(call cuda_rule,$(arch))))
-
-cuda-check:
-ifeq ($(CUDA_SOURCES),)
-	@echo "cuda-check: no CUDA sources in this version, nothing to compile"
-else
-	@command -v $(NVCC) >/dev/null || { \
-	    echo "cuda-check: no nvcc found; set NVCC or CUDA_HOME"; exit 1; }
-	@$(MAKE) --no-print-directory -j2 $(CUDA_OBJECTS)
-	@echo "cuda-check: $(words $(CUDA_SOURCES)) source(s) compiled for $(CUDA_ARCHITECTURES)"
-endif
+# Needs nvcc, but neither a GPU nor a CUDA build of torch. ARGS=--write makes the table anew.
+cuda-check: $(VENV)/.requirements
+	$(PY) -m tests.cuda_resources $(ARGS)
 
 # --- cleaning -----------------------------------------------------------------------------------
 

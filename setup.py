@@ -57,6 +57,9 @@ def find_sources(*suffixes: str) -> list[str]:
 
 
 def is_cuda(source: str) -> bool:
+    """Whether only a build with CUDA has it; the plan is plain C++, and tests need it anywhere."""
+    if source == "csrc/cuda/plan.cpp":
+        return False
     return source.startswith("csrc/cuda/") or source.endswith(".cu")
 
 

@@ -2,6 +2,7 @@
 #include <torch/extension.h>
 
 #include "cpu/dispatch.h"
+#include "cuda/plan.h"
 
 #ifndef FASTRNN_BUILD_CUDA
 #define FASTRNN_BUILD_CUDA "unknown"
@@ -15,6 +16,61 @@
 #define FASTRNN_COMPILER "gcc " __VERSION__
 #endif
 
+namespace {
+
+namespace cuda = fastrnn::cuda;
+
+template <class Value>
+Value one_of(const char* what, const std::string& name, const std::map<std::string, Value>& all) {
+  const auto found = all.find(name);
+  if (found == all.end()) throw pybind11::value_error(std::string(what) + ": got " + name);
+  return found->second;
+}
+
+pybind11::dict cuda_plan(const std::string& cell, bool backward, const std::string& dtype,
+                         bool tf32, int64_t hidden_size, int64_t batch, int directions,
+                         bool projected, int capability, int multiprocessors, size_t shared_bytes) {
+  using fastrnn::CellKind;
+  using fastrnn::DType;
+  const cuda::Problem problem{one_of<CellKind>("cell", cell,
+                                               {{"lstm", CellKind::kLstm},
+                                                {"gru", CellKind::kGru},
+                                                {"rnn_tanh", CellKind::kRnnTanh},
+                                                {"rnn_relu", CellKind::kRnnRelu}}),
+                              backward ? cuda::Pass::kBackward : cuda::Pass::kForward,
+                              one_of<DType>("dtype", dtype,
+                                            {{"float32", DType::kFloat},
+                                             {"float64", DType::kDouble},
+                                             {"bfloat16", DType::kBFloat16},
+                                             {"float16", DType::kHalf}}),
+                              tf32,
+                              hidden_size,
+                              batch,
+                              directions,
+                              projected};
+  const cuda::Plan plan =
+      cuda::make_plan(problem, {capability, multiprocessors, shared_bytes}, cuda::forced_regime());
+  pybind11::dict result;
+  result["regime"] = plan.regime == cuda::Regime::kSingle ? "S" : "P";
+  result["hidden"] = plan.hidden;
+  result["rows"] = plan.rows;
+  result["threads"] = plan.threads;
+  result["replicas"] = plan.replicas;
+  result["shared_bytes"] = plan.shared_bytes;
+  result["text"] = cuda::describe(plan);
+  return result;
+}
+
+std::map<std::string, std::tuple<int, int, size_t>> cuda_devices() {
+  std::map<std::string, std::tuple<int, int, size_t>> devices;
+  for (const auto& [name, limits] : cuda::known_devices()) {
+    devices[name] = {limits.capability, limits.multiprocessors, limits.shared_bytes};
+  }
+  return devices;
+}
+
+}  // namespace
+
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   namespace cpu = fastrnn::cpu;
   cpu::current_target();  // a wrong FASTRNN_CPU_TARGET fails the import, not a later call
@@ -23,6 +79,13 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("cpu_target", &cpu::current_target, "Name of the CPU target in use.");
   m.def("set_cpu_target", &cpu::set_target, pybind11::arg("name"),
         "Selects a CPU target and returns the name of the one used before; for tests.");
+  using pybind11::arg;
+  m.def("cuda_plan", &cuda_plan, arg("cell"), arg("backward"), arg("dtype"), arg("tf32"),
+        arg("hidden_size"), arg("batch"), arg("directions"), arg("projected"), arg("capability"),
+        arg("multiprocessors"), arg("shared_bytes"),
+        "What the CUDA engine would do on a device of these limits; needs no GPU.");
+  m.def("cuda_devices", &cuda_devices,
+        "Devices to plan for: name to (capability, multiprocessors, shared_bytes).");
   m.def(
       "build_info",
       [] {

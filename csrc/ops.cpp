@@ -1,5 +1,5 @@
 // The map: every operator of fastrnn, one schema each. docs/design.md says what
-// the tensors are; csrc/cpu/host.cpp implements them on the CPU.
+// the tensors are; csrc/cpu/ and csrc/cuda/ implement them.
 #include <torch/library.h>
 
 // clang-format off

@@ -11,3 +11,21 @@ def set_cpu_target(name: str) -> str:
 
 def build_info() -> dict[str, str]:
     """What the extension was built with and from: compiler, flags, torch, cuda."""
+
+def cuda_plan(
+    cell: str,
+    backward: bool,
+    dtype: str,
+    tf32: bool,
+    hidden_size: int,
+    batch: int,
+    directions: int,
+    projected: bool,
+    capability: int,
+    multiprocessors: int,
+    shared_bytes: int,
+) -> dict[str, str | int]:
+    """The CUDA engine's regime and tiles for a layer on a device of these limits."""
+
+def cuda_devices() -> dict[str, tuple[int, int, int]]:
+    """Devices to plan for: name to (capability, multiprocessors, shared_bytes)."""

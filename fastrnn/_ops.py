@@ -30,6 +30,8 @@ layer_backward_tangent = torch.ops.fastrnn.layer_backward_tangent.default
 cpu_targets = _C.cpu_targets
 cpu_target = _C.cpu_target
 build_info = _C.build_info
+cuda_plan = _C.cuda_plan
+cuda_devices = _C.cuda_devices
 
 DTYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 

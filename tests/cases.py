@@ -52,13 +52,13 @@ class Case:
     def with_(self, **changes):
         return replace(self, **changes)
 
-    def modules(self, dtype=torch.float32):
-        """`(theirs, ours)` with the same weights."""
+    def modules(self, dtype=torch.float32, device="cpu"):
+        """`(theirs, ours)` with the same weights, drawn on the CPU whatever the device."""
         sizes = self.input_size, self.hidden_size
         theirs = getattr(nn, self.name)(*sizes, dtype=dtype, **self.arguments)
         ours = getattr(fastrnn, self.name)(*sizes, dtype=dtype, **self.arguments)
         ours.load_state_dict(theirs.state_dict())
-        return theirs, ours
+        return theirs.to(device), ours.to(device)
 
     def data(self, dtype=torch.float32, scale=1.0):
         """Input, states and the weights of the loss, random and representable in dtype."""
@@ -95,9 +95,11 @@ class Data:
     losses: list
     packed: bool
 
-    def to(self, dtype):
+    def to(self, place):
+        """All tensors in another dtype or on another device."""
+
         def cast(tensors):
-            return None if tensors is None else [t.to(dtype) for t in tensors]
+            return None if tensors is None else [t.to(place) for t in tensors]
 
         return Data(cast(self.inputs), cast(self.states), cast(self.losses), self.packed)
 
@@ -116,7 +118,7 @@ def results(call, parameters, data, pair):
     sources |= {f"d_{name}0": t for name, t in zip("hc", states)}
     sources |= {f"d_{name}": p for name, p in parameters.items()}
     gradients = torch.autograd.grad(loss, list(sources.values()))
-    return {k: v.detach() for k, v in (named | dict(zip(sources, gradients))).items()}
+    return {k: v.detach().cpu() for k, v in (named | dict(zip(sources, gradients))).items()}
 
 
 def module_results(module, data):
@@ -127,7 +129,7 @@ def module_results(module, data):
 def reference_results(module, data):
     """`results` of the reference in float64, with the weights of a layer."""
     parameters = {
-        name: p.detach().double().requires_grad_() for name, p in module.named_parameters()
+        name: p.detach().cpu().double().requires_grad_() for name, p in module.named_parameters()
     }
     options = {"num_layers": module.num_layers, "has_biases": module.bias}
     options["bidirectional"] = module.bidirectional

@@ -1,5 +1,7 @@
 """What every test runs under: NaN in fresh memory, a fixed seed, settings restored."""
 
+import os
+
 import pytest
 import torch
 
@@ -7,6 +9,8 @@ from fastrnn import _C
 
 
 def pytest_configure(config):
+    # What cuBLAS needs to be deterministic; read when CUDA starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Fresh memory is filled with NaN (floats), the largest value (integers) or 0xff (workspaces).
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
@@ -30,3 +34,11 @@ def cpu_target(request):
     previous = _C.set_cpu_target(request.param)
     yield request.param
     _C.set_cpu_target(previous)
+
+
+@pytest.fixture
+def cuda():
+    """The CUDA device; the one reason for which a test may be skipped."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device on this machine")
+    return torch.device("cuda")

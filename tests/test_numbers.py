@@ -30,17 +30,20 @@ PACKED = {
 }
 
 
-def check(case, dtype=torch.float32):
-    theirs, ours = case.modules(dtype)
+def check(case, dtype=torch.float32, tf32=False, device="cpu"):
+    theirs, ours = case.modules(dtype, device)
     data = case.data(dtype)
+    there = data.to(device)
     steps = max(case.lengths) if case.lengths else case.seq_len
     layers = case.arguments.get("num_layers", 1)
     assert_accurate(
-        module_results(ours, data),
-        module_results(theirs, data),
+        module_results(ours, there),
+        module_results(theirs, there),
         reference_results(theirs, data),
         dtype,
         steps * layers,
+        data.losses,
+        tf32=tf32,
     )
 
 

@@ -17,6 +17,12 @@ def operators():
     return sorted({n.partition("::")[2].partition(".")[0] for n in names if n[:9] == "fastrnn::"})
 
 
+def first_order():
+    """Those that the CUDA engine implements too."""
+    second = {"layer_tangent", "layer_backward", "layer_backward_tangent"}
+    return [name for name in operators() if name not in second]
+
+
 def sample(name, packed, bidirectional, proj=False):
     """Arguments of an operator; those of a backward are what its forward returned."""
     cell, _, direction = name.partition("_")

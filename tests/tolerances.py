@@ -8,12 +8,16 @@ import torch
 # float64 against torch.nn: the issue's number. Errors seen are near 1e-15 times the steps.
 FLOAT64_TO_TORCH = 1e-10
 
-# Against the float64 reference: the error of torch.nn in the same dtype plus a floor, for
-# torch.nn's error may be small or zero by luck where a tensor has few elements.
+# Operands of TF32 products keep 11 bits; what torch.nn's error in float32 says nothing about.
+TF32_EPS = 2.0**-10
 
 
-def floor(dtype: torch.dtype, steps: int, cancellation: float, conditioning: float) -> float:
+def floor(
+    dtype: torch.dtype, steps: int, cancellation: float, conditioning: float, tf32: bool = False
+) -> float:
     """Error that a correct computation may have beside torch.nn's, relative to the largest value.
+
+    torch.nn's own may be small or zero by luck where a tensor has few elements.
 
     One step rounds products, function values (2.5 units in the last place at most, test_accuracy)
     and its result: about 2.5 eps where nothing cancels.
@@ -27,7 +31,8 @@ def floor(dtype: torch.dtype, steps: int, cancellation: float, conditioning: flo
     is the size of inputs and states, at least 1.
     """
     own = 1.0 if dtype.itemsize == 2 else 2.5 * steps**0.5
-    return torch.finfo(dtype).eps * conditioning * (own + cancellation)
+    eps = TF32_EPS if tf32 else torch.finfo(dtype).eps
+    return eps * conditioning * (own + cancellation)
 
 
 def magnitude(tensor: torch.Tensor) -> float:
@@ -52,27 +57,28 @@ def error(actual: torch.Tensor, expected: torch.Tensor, size: float = 0.0) -> fl
     return difference.max().item() / (max(magnitude(expected), size) or 1.0)
 
 
-def assert_accurate(ours, theirs, oracle, dtype, steps, conditioning=1.0, saturated=0.0):
+def assert_accurate(ours, theirs, oracle, dtype, steps, incoming, conditioning=1.0, tf32=False):
     """The acceptance rule. Dicts of tensors by name: ours and torch.nn's in dtype, oracle float64.
 
-    Names of gradients begin with d_. Where inputs are so large that gates saturate, their slopes
-    1 - h*h are rounding errors of 1, whatever is left of the gradients: `saturated` is then the
-    size of the gradients that came in, and conditioning (see floor) is more than 1.
+    Names of gradients begin with d_. `incoming` are the gradients that came in: where
+    states are near 1, slopes 1 - h*h keep the rounding error of 1, whatever is left of the
+    gradients. `tf32`: ours rounds the operands of its products to TF32, torch.nn does not.
     """
     assert ours.keys() == theirs.keys() == oracle.keys()
     gradients = {name: magnitude(t) for name, t in oracle.items() if name[:2] == "d_"}
     largest = max(gradients.values(), default=0.0)
+    came_in = max(map(magnitude, incoming))
     failures = []
     for name, expected in oracle.items():
         # h_n is one step of the output: a sum of the same terms, whatever is left of it there.
         scale = magnitude(oracle["output"]) if name == "h_n" else 0.0
         size = gradients.get(name, 0.0)
         # The terms of a weight's gradient have a state or an input as a factor besides.
-        lost = saturated * (conditioning if "weight" in name else 1.0)
-        margin = floor(dtype, steps, max(largest, lost) / size if size else 0.0, conditioning)
+        lost = came_in * (conditioning if "weight" in name else 1.0)
+        margin = floor(dtype, steps, max(largest, lost) / size if size else 0.0, conditioning, tf32)
         if dtype is torch.float64:
             actual = error(ours[name], theirs[name], scale)
-            limit = FLOAT64_TO_TORCH * conditioning + (margin if saturated else 0.0)
+            limit = FLOAT64_TO_TORCH * conditioning + (margin if conditioning > 1.0 else 0.0)
         else:
             actual = error(ours[name], expected, scale)
             limit = error(theirs[name], expected, scale) + margin

@@ -1,25 +1,21 @@
-// The CPU operators of first order: checks, allocation, and tensors turned into the
-// params structs of the kernels.
-#include <torch/library.h>
+// The CPU operators of first order: tensors turned into the params structs of the
+// kernels.
+#include "host/operators.h"
 
 #include "cpu/layer.h"
 
 namespace fastrnn::cpu {
 namespace {
 
-struct ForwardResult {
-  Tensor output, h_n, c_n, gates, hidden, cells;
-};
+using host::BackwardResult;
+using host::ForwardResult;
 
 ForwardResult forward(const char* op, CellKind cell, const Tensor& input,
                       const OptionalTensor& batch_sizes, const OptionalTensor& h0,
                       const OptionalTensor& c0, at::TensorList param_list, bool has_biases,
                       bool bidirectional, bool save) {
-  Layer layer{op, input.options().requires_grad(false), {}, has_biases, {}, {}, {}};
+  Layer layer(op, input, cell, bidirectional ? 2 : 1, has_biases);
   LayerShape& shape = layer.shape;
-  shape.cell = cell;
-  shape.dtype = dtype_of(op, input);
-  shape.directions = bidirectional ? 2 : 1;
   const int64_t dim = batch_sizes ? 2 : 3;
   TORCH_CHECK(input.device().is_cpu() && input.dim() == dim, op, ": expected input with ", dim,
               " dimensions on cpu, got ", input.sizes(), " on ", input.device());
@@ -68,53 +64,24 @@ ForwardResult forward(const char* op, CellKind cell, const Tensor& input,
   return r;
 }
 
-struct BackwardResult {
-  Tensor d_gates, d_h0, d_c0, d_hidden;
-};
-
 // saved: hidden, or for the LSTM cells, of shape [D, N, ·].
 BackwardResult backward(const char* op, CellKind cell, const OptionalTensor& d_output,
                         const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
                         const OptionalTensor& batch_sizes, const OptionalTensor& h0,
                         const OptionalTensor& c0, const OptionalTensor& gates, const Tensor& saved,
                         at::TensorList param_list, bool has_biases, bool bidirectional) {
-  Layer layer{op, saved.options().requires_grad(false), {}, has_biases, {}, {}, {}};
+  Layer layer(op, saved, cell, bidirectional ? 2 : 1, has_biases);
   LayerShape& shape = layer.shape;
-  shape.cell = cell;
-  shape.dtype = dtype_of(op, saved);
-  shape.directions = bidirectional ? 2 : 1;
   layer.set_params(param_list, -1);
+  layer.set_backward_steps(saved, batch_sizes, d_output, d_h_n, d_c_n);
   const int64_t D = layer.directions(), H = shape.hidden_size, P = shape.proj_size;
-  TORCH_CHECK(saved.dim() == 3, op, ": expected saved tensors of 3 dimensions, got ",
-              saved.sizes());
-  const int64_t N = saved.size(1);
-  if (batch_sizes) {
-    layer.set_packed(*batch_sizes, N);
-  } else {
-    // Any gradient tells the batch; all absent is no call at all.
-    TORCH_CHECK(d_output || d_h_n || d_c_n, op, ": expected d_output, d_h_n or d_c_n, got none");
-    for (const OptionalTensor& t : {d_output, d_h_n, d_c_n}) {
-      TORCH_CHECK(!t || t->dim() == 3, op, ": expected gradients of 3 dimensions, got ",
-                  t->sizes());
-    }
-    const int64_t B = d_output ? d_output->size(1) : (d_h_n ? *d_h_n : *d_c_n).size(1);
-    TORCH_CHECK(B == 0 ? N == 0 : N % B == 0, op, ": expected a gradient whose batch divides ", N,
-                " rows, got batch ", B);
-    shape.steps = {B == 0 ? 0 : N / B, B, N, nullptr, nullptr};
-  }
-  const int64_t B = layer.batch();
+  const int64_t N = layer.rows(), B = layer.batch();
   const bool lstm = cell == CellKind::kLstm, gru = cell == CellKind::kGru;
   layer.check(saved, lstm ? "cells" : "hidden", {D, N, H});
   const OptionalTensor gates_c =
       gates ? layer.contiguous(gates, "gates", {D, N, 4 * H}) : std::nullopt;
   const Tensor saved_c = saved.contiguous();
-  OptionalTensor d_out;
-  if (d_output) {
-    TORCH_CHECK(d_output->numel() == N * D * P, op, ": expected d_output of ", N, " rows by ",
-                D * P, ", got ", d_output->sizes());
-    layer.check(*d_output, "d_output", d_output->sizes());
-    d_out = d_output->contiguous();
-  }
+  const OptionalTensor d_out = layer.contiguous_d_output(d_output);
   const OptionalTensor d_h = layer.contiguous(d_h_n, "d_h_n", {D, B, P});
   const OptionalTensor d_c = layer.contiguous(d_c_n, "d_c_n", {D, B, H});
   const OptionalTensor h_start = layer.contiguous(h0, "h0", {D, B, P});
@@ -150,56 +117,16 @@ BackwardResult backward(const char* op, CellKind cell, const OptionalTensor& d_o
   return r;
 }
 
-// d_input when w_ih is given; for each direction the gradients of w_ih, w_hh,
-// b_ih and b_hh that `wanted` (4 flags a direction) asks for. What is not wanted
-// has size 0.
 std::tuple<Tensor, std::vector<Tensor>> layer_gradients(
     c10::string_view cell, const Tensor& d_gates, const OptionalTensor& batch_sizes,
     c10::SymInt batch, const OptionalTensor& input, const OptionalTensor& hidden,
     const OptionalTensor& h0, at::TensorList w_ih, const c10::List<bool>& wanted) {
-  const char* op = "layer_gradients";
-  Layer layer{op, d_gates.options().requires_grad(false), {}, false, {}, {}, {}};
-  LayerShape& shape = layer.shape;
-  TORCH_CHECK(cell == "lstm" || cell == "gru" || cell == "rnn", op,
-              ": expected cell lstm, gru or rnn, got ", cell);
-  shape.cell = cell == "lstm"  ? CellKind::kLstm
-               : cell == "gru" ? CellKind::kGru
-                               : CellKind::kRnnTanh;
-  shape.dtype = dtype_of(op, d_gates);
-  TORCH_CHECK(d_gates.dim() == 3 && (d_gates.size(0) == 1 || d_gates.size(0) == 2), op,
-              ": expected d_gates of shape (directions, rows, gates), got ", d_gates.sizes());
-  layer.check(d_gates, "d_gates", d_gates.sizes());
-  const int64_t D = d_gates.size(0), N = d_gates.size(1), columns = d_gates.size(2);
-  shape.directions = static_cast<int>(D);
-  TORCH_CHECK(columns > 0 && (shape.cell == CellKind::kRnnTanh || columns % 4 == 0), op,
-              ": expected d_gates with 4*hidden_size columns, got ", columns);
-  const int64_t H = shape.cell == CellKind::kRnnTanh ? columns : columns / 4;
-  const int64_t GH = layer.gates() * H;
+  Layer layer(host::gradients_layer(cell, d_gates, batch_sizes, batch.expect_int(), input, hidden,
+                                    w_ih, wanted));
+  const LayerShape& shape = layer.shape;
+  const int64_t D = layer.directions(), N = layer.rows(), B = layer.batch(), I = shape.input_size,
+                P = shape.proj_size, GH = layer.gates() * shape.hidden_size;
   const bool with_input = !w_ih.empty();
-  TORCH_CHECK(wanted.size() == static_cast<size_t>(4 * D), op, ": expected ", 4 * D, " flags, got ",
-              wanted.size());
-  TORCH_CHECK(!with_input || w_ih.size() == static_cast<size_t>(D), op, ": expected ", D,
-              " w_ih, got ", w_ih.size());
-  for (int64_t d = 0; d < D; ++d) {
-    TORCH_CHECK(input || !wanted.get(static_cast<size_t>(4 * d)), op,
-                ": expected input for d_w_ih, got None");
-    TORCH_CHECK(hidden || !wanted.get(static_cast<size_t>(4 * d + 1)), op,
-                ": expected hidden for d_w_hh, got None");
-  }
-  const int64_t B = batch.expect_int();
-  if (batch_sizes) {
-    layer.set_packed(*batch_sizes, N);
-    TORCH_CHECK(layer.batch() == B, op, ": expected batch ", layer.batch(), ", got ", B);
-  } else {
-    TORCH_CHECK(B > 0 ? N % B == 0 : N == 0, op, ": expected a batch that divides ", N,
-                " rows, got ", B);
-    shape.steps = {B > 0 ? N / B : 0, B, N, nullptr, nullptr};
-  }
-  const int64_t I = input ? input->size(-1) : with_input ? w_ih[0].size(1) : 1;
-  const int64_t P = hidden ? hidden->size(-1) : H;
-  shape.hidden_size = H;
-  shape.proj_size = P;
-  shape.input_size = I;
 
   ProductParams p{};
   std::vector<Tensor> keep;
@@ -208,7 +135,7 @@ std::tuple<Tensor, std::vector<Tensor>> layer_gradients(
     keep.push_back(t.contiguous());
     return data(keep.back());
   };
-  p.d_gates = pointer(d_gates, "d_gates", {D, N, columns});
+  p.d_gates = pointer(d_gates, "d_gates", d_gates.sizes());
   if (input) p.input = pointer(*input, "input", {N, I});
   if (hidden) p.hidden = pointer(*hidden, "hidden", {D, N, P});
   if (h0) p.h0 = pointer(*h0, "h0", {D, B, P});
@@ -239,81 +166,14 @@ std::tuple<Tensor, std::vector<Tensor>> layer_gradients(
   return result;
 }
 
-CellKind rnn_kind(const char* op, std::string_view nonlinearity) {
-  TORCH_CHECK(nonlinearity == "tanh" || nonlinearity == "relu", op,
-              ": expected nonlinearity \"tanh\" or \"relu\", got \"", nonlinearity, "\"");
-  return nonlinearity == "tanh" ? CellKind::kRnnTanh : CellKind::kRnnRelu;
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward(
-    const Tensor& input, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
-    const OptionalTensor& c0, at::TensorList params, bool has_biases, bool bidirectional,
-    bool save) {
-  auto r = forward("lstm_forward", CellKind::kLstm, input, batch_sizes, h0, c0, params, has_biases,
-                   bidirectional, save);
-  return {r.output, r.h_n, r.c_n, r.gates, r.hidden, r.cells};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_backward(
-    const OptionalTensor& d_output, const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
-    const OptionalTensor& batch_sizes, const OptionalTensor& c0, const Tensor& gates,
-    const Tensor& cells, at::TensorList params, bool has_biases, bool bidirectional) {
-  auto r = backward("lstm_backward", CellKind::kLstm, d_output, d_h_n, d_c_n, batch_sizes,
-                    std::nullopt, c0, gates, cells, params, has_biases, bidirectional);
-  return {r.d_gates, r.d_h0, r.d_c0, r.d_hidden};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> gru_forward(const Tensor& input,
-                                                       const OptionalTensor& batch_sizes,
-                                                       const OptionalTensor& h0,
-                                                       at::TensorList params, bool has_biases,
-                                                       bool bidirectional, bool save) {
-  auto r = forward("gru_forward", CellKind::kGru, input, batch_sizes, h0, std::nullopt, params,
-                   has_biases, bidirectional, save);
-  return {r.output, r.h_n, r.gates, r.hidden};
-}
-
-std::tuple<Tensor, Tensor> gru_backward(const OptionalTensor& d_output, const OptionalTensor& d_h_n,
-                                        const OptionalTensor& batch_sizes, const OptionalTensor& h0,
-                                        const Tensor& gates, const Tensor& hidden,
-                                        at::TensorList params, bool has_biases,
-                                        bool bidirectional) {
-  auto r = backward("gru_backward", CellKind::kGru, d_output, d_h_n, std::nullopt, batch_sizes, h0,
-                    std::nullopt, gates, hidden, params, has_biases, bidirectional);
-  return {r.d_gates, r.d_h0};
-}
-
-std::tuple<Tensor, Tensor, Tensor> rnn_forward(const Tensor& input,
-                                               const OptionalTensor& batch_sizes,
-                                               const OptionalTensor& h0, at::TensorList params,
-                                               bool has_biases, bool bidirectional,
-                                               c10::string_view nonlinearity, bool save) {
-  const CellKind kind = rnn_kind("rnn_forward", {nonlinearity.data(), nonlinearity.size()});
-  auto r = forward("rnn_forward", kind, input, batch_sizes, h0, std::nullopt, params, has_biases,
-                   bidirectional, save);
-  return {r.output, r.h_n, r.hidden};
-}
-
-std::tuple<Tensor, Tensor> rnn_backward(const OptionalTensor& d_output, const OptionalTensor& d_h_n,
-                                        const OptionalTensor& batch_sizes, const Tensor& hidden,
-                                        at::TensorList params, bool has_biases, bool bidirectional,
-                                        c10::string_view nonlinearity) {
-  const CellKind kind = rnn_kind("rnn_backward", {nonlinearity.data(), nonlinearity.size()});
-  auto r = backward("rnn_backward", kind, d_output, d_h_n, std::nullopt, batch_sizes, std::nullopt,
-                    std::nullopt, std::nullopt, hidden, params, has_biases, bidirectional);
-  return {r.d_gates, r.d_h0};
-}
+struct Engine {
+  static constexpr auto forward = cpu::forward;
+  static constexpr auto backward = cpu::backward;
+  static constexpr auto layer_gradients = cpu::layer_gradients;
+};
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
-  m.impl("lstm_forward", lstm_forward);
-  m.impl("lstm_backward", lstm_backward);
-  m.impl("gru_forward", gru_forward);
-  m.impl("gru_backward", gru_backward);
-  m.impl("rnn_forward", rnn_forward);
-  m.impl("rnn_backward", rnn_backward);
-  m.impl("layer_gradients", layer_gradients);
-}
+TORCH_LIBRARY_IMPL(fastrnn, CPU, m) { host::implement<Engine>(m); }
 
 }  // namespace fastrnn::cpu

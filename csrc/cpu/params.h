@@ -1,16 +1,13 @@
 // The wall between host code, which knows tensors, and kernels, which know
-// pointers. Letters: T seq_len, B batch, I input_size, H hidden_size, P the size
-// of h (proj_size or H), D directions, G gate products (LSTM 4, GRU 3, RNN 1),
-// N rows of all steps together, S saved gates (LSTM 4, GRU 4). Tensors are
-// contiguous unless a stride says otherwise; null means absent.
+// pointers. Letters as in layer_shape.h. Tensors are contiguous unless a stride
+// says otherwise; null means absent.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
-namespace fastrnn::cpu {
+#include "layer_shape.h"
 
-enum class CellKind { kLstm, kGru, kRnnTanh, kRnnRelu };
-enum class DType { kFloat, kDouble, kBFloat16, kHalf };
+namespace fastrnn::cpu {
 
 struct Weights {
   const void* w_ih;  // [G*H, I]
@@ -18,27 +15,6 @@ struct Weights {
   const void* b_ih;  // [G*H] or null
   const void* b_hh;  // [G*H] or null
   const void* w_hr;  // [P, H] or null: no projection, P = H
-};
-
-// Rows of step t are [offset(t), offset(t) + count(t)); counts never increase.
-struct Steps {
-  int64_t seq_len;         // T
-  int64_t batch;           // B, the count of step 0
-  int64_t rows;            // N
-  const int64_t* counts;   // [T] or null: every step has B rows
-  const int64_t* offsets;  // [T] or null
-
-  int64_t count(int64_t t) const { return counts ? counts[t] : batch; }
-  int64_t offset(int64_t t) const { return offsets ? offsets[t] : t * batch; }
-};
-
-struct LayerShape {
-  CellKind cell;
-  DType dtype;
-  Steps steps;
-  int64_t input_size, hidden_size, proj_size;  // I, H, P (P = H without projection)
-  bool projected;
-  int directions;
 };
 
 struct ForwardParams {

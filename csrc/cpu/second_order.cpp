@@ -12,9 +12,11 @@ namespace {
 struct Saved {
   Layer layer;
   Weights weights[2] = {};
-  const void *h0, *c0, *gates, *hidden, *cells;
+  const void *h0 = nullptr, *c0 = nullptr, *gates = nullptr, *hidden = nullptr, *cells = nullptr;
   std::vector<Tensor> keep;  // what the pointers point into
-  bool lstm, gru;
+  const bool lstm, gru;
+
+  explicit Saved(Layer&& of) : layer(std::move(of)), lstm(layer.lstm()), gru(layer.gru()) {}
 
   const void* pointer(const OptionalTensor& t, const char* name, at::IntArrayRef size) {
     if (!t) return nullptr;
@@ -42,8 +44,6 @@ struct Saved {
   }
   at::DimVector h_state() const { return state_of(layer.shape.proj_size); }
   at::DimVector c_state() const { return state_of(layer.shape.hidden_size); }
-  // Saved gates and their gradients.
-  int64_t gate_columns() const { return (lstm || gru ? 4 : 1) * layer.shape.hidden_size; }
 };
 
 Saved read(const char* op, c10::string_view cell, const OptionalTensor& batch_sizes,
@@ -52,28 +52,17 @@ Saved read(const char* op, c10::string_view cell, const OptionalTensor& batch_si
            at::TensorList w_hh, at::TensorList w_hr) {
   const OptionalTensor& sized = cells ? cells : hidden;
   TORCH_CHECK(sized && sized->dim() == 3, op, ": expected saved tensors of 3 dimensions");
-  Saved s{{op, sized->options().requires_grad(false), {}, false, {}, {}, {}},
-          {},
-          nullptr,
-          nullptr,
-          nullptr,
-          nullptr,
-          nullptr,
-          {},
-          cell == "lstm",
-          cell == "gru"};
-  Layer& layer = s.layer;
-  LayerShape& shape = layer.shape;
-  TORCH_CHECK(s.lstm || s.gru || cell == "rnn_tanh" || cell == "rnn_relu", op,
+  TORCH_CHECK(cell == "lstm" || cell == "gru" || cell == "rnn_tanh" || cell == "rnn_relu", op,
               ": expected cell lstm, gru, rnn_tanh or rnn_relu, got ", cell);
-  shape.cell = s.lstm               ? CellKind::kLstm
-               : s.gru              ? CellKind::kGru
-               : cell == "rnn_tanh" ? CellKind::kRnnTanh
-                                    : CellKind::kRnnRelu;
-  shape.dtype = dtype_of(op, *sized);
+  const CellKind kind = cell == "lstm"       ? CellKind::kLstm
+                        : cell == "gru"      ? CellKind::kGru
+                        : cell == "rnn_tanh" ? CellKind::kRnnTanh
+                                             : CellKind::kRnnRelu;
   TORCH_CHECK(w_hh.size() == 1 || w_hh.size() == 2, op,
               ": expected w_hh of 1 or 2 directions, got ", w_hh.size());
-  shape.directions = static_cast<int>(w_hh.size());
+  Saved s(Layer(op, *sized, kind, static_cast<int>(w_hh.size()), false));
+  Layer& layer = s.layer;
+  LayerShape& shape = layer.shape;
   shape.projected = !w_hr.empty();
   TORCH_CHECK(!shape.projected || (s.lstm && w_hr.size() == w_hh.size()), op,
               ": expected w_hr of no direction or, for the lstm, of each, got ", w_hr.size());
@@ -173,7 +162,7 @@ SweepResult sweep(Saved& s, BackwardParams& p, const OptionalTensor& d_output,
   p.hidden = s.hidden;
   p.cells = s.cells;
   SweepResult r;
-  r.d_gates = layer.internal(s.rows_of(s.gate_columns()));
+  r.d_gates = layer.internal(s.rows_of(layer.saved_gates() * layer.shape.hidden_size));
   r.d_h0 = layer.empty(s.h_state());
   r.d_c0 = s.lstm ? layer.empty(s.c_state()) : layer.empty({0});
   r.d_hidden =

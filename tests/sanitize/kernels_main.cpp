@@ -21,6 +21,7 @@
 
 namespace {
 
+using namespace fastrnn;
 using namespace fastrnn::cpu;
 
 // ---- storage types ---------------------------------------------------------

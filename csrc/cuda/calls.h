@@ -1,0 +1,68 @@
+// One call of a CUDA operator after its checks: the tensors of one layer, ready
+// for a regime to run. Inputs are contiguous; results are allocated, and a
+// regime writes every element of them.
+#pragma once
+#include <ATen/ops/empty.h>
+
+#include "cuda/launchers.h"
+#include "cuda/plan.h"
+#include "host/operators.h"
+
+namespace fastrnn::cuda {
+
+using at::Tensor;
+using host::OptionalTensor;
+
+struct ForwardCall {
+  const host::Layer& layer;
+  Tensor input;           // [N, I]
+  OptionalTensor h0, c0;  // [D, B, P], [D, B, H]
+  bool save;
+  const host::ForwardResult& result;
+};
+
+struct BackwardCall {
+  const host::Layer& layer;
+  OptionalTensor d_output;      // N rows by D*P
+  OptionalTensor d_h_n, d_c_n;  // [D, B, P], [D, B, H]
+  OptionalTensor h0, c0;
+  OptionalTensor gates;  // [D, N, S*H]
+  Tensor saved;          // [D, N, H]: cells of an LSTM, else hidden
+  const host::BackwardResult& result;
+};
+
+void forward_by_steps(const ForwardCall& call, Stream stream);
+void backward_by_steps(const BackwardCall& call, Stream stream);
+
+void forward_single(const ForwardCall& call, const Plan& plan, Stream stream);
+void backward_single(const BackwardCall& call, const Plan& plan, Stream stream);
+
+// The steps with device pointers; `memory` keeps them alive. Copies nothing when every step has
+// the same rows, and never waits for the device.
+struct DeviceSteps {
+  Steps steps;
+  Tensor memory;
+};
+DeviceSteps upload_steps(const host::Layer& layer, Stream stream);
+
+inline void check_launch(const char* op, const char* error) {
+  TORCH_CHECK(error == nullptr, op, ": a CUDA kernel could not be started: ", error);
+}
+
+// What the state of a recurrence is kept in: float unless the layer is double.
+inline at::ScalarType state_type(const host::Layer& layer) {
+  return layer.shape.dtype == DType::kDouble ? at::kDouble : at::kFloat;
+}
+
+// Element i of a tensor's data, as a pointer.
+inline const void* at_element(const Tensor& t, int64_t i) {
+  return static_cast<const char*>(t.const_data_ptr()) + i * t.element_size();
+}
+inline const void* at_element(const OptionalTensor& t, int64_t i) {
+  return t ? at_element(*t, i) : nullptr;
+}
+inline void* at_element_mutable(const Tensor& t, int64_t i) {
+  return static_cast<char*>(t.mutable_data_ptr()) + i * t.element_size();
+}
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,49 @@
+// The device and the stream that an operator works on, and the device's limits.
+// The tests replace this file with one for the CPU.
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <array>
+#include <mutex>
+
+#include "cuda/launch.h"
+#include "cuda/plan.h"
+
+namespace fastrnn::cuda {
+
+inline constexpr const char* kDeviceName = "cuda";
+
+inline bool is_ours(const at::Tensor& t) { return t.is_cuda(); }
+
+// Makes the tensor's device the current one for a scope.
+using DeviceGuard = c10::cuda::CUDAGuard;
+
+inline Stream current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
+
+// Of the current device, asked for once.
+inline const DeviceLimits& device_limits() {
+  constexpr int kMaxDevices = 64;
+  static std::array<std::once_flag, kMaxDevices> once;
+  static std::array<DeviceLimits, kMaxDevices> limits;
+  const int device = c10::cuda::current_device();
+  TORCH_CHECK(device < kMaxDevices, "fastrnn: expected fewer than ", kMaxDevices, " devices");
+  const size_t i = static_cast<size_t>(device);
+  std::call_once(once[i], [&] {
+    const auto attribute = [device](cudaDeviceAttr name) {
+      int value = 0;
+      C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, device));
+      return value;
+    };
+    limits[i] = {10 * attribute(cudaDevAttrComputeCapabilityMajor) +
+                     attribute(cudaDevAttrComputeCapabilityMinor),
+                 attribute(cudaDevAttrMultiProcessorCount),
+                 static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin))};
+  });
+  return limits[i];
+}
+
+}  // namespace fastrnn::cuda

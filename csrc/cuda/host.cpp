@@ -1,0 +1,109 @@
+// The CUDA operators: checks, allocation, the plan. A call guards the device,
+// takes the current stream, chooses a regime and runs it; nothing here or below
+// waits for the device.
+#include "cuda/host.h"
+
+#include <ATen/Context.h>
+
+#include "cuda/calls.h"
+#include "cuda/device.h"
+
+namespace fastrnn::cuda {
+namespace {
+
+Plan plan_of(const host::Layer& layer, Pass pass) {
+  const LayerShape& s = layer.shape;
+  const bool tf32 = s.dtype == DType::kFloat && at::globalContext().allowTF32CuBLAS();
+  return make_plan(
+      {s.cell, pass, s.dtype, tf32, s.hidden_size, s.steps.batch, s.directions, s.projected},
+      device_limits(), forced_regime());
+}
+
+}  // namespace
+
+host::ForwardResult forward(const char* op, CellKind cell, const Tensor& input,
+                            const OptionalTensor& batch_sizes, const OptionalTensor& h0,
+                            const OptionalTensor& c0, at::TensorList params, bool has_biases,
+                            bool bidirectional, bool save) {
+  const int64_t dim = batch_sizes ? 2 : 3;
+  TORCH_CHECK(is_ours(input) && input.dim() == dim, op, ": expected input with ", dim,
+              " dimensions on ", kDeviceName, ", got ", input.sizes(), " on ", input.device());
+  const DeviceGuard device(input.device());
+  const at::AutoDispatchBelowADInplaceOrView below;
+  host::Layer layer(op, input, cell, bidirectional ? 2 : 1, has_biases);
+  LayerShape& shape = layer.shape;
+  layer.set_params(params, input.size(-1));
+  if (batch_sizes) {
+    layer.set_packed(*batch_sizes, input.size(0));
+  } else {
+    TORCH_CHECK(input.size(0) > 0, op, ": expected input with at least one step, got shape ",
+                input.sizes());
+    shape.steps = {input.size(0), input.size(1), input.size(0) * input.size(1), nullptr, nullptr};
+  }
+  const int64_t D = layer.directions(), N = layer.rows(), B = layer.batch(), H = shape.hidden_size,
+                P = shape.proj_size;
+  const auto empty = [&](at::IntArrayRef size) { return at::empty(size, layer.options); };
+  host::ForwardResult r;
+  r.output = batch_sizes ? empty({N, D * P}) : empty({input.size(0), B, D * P});
+  r.h_n = empty({D, B, P});
+  if (layer.lstm()) r.c_n = empty({D, B, H});
+  if (layer.lstm() || layer.gru()) r.gates = save ? empty({D, N, 4 * H}) : empty({0});
+  r.hidden = save ? empty({D, N, P}) : empty({0});
+  if (layer.lstm()) r.cells = save ? empty({D, N, H}) : empty({0});
+  const ForwardCall call{layer,
+                         input.contiguous().view({N, shape.input_size}),
+                         layer.contiguous(h0, "h0", {D, B, P}),
+                         layer.contiguous(c0, "c0", {D, B, H}),
+                         save,
+                         r};
+  if (N == 0) return r;
+  const Plan plan = plan_of(layer, Pass::kForward);
+  plan.regime == Regime::kSingle ? forward_single(call, plan, current_stream())
+                                 : forward_by_steps(call, current_stream());
+  return r;
+}
+
+host::BackwardResult backward(const char* op, CellKind cell, const OptionalTensor& d_output,
+                              const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
+                              const OptionalTensor& batch_sizes, const OptionalTensor& h0,
+                              const OptionalTensor& c0, const OptionalTensor& gates,
+                              const Tensor& saved, at::TensorList params, bool has_biases,
+                              bool bidirectional) {
+  TORCH_CHECK(is_ours(saved), op, ": expected saved tensors on ", kDeviceName, ", got ",
+              saved.device());
+  const DeviceGuard device(saved.device());
+  const at::AutoDispatchBelowADInplaceOrView below;
+  host::Layer layer(op, saved, cell, bidirectional ? 2 : 1, has_biases);
+  layer.set_params(params, -1);
+  layer.set_backward_steps(saved, batch_sizes, d_output, d_h_n, d_c_n);
+  const LayerShape& shape = layer.shape;
+  const int64_t D = layer.directions(), N = layer.rows(), B = layer.batch(), H = shape.hidden_size,
+                P = shape.proj_size;
+  layer.check(saved, layer.lstm() ? "cells" : "hidden", {D, N, H});
+  const auto empty = [&](at::IntArrayRef size) { return at::empty(size, layer.options); };
+  host::BackwardResult r;
+  r.d_gates = empty({D, N, layer.saved_gates() * H});
+  r.d_h0 = empty({D, B, P});
+  if (layer.lstm()) r.d_c0 = empty({D, B, H});
+  if (layer.lstm()) r.d_hidden = shape.projected ? empty({D, N, P}) : empty({0});
+  const BackwardCall call{layer,
+                          layer.contiguous_d_output(d_output),
+                          layer.contiguous(d_h_n, "d_h_n", {D, B, P}),
+                          layer.contiguous(d_c_n, "d_c_n", {D, B, H}),
+                          layer.contiguous(h0, "h0", {D, B, P}),
+                          layer.contiguous(c0, "c0", {D, B, H}),
+                          layer.contiguous(gates, "gates", {D, N, 4 * H}),
+                          saved.contiguous(),
+                          r};
+  if (N == 0) {  // no step: the gradients of the final states are those of the initial ones
+    call.d_h_n ? r.d_h0.copy_(*call.d_h_n) : r.d_h0.zero_();
+    if (layer.lstm()) call.d_c_n ? r.d_c0.copy_(*call.d_c_n) : r.d_c0.zero_();
+    return r;
+  }
+  const Plan plan = plan_of(layer, Pass::kBackward);
+  plan.regime == Regime::kSingle ? backward_single(call, plan, current_stream())
+                                 : backward_by_steps(call, current_stream());
+  return r;
+}
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,7 @@
+#include "cuda/kernels/single_table.h"
+
+namespace fastrnn::cuda {
+
+const SingleKernels kSingleGruHalf = single_kernels_of<Gru, Numeric::kHalf>();
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,7 @@
+#include "cuda/kernels/single_table.h"
+
+namespace fastrnn::cuda {
+
+const SingleKernels kSingleGruTf32 = single_kernels_of<Gru, Numeric::kTf32>();
+
+}  // namespace fastrnn::cuda

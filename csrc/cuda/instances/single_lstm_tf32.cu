@@ -1,0 +1,7 @@
+#include "cuda/kernels/single_table.h"
+
+namespace fastrnn::cuda {
+
+const SingleKernels kSingleLstmTf32 = single_kernels_of<Lstm, Numeric::kTf32>();
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,177 @@
+// The kernels of regime P: what stands between two matrix products. A block owns
+// a row (blockIdx.x) and kPointwiseThreads neighbouring units of it (blockIdx.y),
+// a thread one unit; no thread reads what another one writes, so nothing
+// synchronises. Row offsets are 64 bits wide.
+#pragma once
+#include <algorithm>
+
+#include "cuda/kernels/value.h"
+#include "cuda/launchers.h"
+
+namespace fastrnn::cuda {
+namespace {
+
+FASTRNN_DEVICE int64_t own_unit() {
+  return static_cast<int64_t>(block_y()) * block_threads() + thread_index();
+}
+
+// One block a row, threads enough for `columns` up to the limit of the grid's y.
+inline Grid pointwise_grid(int64_t rows, int64_t columns) {
+  const int64_t warps = (columns + 31) / 32;
+  const int threads = static_cast<int>(std::min<int64_t>(32 * warps, kPointwiseThreads));
+  return {rows, static_cast<int>((columns + threads - 1) / threads), threads, 0};
+}
+
+// One step's cell. Reads the products and the state, writes state, h and what is saved.
+template <class Cell, class T>
+FASTRNN_KERNEL(kPointwiseThreads)
+pointwise_forward_kernel(const PointwiseForward p) {
+  using A = Compute<T>;
+  const int64_t row = block_x(), j = own_unit(), H = p.hidden_size;
+  if (j >= H) return;
+  A pre[Cell::kGates], recurrent[Cell::kGates], saved[4];
+  A inner = 0;
+  FASTRNN_UNROLL
+  for (int g = 0; g < Cell::kGates; ++g) {
+    const int64_t column = g * H + j, i = row * Cell::kGates * H + column;
+    const A bias = load<T>(p.b_hh, column);
+    pre[g] = load<T>(p.input_product, i) + load<T>(p.b_ih, column);
+    recurrent[g] = load<T>(p.recurrent, i);
+    if (Cell::kIsGru && g == 2) {
+      inner = bias;
+    } else {
+      pre[g] += bias;
+    }
+  }
+  const int64_t at = row * H + j;
+  A state = load<A>(p.state, at);
+  const A h = step_forward<Cell, A>(p.cell, pre, inner, recurrent, state, saved);
+  store<A>(p.state, at, state);
+  store<T>(p.h, at, h);
+  store<T>(p.output, row * p.output_stride + j, h);
+  store<T>(p.hidden, at, h);
+  if constexpr (Cell::kIsLstm) store<T>(p.cells, at, state);
+  if constexpr (Cell::kSaved == 4) {
+    FASTRNN_UNROLL
+    for (int g = 0; g < 4; ++g) store<T>(p.gates, row * 4 * H + g * H + j, saved[g]);
+  }
+}
+
+template <class T>
+FASTRNN_DEVICE Compute<T> incoming(const IncomingGradient& p, int64_t row, int64_t j,
+                                   int64_t size) {
+  using A = Compute<T>;
+  const A product = row < p.product_rows ? load<T>(p.product, row * size + j) : A(0);
+  return load<A>(p.carried, row * size + j) + product +
+         load<T>(p.d_output, row * p.d_output_stride + j);
+}
+
+// One step's gradients of the gates. Reads what forward saved, writes d_gates and what goes on to
+// the step before besides the product.
+template <class Cell, class T>
+FASTRNN_KERNEL(kPointwiseThreads)
+pointwise_backward_kernel(const PointwiseBackward p) {
+  using A = Compute<T>;
+  const int64_t row = block_x(), j = own_unit(), H = p.hidden_size;
+  if (j >= H) return;
+  const int64_t at = row * H + j;
+  A in[Cell::kLoads], d[Cell::kSaved];
+  if constexpr (Cell::kSaved == 4) {
+    FASTRNN_UNROLL
+    for (int g = 0; g < 4; ++g) in[g] = load<T>(p.gates, row * 4 * H + g * H + j);
+  }
+  if constexpr (!Cell::kIsGru) in[Cell::kIsLstm ? 4 : 0] = load<T>(p.current, at);
+  if constexpr (Cell::kSaved == 4) {
+    in[Cell::kLoads - 1] =
+        load<T>(row < p.previous.count ? p.previous.saved : p.previous.initial, at);
+  }
+  A d_h = incoming<T>(p.d_h, row, j, H);
+  A d_c = load<A>(p.d_c, at);
+  step_backward<Cell, A>(p.cell, in, d_h, d_c, d);
+  store<A>(p.d_h.carried, at, d_h);
+  store<A>(p.d_c, at, d_c);
+  FASTRNN_UNROLL
+  for (int g = 0; g < Cell::kSaved; ++g) {
+    store<T>(p.d_gates, row * Cell::kSaved * H + g * H + j, d[g]);
+  }
+  if constexpr (Cell::kIsGru) {
+    FASTRNN_UNROLL
+    for (int g = 0; g < 3; ++g) {
+      store<T>(p.d_recurrent, row * 3 * H + g * H + j, d[recurrent_column<Cell>(g)]);
+    }
+  }
+}
+
+template <class T>
+FASTRNN_KERNEL(kPointwiseThreads)
+gradient_sum_kernel(const GradientSum p) {
+  const int64_t row = block_x(), j = own_unit();
+  if (j >= p.size) return;
+  store<T>(p.target, row * p.size + j, incoming<T>(p.d_h, row, j, p.size));
+  store<Compute<T>>(p.d_h.carried, row * p.size + j, 0);
+}
+
+// A block owns a step (blockIdx.x) and every blocks_y()-th of its rows.
+template <class T>
+FASTRNN_KERNEL(kPointwiseThreads)
+previous_hidden_kernel(const PreviousHidden p) {
+  const int64_t t = block_x(), before = p.reverse ? t + 1 : t - 1;
+  const bool first = before < 0 || before >= p.steps.seq_len;
+  const int64_t known = first ? 0 : p.steps.count(before), count = p.steps.count(t);
+  const int64_t from = first ? 0 : p.steps.offset(before), to = p.steps.offset(t);
+  T* const previous = static_cast<T*>(p.previous);
+  for (int64_t b = block_y(); b < count; b += blocks_y()) {
+    for (int64_t j = thread_index(); j < p.size; j += block_threads()) {
+      const Compute<T> h =
+          b < known ? load<T>(p.hidden, (from + b) * p.size + j) : load<T>(p.h0, b * p.size + j);
+      narrow(h, previous[(to + b) * p.size + j]);
+    }
+  }
+}
+
+template <class T>
+const char* run_pointwise_forward(const PointwiseForward& p, Stream stream) {
+  const Grid grid = pointwise_grid(p.rows, p.hidden_size);
+  switch (p.cell) {
+    case CellKind::kLstm:
+      return launch(pointwise_forward_kernel<Lstm, T>, grid, stream, p);
+    case CellKind::kGru:
+      return launch(pointwise_forward_kernel<Gru, T>, grid, stream, p);
+    default:
+      return launch(pointwise_forward_kernel<Rnn, T>, grid, stream, p);
+  }
+}
+
+template <class T>
+const char* run_pointwise_backward(const PointwiseBackward& p, Stream stream) {
+  const Grid grid = pointwise_grid(p.rows, p.hidden_size);
+  switch (p.cell) {
+    case CellKind::kLstm:
+      return launch(pointwise_backward_kernel<Lstm, T>, grid, stream, p);
+    case CellKind::kGru:
+      return launch(pointwise_backward_kernel<Gru, T>, grid, stream, p);
+    default:
+      return launch(pointwise_backward_kernel<Rnn, T>, grid, stream, p);
+  }
+}
+
+template <class T>
+const char* run_gradient_sum(const GradientSum& p, Stream stream) {
+  return launch(gradient_sum_kernel<T>, pointwise_grid(p.rows, p.size), stream, p);
+}
+
+template <class T>
+const char* run_previous_hidden(const PreviousHidden& p, Stream stream) {
+  Grid grid = pointwise_grid(p.steps.seq_len, p.size);
+  grid.y = static_cast<int>(std::min<int64_t>(p.steps.batch, 64));
+  return launch(previous_hidden_kernel<T>, grid, stream, p);
+}
+
+template <class T>
+constexpr StepKernels step_kernels_of() {
+  return {run_pointwise_forward<T>, run_pointwise_backward<T>, run_gradient_sum<T>,
+          run_previous_hidden<T>};
+}
+
+}  // namespace
+}  // namespace fastrnn::cuda

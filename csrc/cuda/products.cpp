@@ -1,0 +1,118 @@
+// layer_gradients on CUDA: torch's products and sums over all steps at once. Each
+// gradient is one product, so that it is accumulated in the matrix product's
+// own precision and rounded once.
+#include "cuda/products.h"
+
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/sum.h>
+
+#include "cuda/calls.h"
+#include "cuda/device.h"
+
+namespace fastrnn::cuda {
+namespace {
+
+// [N, P]: the h that each row's step started from, of one direction.
+Tensor previous_hidden(const host::Layer& layer, const DeviceSteps& steps, const Tensor& hidden,
+                       const OptionalTensor& h0, int64_t d, Stream stream) {
+  Tensor previous = at::empty({layer.rows(), layer.shape.proj_size}, layer.options);
+  const Tensor from = hidden.select(0, d);
+  const OptionalTensor start = h0 ? OptionalTensor(h0->select(0, d)) : std::nullopt;
+  const PreviousHidden p{steps.steps,           d == 1,
+                         layer.shape.proj_size, host::data(from),
+                         host::data(start),     previous.mutable_data_ptr()};
+  check_launch(layer.op, step_kernels(layer.shape.dtype).previous_hidden(p, stream));
+  return previous;
+}
+
+}  // namespace
+
+DeviceSteps upload_steps(const host::Layer& layer, Stream stream) {
+  const Steps& steps = layer.shape.steps;
+  if (steps.counts == nullptr) return {steps, {}};
+  const int64_t T = steps.seq_len;
+  DeviceSteps device{steps, at::empty({2, T}, layer.options.dtype(at::kLong))};
+  int64_t* const memory = device.memory.mutable_data_ptr<int64_t>();
+  device.steps.counts = memory;
+  device.steps.offsets = memory + T;
+  for (int64_t i = 0; i < 2 * T; i += Upload::kValues) {
+    Upload piece{};
+    piece.count = static_cast<int>(std::min<int64_t>(Upload::kValues, 2 * T - i));
+    piece.target = memory + i;
+    for (int k = 0; k < piece.count; ++k) {
+      piece.values[k] = i + k < T ? steps.counts[i + k] : steps.offsets[i + k - T];
+    }
+    check_launch(layer.op, upload(piece, stream));
+  }
+  return device;
+}
+
+std::tuple<Tensor, std::vector<Tensor>> layer_gradients(
+    c10::string_view cell, const Tensor& d_gates, const OptionalTensor& batch_sizes,
+    c10::SymInt batch, const OptionalTensor& input, const OptionalTensor& hidden,
+    const OptionalTensor& h0, at::TensorList w_ih, const c10::List<bool>& wanted) {
+  const char* op = "layer_gradients";
+  TORCH_CHECK(is_ours(d_gates), op, ": expected d_gates on ", kDeviceName, ", got ",
+              d_gates.device());
+  const DeviceGuard device(d_gates.device());
+  const at::AutoDispatchBelowADInplaceOrView below;
+  const host::Layer layer(host::gradients_layer(cell, d_gates, batch_sizes, batch.expect_int(),
+                                                input, hidden, w_ih, wanted));
+  const LayerShape& shape = layer.shape;
+  const int64_t D = layer.directions(), N = layer.rows(), B = layer.batch(), I = shape.input_size,
+                H = shape.hidden_size, P = shape.proj_size, GH = layer.gates() * H;
+  const Tensor gradients = d_gates.contiguous();
+  const OptionalTensor x = layer.contiguous(input, "input", {N, I});
+  const OptionalTensor h = layer.contiguous(hidden, "hidden", {D, N, P});
+  const OptionalTensor h_start = layer.contiguous(h0, "h0", {D, B, P});
+  for (const Tensor& weight : w_ih) layer.check(weight, "w_ih", {GH, I});
+  const Stream stream = current_stream();
+
+  std::tuple<Tensor, std::vector<Tensor>> result;
+  auto& [d_input, d_params] = result;
+  d_input = at::empty(w_ih.empty() ? at::DimVector{0} : at::DimVector{N, I}, layer.options);
+  DeviceSteps steps;
+  for (int64_t d = 0; d < D; ++d) {
+    const Tensor all = gradients.select(0, d);
+    const Tensor of_input = all.narrow(1, 0, GH);
+    if (!w_ih.empty() && N > 0) {
+      const Tensor& weight = w_ih[static_cast<size_t>(d)];
+      d == 0 ? at::mm_out(d_input, of_input, weight)
+             : at::addmm_out(d_input, d_input, of_input, weight);
+    }
+    const at::DimVector sizes[] = {{GH, I}, {GH, P}, {GH}, {GH}};
+    for (int k = 0; k < 4; ++k) {
+      const bool want = wanted.get(static_cast<size_t>(4 * d + k));
+      Tensor target = at::empty(want ? sizes[k] : at::DimVector{0}, layer.options);
+      d_params.push_back(target);
+      if (!want) continue;
+      if (N == 0) {
+        target.zero_();
+        continue;
+      }
+      // A GRU's recurrent products have d_r, d_z and, apart from them, d_n times r.
+      const int64_t together = layer.gru() && k % 2 == 1 ? 2 * H : GH;
+      const auto parts = [&](auto product) {
+        Tensor part = target.narrow(0, 0, together);
+        product(part, all.narrow(1, 0, together));
+        if (together == GH) return;
+        part = target.narrow(0, together, H);
+        product(part, all.narrow(1, 3 * H, H));
+      };
+      if (k == 0) {
+        at::mm_out(target, of_input.t(), *x);
+      } else if (k == 1) {
+        if (!steps.memory.defined()) steps = upload_steps(layer, stream);
+        const Tensor before = previous_hidden(layer, steps, *h, h_start, d, stream);
+        parts([&](Tensor& part, const Tensor& d_part) { at::mm_out(part, d_part.t(), before); });
+      } else {
+        parts([&](Tensor& part, const Tensor& d_part) { at::sum_out(part, d_part, {0}); });
+      }
+    }
+  }
+  return result;
+}
+
+}  // namespace fastrnn::cuda

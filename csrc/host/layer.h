@@ -1,0 +1,231 @@
+// One call of an operator, on any device: the checks of its arguments and the
+// shape they add up to. Each check stands here once; a device's host.cpp
+// allocates and runs.
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <torch/library.h>
+
+#include "layer_shape.h"
+
+namespace fastrnn::host {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+inline DType dtype_of(const char* op, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kFloat:
+      return DType::kFloat;
+    case at::kDouble:
+      return DType::kDouble;
+    case at::kBFloat16:
+      return DType::kBFloat16;
+    case at::kHalf:
+      return DType::kHalf;
+    default:
+      TORCH_CHECK(false, op,
+                  ": expected input of dtype float64, float32, bfloat16 or float16, got ",
+                  t.scalar_type());
+  }
+}
+
+inline const void* data(const Tensor& t) { return t.const_data_ptr(); }
+inline const void* data(const OptionalTensor& t) { return t ? t->const_data_ptr() : nullptr; }
+
+inline CellKind rnn_kind(const char* op, std::string_view nonlinearity) {
+  TORCH_CHECK(nonlinearity == "tanh" || nonlinearity == "relu", op,
+              ": expected nonlinearity \"tanh\" or \"relu\", got \"", nonlinearity, "\"");
+  return nonlinearity == "tanh" ? CellKind::kRnnTanh : CellKind::kRnnRelu;
+}
+
+// The tensors of a call, made contiguous and checked, and the shape. Device and
+// dtype of every tensor are those of `like`.
+struct Layer {
+  const char* op;
+  at::TensorOptions options;
+  LayerShape shape{};
+  bool has_biases;
+  std::vector<Tensor> params;    // contiguous
+  std::vector<int64_t> offsets;  // of the rows of each step of packed data
+  Tensor batch_sizes;
+
+  Layer(const char* op, const Tensor& like, CellKind cell, int directions, bool has_biases)
+      : op(op), options(like.options().requires_grad(false)), has_biases(has_biases) {
+    shape.cell = cell;
+    shape.dtype = dtype_of(op, like);
+    shape.directions = directions;
+  }
+  // shape points into offsets: a move keeps that, a copy would not.
+  Layer(Layer&&) = default;
+  Layer(const Layer&) = delete;
+
+  bool lstm() const { return shape.cell == CellKind::kLstm; }
+  bool gru() const { return shape.cell == CellKind::kGru; }
+  int64_t gates() const { return lstm() ? 4 : gru() ? 3 : 1; }
+  int64_t saved_gates() const { return lstm() || gru() ? 4 : 1; }  // columns of d_gates, times H
+  int64_t rows() const { return shape.steps.rows; }
+  int64_t batch() const { return shape.steps.batch; }
+  int64_t directions() const { return shape.directions; }
+
+  void check(const Tensor& t, const char* name, at::IntArrayRef size) const {
+    TORCH_CHECK(t.device() == options.device() && t.scalar_type() == options.dtype().toScalarType(),
+                op, ": expected ", name, " on ", options.device(), " with dtype ",
+                options.dtype().toScalarType(), ", got ", t.device(), " with dtype ",
+                t.scalar_type());
+    TORCH_CHECK(t.sizes() == size, op, ": expected ", name, " of shape ", size, ", got ",
+                t.sizes());
+  }
+  OptionalTensor contiguous(const OptionalTensor& t, const char* name, at::IntArrayRef size) const {
+    if (!t) return std::nullopt;
+    check(*t, name, size);
+    return t->contiguous();
+  }
+
+  // input_size is -1 when unknown (the backward pass has no input).
+  void set_params(at::TensorList list, int64_t input_size) {
+    const size_t each = 2 + (has_biases ? 2 : 0);
+    const size_t count = static_cast<size_t>(shape.directions);
+    TORCH_CHECK(list.size() == count * each || list.size() == count * (each + 1), op, ": expected ",
+                each, " (or ", each + 1, " with projection) params for each of ", count,
+                " directions, got ", list.size());
+    shape.projected = list.size() == count * (each + 1);
+    TORCH_CHECK(!shape.projected || lstm(), op, ": expected no projection weight");
+    const Tensor& w_ih = list[0];
+    const Tensor& w_hh = list[1];
+    TORCH_CHECK(w_ih.dim() == 2 && w_hh.dim() == 2 && w_hh.size(0) % gates() == 0, op,
+                ": expected w_ih and w_hh of shape (", gates(), "*hidden_size, input_size) and (",
+                gates(), "*hidden_size, h_size), got ", w_ih.sizes(), " and ", w_hh.sizes());
+    shape.input_size = input_size >= 0 ? input_size : w_ih.size(1);
+    shape.hidden_size = w_hh.size(0) / gates();
+    shape.proj_size = w_hh.size(1);
+    const int64_t H = shape.hidden_size, P = shape.proj_size, GH = gates() * H;
+    TORCH_CHECK(H > 0 && P > 0 && shape.input_size > 0 && (shape.projected || P == H), op,
+                ": expected w_hh of shape (", gates(), "*hidden_size, hidden_size), got ",
+                w_hh.sizes());
+    params.reserve(list.size());
+    for (size_t i = 0; i < list.size(); ++i) {
+      const size_t k = i % (list.size() / count);
+      const Tensor& w = list[i];
+      if (k == 0) {
+        check(w, "w_ih", {GH, shape.input_size});
+      } else if (k == 1) {
+        check(w, "w_hh", {GH, P});
+      } else if (k < each) {
+        check(w, k == 2 ? "b_ih" : "b_hh", {GH});
+      } else {
+        check(w, "w_hr", {P, H});
+      }
+      params.push_back(w.contiguous());
+    }
+  }
+
+  // The params of one direction, in the order of the operator's argument.
+  const Tensor* params_of(int direction) const {
+    return params.data() +
+           static_cast<size_t>(direction) * params.size() / static_cast<size_t>(shape.directions);
+  }
+
+  // rows: N of packed data.
+  void set_packed(const Tensor& sizes, int64_t rows) {
+    TORCH_CHECK(sizes.device().is_cpu() && sizes.scalar_type() == at::kLong && sizes.dim() == 1 &&
+                    sizes.numel() > 0,
+                op, ": expected batch_sizes as a non-empty 1-D int64 tensor on cpu, got ",
+                sizes.sizes(), " ", sizes.scalar_type(), " on ", sizes.device());
+    batch_sizes = sizes.contiguous();
+    const int64_t* counts = batch_sizes.const_data_ptr<int64_t>();
+    const int64_t T = batch_sizes.numel();
+    offsets.resize(static_cast<size_t>(T));
+    int64_t sum = 0;
+    for (int64_t t = 0; t < T; ++t) {
+      TORCH_CHECK(counts[t] <= rows - sum, op,
+                  ": expected as many rows as batch_sizes sum up to, got ", rows);
+      TORCH_CHECK(counts[t] > 0 && (t == 0 || counts[t] <= counts[t - 1]), op,
+                  ": expected batch_sizes positive and non-increasing, got ", counts[t],
+                  " at step ", t);
+      offsets[static_cast<size_t>(t)] = sum;
+      sum += counts[t];
+    }
+    TORCH_CHECK(sum == rows, op, ": expected as many rows as batch_sizes sum up to (", sum,
+                "), got ", rows);
+    shape.steps = {T, counts[0], rows, counts, offsets.data()};
+  }
+
+  // The steps of a backward pass, from the saved tensor [D, N, ·] and the gradients that came.
+  void set_backward_steps(const Tensor& saved, const OptionalTensor& batch_sizes,
+                          const OptionalTensor& d_output, const OptionalTensor& d_h_n,
+                          const OptionalTensor& d_c_n) {
+    TORCH_CHECK(saved.dim() == 3, op, ": expected saved tensors of 3 dimensions, got ",
+                saved.sizes());
+    const int64_t N = saved.size(1);
+    if (batch_sizes) {
+      set_packed(*batch_sizes, N);
+      return;
+    }
+    // Any gradient tells the batch; all absent is no call at all.
+    TORCH_CHECK(d_output || d_h_n || d_c_n, op, ": expected d_output, d_h_n or d_c_n, got none");
+    for (const OptionalTensor& t : {d_output, d_h_n, d_c_n}) {
+      TORCH_CHECK(!t || t->dim() == 3, op, ": expected gradients of 3 dimensions, got ",
+                  t->sizes());
+    }
+    const int64_t B = d_output ? d_output->size(1) : (d_h_n ? *d_h_n : *d_c_n).size(1);
+    TORCH_CHECK(B == 0 ? N == 0 : N % B == 0, op, ": expected a gradient whose batch divides ", N,
+                " rows, got batch ", B);
+    shape.steps = {B == 0 ? 0 : N / B, B, N, nullptr, nullptr};
+  }
+
+  OptionalTensor contiguous_d_output(const OptionalTensor& d_output) const {
+    if (!d_output) return std::nullopt;
+    const int64_t columns = directions() * shape.proj_size;
+    TORCH_CHECK(d_output->numel() == rows() * columns, op, ": expected d_output of ", rows(),
+                " rows by ", columns, ", got ", d_output->sizes());
+    check(*d_output, "d_output", d_output->sizes());
+    return d_output->contiguous();
+  }
+};
+
+// The layer whose products layer_gradients computes, all arguments checked but
+// for the shapes of the tensors.
+inline Layer gradients_layer(c10::string_view cell, const Tensor& d_gates,
+                             const OptionalTensor& batch_sizes, int64_t B,
+                             const OptionalTensor& input, const OptionalTensor& hidden,
+                             at::TensorList w_ih, const c10::List<bool>& wanted) {
+  const char* op = "layer_gradients";
+  TORCH_CHECK(cell == "lstm" || cell == "gru" || cell == "rnn", op,
+              ": expected cell lstm, gru or rnn, got ", cell);
+  TORCH_CHECK(d_gates.dim() == 3 && (d_gates.size(0) == 1 || d_gates.size(0) == 2), op,
+              ": expected d_gates of shape (directions, rows, gates), got ", d_gates.sizes());
+  const CellKind kind = cell == "lstm"  ? CellKind::kLstm
+                        : cell == "gru" ? CellKind::kGru
+                                        : CellKind::kRnnTanh;
+  Layer layer(op, d_gates, kind, static_cast<int>(d_gates.size(0)), false);
+  layer.check(d_gates, "d_gates", d_gates.sizes());
+  const int64_t D = d_gates.size(0), N = d_gates.size(1), columns = d_gates.size(2);
+  TORCH_CHECK(columns > 0 && columns % layer.saved_gates() == 0, op,
+              ": expected d_gates with 4*hidden_size columns, got ", columns);
+  const int64_t H = columns / layer.saved_gates();
+  TORCH_CHECK(wanted.size() == static_cast<size_t>(4 * D), op, ": expected ", 4 * D, " flags, got ",
+              wanted.size());
+  TORCH_CHECK(w_ih.empty() || w_ih.size() == static_cast<size_t>(D), op, ": expected ", D,
+              " w_ih, got ", w_ih.size());
+  for (int64_t d = 0; d < D; ++d) {
+    TORCH_CHECK(input || !wanted.get(static_cast<size_t>(4 * d)), op,
+                ": expected input for d_w_ih, got None");
+    TORCH_CHECK(hidden || !wanted.get(static_cast<size_t>(4 * d + 1)), op,
+                ": expected hidden for d_w_hh, got None");
+  }
+  LayerShape& shape = layer.shape;
+  if (batch_sizes) {
+    layer.set_packed(*batch_sizes, N);
+    TORCH_CHECK(layer.batch() == B, op, ": expected batch ", layer.batch(), ", got ", B);
+  } else {
+    TORCH_CHECK(B > 0 ? N % B == 0 : N == 0, op, ": expected a batch that divides ", N,
+                " rows, got ", B);
+    shape.steps = {B > 0 ? N / B : 0, B, N, nullptr, nullptr};
+  }
+  shape.hidden_size = H;
+  shape.proj_size = hidden ? hidden->size(-1) : H;
+  shape.input_size = input ? input->size(-1) : !w_ih.empty() ? w_ih[0].size(1) : 1;
+  return layer;
+}
+
+}  // namespace fastrnn::host
