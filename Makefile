@@ -169,8 +169,8 @@ build/sanitize/kernels-tsan: $(TSAN_OBJECTS) FORCE
 # The CUDA kernels on the shim: a thread's stack is too small for a -O0 build of them, and -O1
 # compiles in seconds.
 SHIM_OBJECTS := $(patsubst tests/cuda_shim/%.cpp,build/sanitize/shim/%.o, \
-                  $(addprefix tests/cuda_shim/,fibers.cpp kernels_single_16.cpp \
-                    kernels_single_32.cpp races.cpp))
+                  $(filter-out %/library.cpp %/kernels_steps.cpp, \
+                    $(wildcard tests/cuda_shim/*.cpp)))
 
 build/sanitize/shim/%.o: tests/cuda_shim/%.cpp
 	@mkdir -p $(@D); echo "tsan $<"

@@ -3,6 +3,7 @@
 Environment:
     FASTRNN_CUDA  0: never build the CUDA kernels; 1: build them or fail with the reason;
                   unset: build them where the sources, a CUDA build of torch and nvcc all exist.
+    FASTRNN_CUDA_DEBUG  1: waits between blocks of CUDA kernels end after 20 s, with a message.
     MAX_JOBS      compilations at once (default: the usable CPUs, at most 8).
     CXX           the compiler (torch's default otherwise).
 """
@@ -157,6 +158,7 @@ def describe_extension():
     if with_cuda:
         macros.append(("FASTRNN_WITH_CUDA", None))
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHITECTURES)
+    debug_flags = ["-DFASTRNN_CUDA_DEBUG"] if os.environ.get("FASTRNN_CUDA_DEBUG") == "1" else []
 
     make = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
     extension = make(
@@ -164,7 +166,7 @@ def describe_extension():
         cpu_sources + (cuda_sources if with_cuda else []),
         define_macros=macros,
         extra_link_args=[threads_flag],
-        extra_compile_args={"cxx": flags, "nvcc": list(CUDA_FLAGS)},
+        extra_compile_args={"cxx": flags, "nvcc": CUDA_FLAGS + debug_flags},
     )
     # torch's headers as system headers: -Wall -Wextra is for our code.
     system = []

@@ -20,6 +20,9 @@ namespace {
 
 namespace cuda = fastrnn::cuda;
 
+// The members of cuda::DeviceLimits, in order.
+using LimitsTuple = std::tuple<int, int, size_t, int64_t, int64_t, int64_t>;
+
 template <class Value>
 Value one_of(const char* what, const std::string& name, const std::map<std::string, Value>& all) {
   const auto found = all.find(name);
@@ -29,7 +32,7 @@ Value one_of(const char* what, const std::string& name, const std::map<std::stri
 
 pybind11::dict cuda_plan(const std::string& cell, bool backward, const std::string& dtype,
                          bool tf32, int64_t hidden_size, int64_t batch, int directions,
-                         bool projected, int capability, int multiprocessors, size_t shared_bytes) {
+                         bool projected, int64_t seq_len, const LimitsTuple& limits) {
   using fastrnn::CellKind;
   using fastrnn::DType;
   const cuda::Problem problem{one_of<CellKind>("cell", cell,
@@ -47,24 +50,31 @@ pybind11::dict cuda_plan(const std::string& cell, bool backward, const std::stri
                               hidden_size,
                               batch,
                               directions,
-                              projected};
-  const cuda::Plan plan =
-      cuda::make_plan(problem, {capability, multiprocessors, shared_bytes}, cuda::forced_regime());
+                              projected,
+                              seq_len};
+  const auto [capability, multiprocessors, shared_bytes, blocks, clusters_of_8, clusters_of_16] =
+      limits;
+  const cuda::Plan plan = cuda::make_plan(
+      problem, {capability, multiprocessors, shared_bytes, blocks, {clusters_of_8, clusters_of_16}},
+      cuda::forced_regime());
   pybind11::dict result;
-  result["regime"] = plan.regime == cuda::Regime::kSingle ? "S" : "P";
+  result["regime"] = cuda::name_of(plan.regime);
   result["hidden"] = plan.hidden;
   result["rows"] = plan.rows;
   result["threads"] = plan.threads;
   result["replicas"] = plan.replicas;
   result["shared_bytes"] = plan.shared_bytes;
+  result["blocks"] = plan.blocks;
+  result["row_tiles"] = plan.row_tiles;
   result["text"] = cuda::describe(plan);
   return result;
 }
 
-std::map<std::string, std::tuple<int, int, size_t>> cuda_devices() {
-  std::map<std::string, std::tuple<int, int, size_t>> devices;
+std::map<std::string, LimitsTuple> cuda_devices() {
+  std::map<std::string, LimitsTuple> devices;
   for (const auto& [name, limits] : cuda::known_devices()) {
-    devices[name] = {limits.capability, limits.multiprocessors, limits.shared_bytes};
+    devices[name] = {limits.capability,         limits.multiprocessors, limits.shared_bytes,
+                     limits.cooperative_blocks, limits.clusters[0],     limits.clusters[1]};
   }
   return devices;
 }
@@ -81,11 +91,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         "Selects a CPU target and returns the name of the one used before; for tests.");
   using pybind11::arg;
   m.def("cuda_plan", &cuda_plan, arg("cell"), arg("backward"), arg("dtype"), arg("tf32"),
-        arg("hidden_size"), arg("batch"), arg("directions"), arg("projected"), arg("capability"),
-        arg("multiprocessors"), arg("shared_bytes"),
-        "What the CUDA engine would do on a device of these limits; needs no GPU.");
+        arg("hidden_size"), arg("batch"), arg("directions"), arg("projected"), arg("seq_len"),
+        arg("limits"), "What the CUDA engine would do on a device of these limits; needs no GPU.");
   m.def("cuda_devices", &cuda_devices,
-        "Devices to plan for: name to (capability, multiprocessors, shared_bytes).");
+        "Devices to plan for: name to (capability, multiprocessors, shared_bytes, blocks of a "
+        "cooperative grid, clusters of 8, clusters of 16).");
   m.def(
       "build_info",
       [] {

@@ -21,11 +21,11 @@ def cuda_plan(
     batch: int,
     directions: int,
     projected: bool,
-    capability: int,
-    multiprocessors: int,
-    shared_bytes: int,
+    seq_len: int,
+    limits: tuple[int, int, int, int, int, int],
 ) -> dict[str, str | int]:
     """The CUDA engine's regime and tiles for a layer on a device of these limits."""
 
-def cuda_devices() -> dict[str, tuple[int, int, int]]:
-    """Devices to plan for: name to (capability, multiprocessors, shared_bytes)."""
+def cuda_devices() -> dict[str, tuple[int, int, int, int, int, int]]:
+    """Devices to plan for, name to limits: (capability, multiprocessors, bytes of shared memory a
+    block may have, blocks of a cooperative grid, clusters of 8, clusters of 16 blocks)."""

@@ -45,18 +45,18 @@ def report():
     ]
 
 
-def plans(batch, directions):
+def plans(batch, directions, seq_len):
     """Pairs of a layer and its regime and tiles, forward and backward, on every known device."""
-    for device, (capability, multiprocessors, shared_bytes) in _ops.cuda_devices().items():
+    for device, limits in _ops.cuda_devices().items():
         for cell in ("lstm", "gru", "rnn_tanh"):
             for dtype, tf32 in (
                 ("bfloat16", False), ("float16", False), ("float32", True), ("float32", False),
             ):  # fmt: skip
-                for hidden_size in (32, 64, 96, 128, 256):
+                for hidden_size in (32, 64, 96, 128, 256, 512, 768, 1024, 2048):
                     for backward in (False, True):
                         plan = _ops.cuda_plan(
                             cell, backward, dtype, tf32, hidden_size, batch, directions, False,
-                            capability, multiprocessors, shared_bytes,
+                            seq_len, limits,
                         )  # fmt: skip
                         name = f"{dtype}{'/tf32' if tf32 else ''} H={hidden_size} B={batch}"
                         way = "backward" if backward else "forward"
@@ -69,9 +69,10 @@ def main():
     parser.add_argument("--cuda-plan", action="store_true", help="print the CUDA engine's plans")
     parser.add_argument("--batch", type=int, default=64, help="of --cuda-plan")
     parser.add_argument("--directions", type=int, choices=(1, 2), default=1, help="of --cuda-plan")
+    parser.add_argument("--seq-len", type=int, default=512, help="of --cuda-plan")
     arguments = parser.parse_args()
     if arguments.cuda_plan:
-        rows = list(plans(arguments.batch, arguments.directions))
+        rows = list(plans(arguments.batch, arguments.directions, arguments.seq_len))
     else:
         rows = report()
     width = max(len(name) for name, _ in rows)

@@ -1,7 +1,7 @@
 """The CUDA engine on a CUDA device: the tests of the CPU engine's numbers, and what only a GPU has.
 
-Each runs in regime P and, where it can, in S. Without a device they are skipped, and say so; the
-same sources are then tested by tests/test_cuda_shim.py.
+Each runs in regime P and, where it can, in S, C and G. Without a device they are skipped, and say
+so; the same sources are then tested by tests/test_cuda_shim.py.
 """
 
 import pytest
@@ -25,7 +25,7 @@ SETTINGS = {
         ("bf16", torch.bfloat16, False),
         ("fp16", torch.float16, False),
     ]
-    for regime in "PS"
+    for regime in "PSCG"
     if dtype is not torch.float64 or regime == "P"
 }
 
@@ -38,6 +38,11 @@ def tf32_restored():
     matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
+def clusters_or(regime):
+    """Whether the device has what a regime needs."""
+    return regime != "C" or torch.cuda.get_device_capability() >= (9, 0)
+
+
 @pytest.fixture(params=SETTINGS)
 def run(request, cuda, monkeypatch, tf32_restored):
     """`check` on the device in one number format and regime."""
@@ -45,8 +50,9 @@ def run(request, cuda, monkeypatch, tf32_restored):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
 
     def run(case):
-        single = case.hidden_size <= 128 and case.kind != "lstm_proj"
-        monkeypatch.setenv("FASTRNN_CUDA_REGIME", regime if single else "P")
+        persistent = case.hidden_size <= (1024 if regime in "CG" else 128)
+        persistent = persistent and case.kind != "lstm_proj" and clusters_or(regime)
+        monkeypatch.setenv("FASTRNN_CUDA_REGIME", regime if persistent else "P")
         if case.kind == "rnn_relu" and (tf32 or dtype.itemsize == 2) and case.hidden_size > 33:
             case = case.with_(hidden_size=33)  # see test_cuda_shim.test_steps
         check(case, dtype, tf32, "cuda")
@@ -54,8 +60,10 @@ def run(request, cuda, monkeypatch, tf32_restored):
     return run
 
 
-@pytest.fixture(params="PS")
+@pytest.fixture(params="PSCG")
 def regime(request, cuda, monkeypatch):
+    if not clusters_or(request.param):
+        pytest.skip("clusters need a device of compute capability 9.0")
     monkeypatch.setenv("FASTRNN_CUDA_REGIME", request.param)
     return request.param
 
@@ -101,11 +109,25 @@ def test_packed(run, kind, lengths, hx):
 
 
 @pytest.mark.parametrize(
-    "shape", [(70, 64, 32, 256), (20, 300, 16, 128), (300, 3, 40, 64)], ids=str
+    "shape",
+    [
+        (70, 64, 32, 256),
+        (20, 300, 16, 128),
+        (300, 3, 40, 64),
+        (40, 70, 32, 512),
+        (40, 33, 16, 1000),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
-def test_larger(run, kind, shape):
-    run(Case(kind, *shape))
+def test_larger(run, monkeypatch, kind, shape):
+    """Beyond 256, or 512 in 16 bits, clusters have no kernels, and the plan decides."""
+    try:
+        run(Case(kind, *shape))
+    except (RuntimeError, ValueError) as error:
+        if "is impossible here" not in str(error):
+            raise
+        pytest.skip(str(error).splitlines()[0])
 
 
 @pytest.mark.parametrize("name", first_order())
@@ -260,11 +282,35 @@ def test_regimes_agree(cuda, monkeypatch, name):
     _, module = case.modules(device="cuda")
     data = case.data().to("cuda")
     outcome = []
-    for regime in "PS":
+    for regime in filter(clusters_or, "PSCG"):
         monkeypatch.setenv("FASTRNN_CUDA_REGIME", regime)
         outcome.append(module_results(module, data))
-    for key, value in outcome[0].items():
-        torch.testing.assert_close(outcome[1][key], value, rtol=1e-4, atol=1e-4)
+    for other in outcome[1:]:
+        for key, value in outcome[0].items():
+            torch.testing.assert_close(other[key], value, rtol=1e-4, atol=1e-4)
+
+
+def test_beside_another_kernel(cuda, monkeypatch):
+    """A grid whose blocks must all be resident waits for room, and then runs."""
+    module, x = layer("LSTM", (24, 700)), torch.randn(20, 9, 24, device="cuda")
+    monkeypatch.setenv("FASTRNN_CUDA_REGIME", "G")
+    expected = results(module, x)
+    busy, stream = torch.randn(8192, 8192, device="cuda"), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        for _ in range(20):
+            busy @ busy
+    assert same(expected, results(module, x))
+
+
+def test_cooperative_ruled_out(cuda, monkeypatch):
+    """What runs then is C or P."""
+    monkeypatch.setenv("FASTRNN_CUDA_COOPERATIVE", "0")
+    module, x = layer("LSTM", (24, 700)), torch.randn(200, 9, 24, device="cuda")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        module(x)
+        torch.cuda.synchronize()
+    assert not any("team_forward" in event.key for event in profile.key_averages())
 
 
 @pytest.mark.parametrize("bad", ["input", "h0", "weight"])

@@ -1,11 +1,13 @@
 """The CUDA engine's plan, over a table of devices; needs no GPU."""
 
 import itertools
+import json
 import subprocess
 import sys
 
 import pytest
 
+from benchmarks import step_costs
 from fastrnn import _C
 
 DEVICES = _C.cuda_devices()
@@ -26,10 +28,15 @@ def _not_forced(monkeypatch):
 
 
 def plan(cell="lstm", backward=False, dtype="bfloat16", tf32=False, hidden_size=128, batch=64,
-         directions=1, projected=False, device=H200):  # fmt: skip
+         directions=1, projected=False, seq_len=512, device=H200):  # fmt: skip
     return _C.cuda_plan(
-        cell, backward, dtype, tf32, hidden_size, batch, directions, projected, *device
+        cell, backward, dtype, tf32, hidden_size, batch, directions, projected, seq_len, device
     )
+
+
+def room(blocks, clusters=(0, 0), device=H200):
+    """The device with so much room for teams."""
+    return (*device[:3], blocks, *clusters)
 
 
 def test_devices_cover_the_build():
@@ -60,14 +67,16 @@ def test_single_fits_the_device(device):
 
 
 def test_where_the_regimes_end():
-    for hidden_size, regime in ((1, "S"), (128, "S"), (129, "P"), (2048, "P")):
+    for hidden_size, regimes in ((1, "S"), (128, "S"), (129, "CG"), (2048, "P")):
         for cell, (dtype, tf32), backward in itertools.product(CELLS, NUMERICS, (False, True)):
+            if (dtype, tf32, hidden_size) == ("float32", False, 129):
+                continue  # strict fp32 with 64 rows is arithmetic, whoever does it
             p = plan(cell, backward, dtype, tf32, hidden_size)
-            assert p["regime"] == regime, p
-    assert "hidden_size" in plan(hidden_size=129)["text"]
+            assert p["regime"] in regimes, p
+    assert "hidden_size above 1024" in plan(hidden_size=1025)["text"]
     assert "float64" in plan(dtype="float64")["text"]
     assert "projection" in plan(projected=True)["text"]
-    assert "capability" in plan(device=(75, 72, 64 * 1024))["text"]
+    assert "capability" in plan(device=(75, 72, 64 * 1024, 72, 0, 0))["text"]
     # What shared memory an fp32 w_hh needs is more than sm_86 has and no more than sm_80 has.
     for name, regime in (("A100 (sm_80)", "S"), ("A40 (sm_86)", "P"), ("L40S (sm_89)", "P")):
         assert plan(dtype="float32", tf32=True, device=DEVICES[name])["regime"] == regime
@@ -92,14 +101,88 @@ def test_forced(monkeypatch):
         with pytest.raises(ValueError, match="FASTRNN_CUDA_REGIME=S is impossible here"):
             plan(**impossible)
     monkeypatch.setenv("FASTRNN_CUDA_REGIME", "fast")
-    with pytest.raises(ValueError, match='expected P, S or nothing, got "fast"'):
+    with pytest.raises(ValueError, match='expected P, S, C, G or nothing, got "fast"'):
         plan()
     monkeypatch.setenv("FASTRNN_CUDA_REGIME", "")
-    assert plan(hidden_size=500)["regime"] == "P"
+    assert plan(hidden_size=2000)["regime"] == "P"
+
+
+def check_team(p, cell, backward, numeric, hidden_size, batch, directions, device):
+    """What a plan for C or G promises the kernel, and asks of the device."""
+    size, _ = NUMERICS[numeric]
+    assert p["hidden"] in (256, 512, 768, 1024) and p["hidden"] >= hidden_size
+    assert p["threads"] == 256 and p["rows"] == 8 * p["row_tiles"]
+    # Every row has a team, and no team is without rows.
+    assert (p["replicas"] - 1) * p["rows"] < batch <= p["replicas"] * p["rows"]
+    assert p["shared_bytes"] <= device[2]
+    strict = numeric == ("float32", False)
+    units = 32 if p["hidden"] * size <= 1024 and not strict else 16
+    assert (p["blocks"] - 1) * units < hidden_size <= p["blocks"] * units or p["regime"] == "C"
+    # Registers, at most half the file for weights, and shared memory hold a block's.
+    weights = CELLS[cell] * units * p["hidden"] * size
+    assert p["shared_bytes"] + 4 * 32 * 1024 >= weights
+    if p["regime"] == "G":
+        assert p["blocks"] * p["replicas"] * directions <= device[3]
+    else:
+        assert p["blocks"] in (1, 2, 4, 8, 16) and device[5 if p["blocks"] == 16 else 4] >= 1
+
+
+@pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
+@pytest.mark.parametrize("regime", [None, *"CG"])
+def test_teams_fit_the_device(monkeypatch, device, regime):
+    """Chosen or forced, on whole devices and on parts of them."""
+    if regime:
+        monkeypatch.setenv("FASTRNN_CUDA_REGIME", regime)
+    count = 0
+    rooms = [device, room(40, (2, 1), device), room(device[3], (0, 0), device)]
+    for cell, backward, numeric, hidden_size, batch, directions, part in itertools.product(
+        CELLS, (False, True), NUMERICS, (33, 129, 256, 300, 512, 768, 1000), (1, 8, 70, 256),
+        (1, 2), rooms,
+    ):  # fmt: skip
+        try:
+            p = plan(cell, backward, *numeric, hidden_size, batch, directions, device=part)
+        except ValueError as error:
+            assert regime and f"FASTRNN_CUDA_REGIME={regime} is impossible here" in str(error)
+            continue
+        assert p["regime"] == regime or not regime
+        if p["regime"] in "CG":
+            check_team(p, cell, backward, numeric, hidden_size, batch, directions, part)
+            count += 1
+        elif p["regime"] == "P":
+            assert p["text"].startswith("P (") and "C: " in p["text"]
+    # sm_86 and sm_89 have neither clusters nor the shared memory of the largest sizes.
+    assert count > 0 or (regime == "C" and device[0] < 90)
+
+
+def test_teams_that_do_not_fit_go_by_steps():
+    large = {"hidden_size": 1000, "batch": 16}
+    assert plan(**large)["blocks"] == 63
+    assert plan(**large, device=room(63))["replicas"] == 1
+    assert plan(**large, device=room(126))["replicas"] == 2
+    assert "needs 63 blocks at once, the device holds 62" in plan(**large, device=room(62))["text"]
+    assert plan(**large, directions=2, device=room(125))["regime"] == "P"
+    assert plan(hidden_size=256, device=room(0, (1, 0)))["regime"] == "C"
+    no_cluster = plan(hidden_size=256, device=room(0))
+    assert no_cluster["regime"] == "P" and "no cluster of 8" in no_cluster["text"]
+    assert plan(hidden_size=512, batch=8, device=room(0, (9, 0)))["regime"] == "P"
+
+
+def test_short_sequences_go_by_steps():
+    for hidden_size, backward in itertools.product((256, 512, 1024), (False, True)):
+        assert plan(hidden_size=hidden_size, backward=backward, seq_len=1)["regime"] == "P"
+        assert plan(hidden_size=hidden_size, backward=backward, seq_len=100)["regime"] in "CG"
+
+
+def test_step_costs_are_those_of_the_results():
+    """The header that the plan reads is what benchmarks/step_costs.py makes of the JSON."""
+    content = json.loads(step_costs.RESULTS.read_text())
+    assert step_costs.HEADER.read_text() == step_costs.header(content)
+    if "not measured" in content["source"]:
+        assert content == step_costs.model()
 
 
 def test_printed():
     command = [sys.executable, "-m", "fastrnn", "--cuda-plan", "--batch", "32"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert len(text.splitlines()) == len(DEVICES) * 3 * 4 * 5 * 2
+    assert len(text.splitlines()) == len(DEVICES) * 3 * 4 * 9 * 2
     assert "H200 (sm_90) lstm bfloat16 H=128 B=32 forward" in text

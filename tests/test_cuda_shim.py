@@ -7,7 +7,7 @@ import torch
 
 from fastrnn import _ops
 from tests import cuda_shim
-from tests.cases import KINDS, Case
+from tests.cases import KINDS, Case, module_results
 from tests.test_numbers import PACKED, check
 from tests.test_operators import first_order, leaves, sample
 
@@ -114,14 +114,20 @@ SINGLE_KINDS = [kind for kind in KINDS if kind != "lstm_proj"]
 
 
 @pytest.fixture(params=NUMERICS)
-def single(request, engine):
-    """Regime S in one number format; returns `check` for it."""
+def numeric(request, engine):
+    """One number format; returns `check` for it."""
     dtype, tf32 = NUMERICS[request.param]
-    engine.setenv("FASTRNN_CUDA_REGIME", "S")
     matmul = torch.backends.cuda.matmul
     before, matmul.allow_tf32 = matmul.allow_tf32, tf32
     yield functools.partial(check, dtype=dtype, tf32=tf32)
     matmul.allow_tf32 = before
+
+
+@pytest.fixture
+def single(numeric, engine):
+    """Regime S in one number format; returns `check` for it."""
+    engine.setenv("FASTRNN_CUDA_REGIME", "S")
+    return numeric
 
 
 # Padded up to 32, 64 and 128; blocks of rows that are full, that are not, and more than one.
@@ -146,24 +152,24 @@ def test_single_packed(single, kind, lengths, hx):
 @pytest.mark.parametrize("name", [n for n in first_order() if n != "layer_gradients"])
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 def test_regimes_agree(shim, monkeypatch, name, packed):
-    """Every output, the saved ones too; in S and P the same sums in another order."""
+    """Every output, the saved ones too; the same sums in another order."""
     arguments = torch.utils._pytree.tree_map_only(
         torch.Tensor, lambda t: t.float() if t.is_floating_point() else t,
         sample(name, packed, True),
     )  # fmt: skip
     results = []
-    for regime in ("P", "S"):
+    for regime in "PSCG":
         monkeypatch.setenv("FASTRNN_CUDA_REGIME", regime)
         results.append(leaves(getattr(shim, name)(*arguments)))
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-        assert a.stride() == b.stride()
+    for others in results[1:]:
+        for a, b in zip(results[0], others, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+            assert a.stride() == b.stride()
 
 
-@pytest.mark.parametrize("kind", SINGLE_KINDS)
-def test_infinite_stays_in_its_sequence(single, engine, kind):
+def infinite_row(check, kind):
     """A row that is not finite leaves the others of its block as they are, bit for bit."""
-    dtype = single.keywords["dtype"]
+    dtype = check.keywords["dtype"]
     case = Case(kind, batch=8, hidden_size=9, hx=False)
     _, module = case.modules(dtype)
     x = case.data(dtype).inputs[0]
@@ -173,3 +179,156 @@ def test_infinite_stays_in_its_sequence(single, engine, kind):
     others = [0, 1, 2, 4, 5, 6, 7]
     assert torch.equal(output[:, others], clean[:, others])
     assert output[1:, 3].isnan().all() and torch.equal(output[0], clean[0])
+
+
+@pytest.mark.parametrize("kind", SINGLE_KINDS)
+def test_infinite_stays_in_its_sequence(single, kind):
+    infinite_row(single, kind)
+
+
+# -- Regimes C and G -------------------------------------------------------------------------------
+
+
+@pytest.fixture(params="CG")
+def team(request, numeric, engine):
+    """A regime of teams in one number format; returns `check` for it."""
+    engine.setenv("FASTRNN_CUDA_REGIME", request.param)
+    return numeric
+
+
+# Teams of 1, 2 and 5 blocks (fp32: 1, 3, 9; clusters: 1, 2, 4, 8, 16), the last one not full;
+# row tiles that are full, that are not, and more than one. relu: see test_steps.
+@pytest.mark.parametrize("kind", SINGLE_KINDS)
+@pytest.mark.parametrize("shape", [(1, 1, 3, 7), (3, 9, 4, 33), (2, 3, 5, 131)], ids=str)
+def test_team(team, kind, shape):
+    if kind == "rnn_relu":
+        shape = (*shape[:3], min(shape[3], 33))
+    team(Case(kind, *shape, options={"bidirectional": shape[3] < 100}))
+
+
+@pytest.mark.parametrize("kind", SINGLE_KINDS)
+@pytest.mark.parametrize("lengths", PACKED.values(), ids=PACKED)
+@pytest.mark.parametrize("hx", [True, False], ids=["hx", "no_hx"])
+def test_team_packed(team, kind, lengths, hx):
+    """33 rows in five row tiles, some of which end early or begin late."""
+    # relu: see test_steps; with 33 and 35 units every regime, P among them, meets the kink in bf16.
+    size, lengths = (36, lengths[:9]) if kind == "rnn_relu" else (35, lengths)
+    options = {"bidirectional": True, "bias": hx}
+    team(Case(kind, lengths=lengths, hx=hx, hidden_size=size, options=options))
+
+
+def room(engine, blocks, clusters=(0, 0), found=None):
+    """Pretends that the device has room for so much, or for less when it comes to a launch."""
+    numbers = (blocks, *clusters, blocks if found is None else found)
+    engine.setenv("FASTRNN_SHIM_ROOM", ",".join(map(str, numbers)))
+
+
+@pytest.mark.parametrize("blocks", [6, 12, 20])
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_row_tiles_of_a_team(engine, kind, blocks):
+    """A device with room for one to three teams of 3 blocks a direction: the rest are row tiles."""
+    engine.setenv("FASTRNN_CUDA_REGIME", "G")
+    room(engine, blocks)
+    options = {"bidirectional": True}
+    check(Case(kind, lengths=PACKED["wide"], hidden_size=35, options=options))
+    check(Case(kind, 3, 25, 4, 35, options=options))
+
+
+@pytest.mark.parametrize("clusters", [1, 2])
+def test_clusters_queue(engine, clusters):
+    engine.setenv("FASTRNN_CUDA_REGIME", "C")
+    room(engine, 0, (clusters, 0))
+    check(Case("lstm", lengths=PACKED["wide"], hidden_size=35, options={"bidirectional": True}))
+
+
+# Every compiled size, whose kernels differ. Without steps to add up errors, and few rows: a team
+# of 64 blocks is 16,384 threads here.
+@pytest.mark.parametrize("hidden_size", [500, 700, 1000])
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn_tanh"])
+def test_large_teams(numeric, engine, name, hidden_size):
+    engine.setenv("FASTRNN_CUDA_REGIME", "G")
+    numeric(Case(name, 2, 2, 3, hidden_size))
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn_tanh"])
+@pytest.mark.parametrize("numeric", ["bf16", "fp16"], indirect=True)
+def test_large_clusters(numeric, engine, name):
+    """Clusters of 16."""
+    engine.setenv("FASTRNN_CUDA_REGIME", "C")
+    numeric(Case(name, 2, 9, 3, 400))
+
+
+@pytest.mark.parametrize("regime", "SCG")
+@pytest.mark.parametrize("kind", SINGLE_KINDS)
+def test_repeatable(engine, kind, regime):
+    """Bit for bit."""
+    engine.setenv("FASTRNN_CUDA_REGIME", regime)
+    case = Case(kind, 4, 19, 3, 40, options={"bidirectional": True})
+    module, data = case.modules()[1], case.data()
+    first, second = (module_results(module, data) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("kind", SINGLE_KINDS)
+def test_infinite_stays_in_its_sequence_of_a_team(team, kind):
+    infinite_row(team, kind)
+
+
+# Nothing is forced: what runs is seen in the bits, which differ from regime to regime.
+@pytest.fixture
+def by_regime(engine):
+    """A function to the result of a long layer of 200 units with an environment."""
+    _, module = Case("lstm", input_size=4, hidden_size=200, hx=False).modules()
+    x = torch.randn(60, 2, 4)
+
+    def run(**environment):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            with torch.no_grad():
+                return module(x)[0]
+
+    return run
+
+
+def test_fall_backs(by_regime):
+    """A shared or small device gets what fits, without a word."""
+    known = {r: by_regime(FASTRNN_CUDA_REGIME=r) for r in "PCG"}
+    assert not torch.equal(known["P"], known["C"])
+    torch.testing.assert_close(known["P"], known["C"], rtol=1e-4, atol=1e-5)
+
+    def runs(regime, **environment):
+        return torch.equal(by_regime(**environment), known[regime])
+
+    assert torch.equal(known["C"], known["G"])  # the same sums in the same order
+    for room in ("132,16,7,132", "0,0,1,0", "0,16,7,0", "132,0,0,132", "13,0,0,13"):
+        assert runs("G", FASTRNN_SHIM_ROOM=room)
+    for room in ("12,0,0,12", "0,0,0,0", "132,0,0,12"):
+        assert runs("P", FASTRNN_SHIM_ROOM=room)
+    assert runs("P", FASTRNN_SHIM_ROOM="132,0,0,132", FASTRNN_CUDA_COOPERATIVE="0")
+    assert runs("C", FASTRNN_CUDA_COOPERATIVE="0")
+
+
+def test_short_sequences_go_by_steps(engine):
+    """A single step must not pay for packing the weights, let alone a cooperative launch."""
+    _, module = Case("lstm", input_size=4, hidden_size=200, hx=False).modules()
+    x, hx = torch.randn(1, 2, 4), (torch.randn(1, 2, 200), torch.randn(1, 2, 200))
+    with torch.no_grad():
+        got = module(x, hx)[0]
+        engine.setenv("FASTRNN_CUDA_REGIME", "P")
+        assert torch.equal(got, module(x, hx)[0])
+        engine.setenv("FASTRNN_CUDA_REGIME", "G")
+        assert not torch.equal(got, module(x, hx)[0])
+
+
+def test_forced_regimes_that_do_not_fit(engine):
+    _, module = Case("lstm", input_size=4, hidden_size=200, hx=False).modules()
+    x = torch.randn(2, 2, 4)
+    engine.setenv("FASTRNN_CUDA_REGIME", "G")
+    for blocks, found in ((12, 12), (13, 12)):
+        room(engine, blocks, found=found)
+        with pytest.raises(Exception, match="FASTRNN_CUDA_REGIME=G is impossible here"):
+            module(x)
+    engine.setenv("FASTRNN_CUDA_REGIME", "C")
+    with pytest.raises(Exception, match="holds no cluster of 16 blocks"):
+        module(x)

@@ -34,8 +34,12 @@ struct BackwardCall {
 void forward_by_steps(const ForwardCall& call, Stream stream);
 void backward_by_steps(const BackwardCall& call, Stream stream);
 
-void forward_single(const ForwardCall& call, const Plan& plan, Stream stream);
-void backward_single(const BackwardCall& call, const Plan& plan, Stream stream);
+// Regimes S, C and G. False, and nothing done, where the device refuses the grid.
+bool forward_persistent(const ForwardCall& call, const Plan& plan, Stream stream);
+bool backward_persistent(const BackwardCall& call, const Plan& plan, Stream stream);
+
+// Of a plan for C or G: how many clusters, or blocks of a grid, of its kernel the device holds.
+int64_t team_capacity(const host::Layer& layer, Pass pass, const Plan& plan);
 
 // The steps with device pointers; `memory` keeps them alive. Copies nothing when every step has
 // the same rows, and never waits for the device.

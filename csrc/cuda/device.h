@@ -38,10 +38,16 @@ inline const DeviceLimits& device_limits() {
       C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, device));
       return value;
     };
+    // How much of a whole device this may be (MIG, MPS), and what each kernel needs, the driver
+    // says when a kernel is asked about (launch.h, capacity); these are the most there can be.
+    const int64_t multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
+    const bool clusters = attribute(cudaDevAttrClusterLaunch) != 0;
     limits[i] = {10 * attribute(cudaDevAttrComputeCapabilityMajor) +
                      attribute(cudaDevAttrComputeCapabilityMinor),
-                 attribute(cudaDevAttrMultiProcessorCount),
-                 static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin))};
+                 static_cast<int>(multiprocessors),
+                 static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)),
+                 attribute(cudaDevAttrCooperativeLaunch) != 0 ? multiprocessors : 0,
+                 {clusters ? multiprocessors / 8 : 0, clusters ? multiprocessors / 16 : 0}};
   });
   return limits[i];
 }

@@ -11,12 +11,33 @@
 namespace fastrnn::cuda {
 namespace {
 
+// The limits that the plan starts from are of the device; what a kernel's blocks leave of them the
+// driver is asked before the plan is followed, and then it is made anew.
 Plan plan_of(const host::Layer& layer, Pass pass) {
   const LayerShape& s = layer.shape;
   const bool tf32 = s.dtype == DType::kFloat && at::globalContext().allowTF32CuBLAS();
-  return make_plan(
-      {s.cell, pass, s.dtype, tf32, s.hidden_size, s.steps.batch, s.directions, s.projected},
-      device_limits(), forced_regime());
+  const Problem problem{s.cell,        pass,         s.dtype,     tf32,           s.hidden_size,
+                        s.steps.batch, s.directions, s.projected, s.steps.seq_len};
+  DeviceLimits limits = device_limits();
+  if (cooperative_ruled_out()) limits.cooperative_blocks = 0;
+  for (;;) {
+    const Plan plan = make_plan(problem, limits, forced_regime());
+    if (plan.regime != Regime::kCluster && plan.regime != Regime::kGrid) return plan;
+    int64_t& assumed =
+        plan.regime == Regime::kGrid ? limits.cooperative_blocks : clusters_of(limits, plan.blocks);
+    const int64_t held = team_capacity(layer, pass, plan);
+    if (held >= assumed) return plan;
+    assumed = held;
+  }
+}
+
+// Runs a plan; a grid for which there is no room just now goes by steps, unless it was asked for.
+template <class Persistent, class BySteps>
+void follow(const char* op, const Plan& plan, Persistent persistent, BySteps by_steps) {
+  if (plan.regime != Regime::kSteps && persistent()) return;
+  TORCH_CHECK(plan.regime == Regime::kSteps || !forced_regime(), op,
+              ": FASTRNN_CUDA_REGIME=", name_of(plan.regime), " is impossible here: ", kDoesNotFit);
+  by_steps();
 }
 
 }  // namespace
@@ -58,8 +79,10 @@ host::ForwardResult forward(const char* op, CellKind cell, const Tensor& input,
                          r};
   if (N == 0) return r;
   const Plan plan = plan_of(layer, Pass::kForward);
-  plan.regime == Regime::kSingle ? forward_single(call, plan, current_stream())
-                                 : forward_by_steps(call, current_stream());
+  const Stream stream = current_stream();
+  follow(
+      op, plan, [&] { return forward_persistent(call, plan, stream); },
+      [&] { forward_by_steps(call, stream); });
   return r;
 }
 
@@ -101,8 +124,10 @@ host::BackwardResult backward(const char* op, CellKind cell, const OptionalTenso
     return r;
   }
   const Plan plan = plan_of(layer, Pass::kBackward);
-  plan.regime == Regime::kSingle ? backward_single(call, plan, current_stream())
-                                 : backward_by_steps(call, current_stream());
+  const Stream stream = current_stream();
+  follow(
+      op, plan, [&] { return backward_persistent(call, plan, stream); },
+      [&] { backward_by_steps(call, stream); });
   return r;
 }
 

@@ -4,6 +4,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
+#include <mutex>
+#include <tuple>
 
 namespace fastrnn::cuda {
 
@@ -14,23 +17,97 @@ struct Grid {
   int y;
   int threads;
   size_t shared_bytes;
+  int cluster = 1;           // blocks of a cluster, neighbours in x
+  bool cooperative = false;  // refused unless all blocks fit on the device at once
 };
+
+// What launch() answers where the device, as it is shared just now, cannot hold the grid.
+inline constexpr char kDoesNotFit[] = "the grid does not fit on the device";
+
+// The most that a launch of ours asks for.
+inline constexpr int kMaxAttributes = 2;
+
+template <class Params>
+cudaError_t allow(void (*kernel)(Params), const Grid& grid) {
+  const void* const function = reinterpret_cast<const void*>(kernel);
+  cudaError_t status = cudaSuccess;
+  if (grid.shared_bytes > 48 * 1024) {
+    status = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(grid.shared_bytes));
+  }
+  if (status == cudaSuccess && grid.cluster > 8) {  // 8 is the portable limit
+    status = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  }
+  return status;
+}
+
+inline cudaLaunchConfig_t configuration(const Grid& grid, Stream stream,
+                                        cudaLaunchAttribute (&attributes)[kMaxAttributes]) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y));
+  config.blockDim = dim3(static_cast<unsigned>(grid.threads));
+  config.dynamicSmemBytes = grid.shared_bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  if (grid.cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = static_cast<unsigned>(grid.cluster);
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  }
+  if (grid.cooperative) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  }
+  return config;
+}
 
 // Null, or what went wrong. The parameters are copied into the launch, as a graph capture needs.
 template <class Params>
 const char* launch(void (*kernel)(Params), const Grid& grid, Stream stream, const Params& params) {
-  if (grid.shared_bytes > 48 * 1024) {
-    const cudaError_t status = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                    static_cast<int>(grid.shared_bytes));
-    if (status != cudaSuccess) return cudaGetErrorString(status);
+  cudaError_t status = allow(kernel, grid);
+  if (status == cudaSuccess) {
+    cudaLaunchAttribute attributes[kMaxAttributes];
+    const cudaLaunchConfig_t config = configuration(grid, stream, attributes);
+    void* arguments[] = {const_cast<Params*>(&params)};
+    status = cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), arguments);
   }
-  void* arguments[] = {const_cast<Params*>(&params)};
-  const cudaError_t status = cudaLaunchKernel(
-      reinterpret_cast<const void*>(kernel),
-      dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y)),
-      dim3(static_cast<unsigned>(grid.threads)), arguments, grid.shared_bytes, stream);
-  return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
+  if (status == cudaSuccess) return nullptr;
+  cudaGetLastError();  // reported here, it must not meet the next one who asks
+  return status == cudaErrorCooperativeLaunchTooLarge ? kDoesNotFit : cudaGetErrorString(status);
+}
+
+// How many blocks (of a cooperative grid) or clusters of a kernel the device holds at once, as the
+// driver counts them; 0 where it cannot run at all. Asked for once.
+template <class Params>
+int64_t capacity(void (*kernel)(Params), const Grid& grid) {
+  static std::mutex mutex;
+  static std::map<std::tuple<int, const void*, size_t, int>, int64_t> known;
+  const void* const function = reinterpret_cast<const void*>(kernel);
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto [entry, is_new] =
+      known.try_emplace({device, function, grid.shared_bytes, grid.cluster}, 0);
+  if (!is_new) return entry->second;
+  int count = 0, multiprocessors = 1;
+  cudaError_t status = allow(kernel, grid);
+  if (status == cudaSuccess && grid.cluster > 1) {
+    cudaLaunchAttribute attributes[kMaxAttributes];
+    const cudaLaunchConfig_t config = configuration(grid, nullptr, attributes);
+    status = cudaOccupancyMaxActiveClusters(&count, function, &config);
+  } else if (status == cudaSuccess) {
+    status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, function, grid.threads,
+                                                           grid.shared_bytes);
+    cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  }
+  if (status == cudaSuccess) {
+    entry->second = static_cast<int64_t>(count) * multiprocessors;
+  } else {
+    cudaGetLastError();
+  }
+  return entry->second;
 }
 
 }  // namespace fastrnn::cuda

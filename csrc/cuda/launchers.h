@@ -1,5 +1,5 @@
 // What csrc/cuda/instances/ exports: the launchers of one dtype's kernels, and of
-// one cell's in one number format for regime S. Each returns null or what went
+// one cell's in one number format for regimes S, C and G. Each returns null or what went
 // wrong.
 #pragma once
 #include "cuda/launch.h"
@@ -22,6 +22,10 @@ inline const StepKernels& step_kernels(DType dtype) {
   return *all[static_cast<int>(dtype)];
 }
 
+inline int row_of(CellKind cell) {
+  return cell == CellKind::kLstm ? 0 : cell == CellKind::kGru ? 1 : 2;
+}
+
 // By the index of the padded hidden size in kSingleHidden. Two launches: the weights are packed,
 // then all steps run.
 struct SingleKernels {
@@ -38,8 +42,38 @@ inline const SingleKernels& single_kernels(CellKind cell, Numeric numeric) {
       {&kSingleLstmFloat, &kSingleLstmTf32, &kSingleLstmBFloat16, &kSingleLstmHalf},
       {&kSingleGruFloat, &kSingleGruTf32, &kSingleGruBFloat16, &kSingleGruHalf},
       {&kSingleRnnFloat, &kSingleRnnTf32, &kSingleRnnBFloat16, &kSingleRnnHalf}};
-  const int row = cell == CellKind::kLstm ? 0 : cell == CellKind::kGru ? 1 : 2;
-  return *all[row][static_cast<int>(numeric)];
+  return *all[row_of(cell)][static_cast<int>(numeric)];
+}
+
+// The teams of a launch.
+struct TeamSize {
+  int blocks;     // of a team
+  int64_t teams;  // along the batch, for each direction
+  int directions;
+  size_t shared_bytes;  // of a block
+};
+
+struct TeamKernels {
+  const char* (*forward)(const SinglePack&, const TeamForward&, const TeamSize&, Stream);
+  const char* (*backward)(const SinglePack&, const TeamBackward&, const TeamSize&, Stream);
+  int64_t (*capacity[2])(const TeamSize&);  // by Pass; see launch.h
+};
+
+// By the index of the padded hidden size in kTeamHidden; clusters: cluster_columns() of them.
+struct TeamTable {
+  TeamKernels grids[4], clusters[2];
+};
+
+extern const TeamTable kTeamLstmFloat, kTeamLstmTf32, kTeamLstmBFloat16, kTeamLstmHalf;
+extern const TeamTable kTeamGruFloat, kTeamGruTf32, kTeamGruBFloat16, kTeamGruHalf;
+extern const TeamTable kTeamRnnFloat, kTeamRnnTf32, kTeamRnnBFloat16, kTeamRnnHalf;
+
+inline const TeamTable& team_table(CellKind cell, Numeric numeric) {
+  const TeamTable* const all[3][4] = {
+      {&kTeamLstmFloat, &kTeamLstmTf32, &kTeamLstmBFloat16, &kTeamLstmHalf},
+      {&kTeamGruFloat, &kTeamGruTf32, &kTeamGruBFloat16, &kTeamGruHalf},
+      {&kTeamRnnFloat, &kTeamRnnTf32, &kTeamRnnBFloat16, &kTeamRnnHalf}};
+  return *all[row_of(cell)][static_cast<int>(numeric)];
 }
 
 const char* upload(const Upload& piece, Stream stream);

@@ -87,11 +87,12 @@ struct PreviousHidden {
 
 // -- Regime S: all steps, all directions (blockIdx.y) --------------------------------
 
-// The weights as the threads of the main kernel hold them; see kernels/product.h.
+// The weights as the threads of the main kernel hold them; see kernels/product.h and, of teams,
+// kernels/team.h.
 struct SinglePack {
   int64_t hidden_size;
   const void* w_hh[2];  // T [G*H, H], of each direction
-  void* packed;         // packed_bytes of tiles.h for each direction
+  void* packed;         // packed_bytes of tiles.h for each direction; of teams, of each block
 };
 
 struct SingleForward {
@@ -130,6 +131,29 @@ struct SingleBackward {
   void* d_gates;         // T [D, N, S*H]; RNN: [D, N, H]
   void* d_h0;            // T [D, B, H]
   void* d_c0;            // T [D, B, H], LSTM
+};
+
+// -- Regimes C and G: the same, by teams of blocks ------------------------------------
+
+// blockIdx.x counts the blocks of a team, then the teams along the batch.
+struct Team {
+  int blocks;     // of a team
+  int row_tiles;  // of kTeamRows rows, of a team
+  // G alone; zero when the kernel starts.
+  void* exchange;  // [D, teams, row_tiles, 2] operands of kTeamRows rows, TeamTile::words each
+  void* arrived;   // uint32 [D, teams, row_tiles, kCounterStride]: the first of each counts
+};
+// A counter has a line of the L2 cache for itself.
+inline constexpr int kCounterStride = 32;
+
+struct TeamForward {
+  SingleForward layer;
+  Team team;
+};
+
+struct TeamBackward {
+  SingleBackward layer;
+  Team team;
 };
 
 }  // namespace fastrnn::cuda

@@ -15,7 +15,9 @@ namespace fastrnn::cuda {
 
 // kSteps (P): a matrix product and a pointwise kernel a step. Any shape.
 // kSingle (S): blocks that keep w_hh on chip and run through all steps.
-enum class Regime { kSteps, kSingle };
+// kCluster (C) and kGrid (G): teams of blocks do, that exchange h through the shared memory of a
+// cluster or through the L2 cache.
+enum class Regime { kSteps, kSingle, kCluster, kGrid };
 
 struct Problem {
   CellKind cell;
@@ -26,31 +28,48 @@ struct Problem {
   int64_t batch;
   int directions;
   bool projected;
+  int64_t seq_len;
 };
 
 struct DeviceLimits {
   int capability;  // 80 is sm_80
   int multiprocessors;
   size_t shared_bytes;  // a block may ask for this many
+  // Blocks of G, each filling a multiprocessor, and clusters of 8 and 16 of them that the device
+  // holds at once; 0 where it has no such launches, or they are ruled out.
+  int64_t cooperative_blocks, clusters[2];
 };
 
 struct Plan {
   Regime regime;
-  std::string reason;  // why not S; empty where it is S
-  // The rest is S's alone, and zero otherwise.
+  std::string reason;  // P: why no other
+  // The rest is zero for P.
   Numeric numeric;
   int hidden;        // hidden_size padded to the compiled size
   int rows;          // batch rows of a block
   int threads;       // of a block
-  int64_t replicas;  // blocks along the batch, for each direction
+  int64_t replicas;  // blocks (S) or teams along the batch, for each direction
   size_t shared_bytes;
+  // Of C and G: blocks of a team; its row tiles of kTeamRows rows, which are `rows` together;
+  // what a step costs, in microseconds, and what starting costs (step_costs.h).
+  int blocks, row_tiles;
+  double step_us, start_us;
 };
 
 // forced: the regime to take instead of choosing; std::invalid_argument where it cannot be.
 Plan make_plan(const Problem& problem, const DeviceLimits& limits, std::optional<Regime> forced);
 
-// What FASTRNN_CUDA_REGIME asks for: P, S or nothing; std::invalid_argument on anything else.
+// What FASTRNN_CUDA_REGIME asks for: P, S, C, G or nothing; std::invalid_argument on anything else.
 std::optional<Regime> forced_regime();
+
+// Whether cooperative launches are ruled out: FASTRNN_CUDA_COOPERATIVE=0.
+bool cooperative_ruled_out();
+
+// How many clusters of this many blocks the device holds at once.
+int64_t& clusters_of(DeviceLimits& limits, int blocks);
+
+// "P", "S", "C" or "G".
+const char* name_of(Regime regime);
 
 struct KnownDevice {
   const char* name;

@@ -8,11 +8,14 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <cstdio>
 
 #include "cuda/storage.h"
 
 #define FASTRNN_DEVICE __device__ __forceinline__
 #define FASTRNN_KERNEL(threads) __global__ void __launch_bounds__(threads)
+// Of a kernel whose blocks have an SM each: the compiler need not save registers for a second one.
+#define FASTRNN_KERNEL_OF_SM(threads) __global__ void __launch_bounds__(threads, 1)
 #define FASTRNN_UNROLL _Pragma("unroll")
 #define FASTRNN_ROLL _Pragma("unroll 1")
 
@@ -24,6 +27,7 @@ FASTRNN_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 FASTRNN_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
 FASTRNN_DEVICE int64_t block_x() { return blockIdx.x; }
 FASTRNN_DEVICE int block_y() { return static_cast<int>(blockIdx.y); }
+FASTRNN_DEVICE int64_t blocks_x() { return gridDim.x; }
 FASTRNN_DEVICE int blocks_y() { return static_cast<int>(gridDim.y); }
 
 // All threads of the block, and what they wrote to shared memory.
@@ -44,11 +48,127 @@ FASTRNN_DEVICE T& shared_memory() {
   return *reinterpret_cast<T*>(fastrnn_shared);
 }
 
+// All lanes of the warp, and what they wrote to any memory.
+FASTRNN_DEVICE void warp_barrier() { __syncwarp(); }
+
 // The same number, but not to the compiler: what is computed from it inside a loop stays there.
 // Address arithmetic kept in registers through a loop would push weights out of them.
 FASTRNN_DEVICE int unhoisted(int x) {
   asm volatile("" : "+r"(x));
   return x;
+}
+
+// -- Between blocks ---------------------------------------------------------------
+
+// Asked for in every round of a loop that waits for another block. In debug builds
+// (FASTRNN_CUDA_DEBUG=1) a wait of many seconds ends with a message and a trap, not a hung device.
+class Patience {
+ public:
+  FASTRNN_DEVICE void wait() {
+#if defined(FASTRNN_CUDA_DEBUG)
+    if (clock64() - begin_ > kMostCycles) {
+      printf("fastrnn: block (%d, %d) waited for its team in vain\n", static_cast<int>(blockIdx.x),
+             static_cast<int>(blockIdx.y));
+      __trap();
+    }
+#endif
+  }
+
+#if defined(FASTRNN_CUDA_DEBUG)
+ private:
+  static constexpr long long kMostCycles = 1LL << 35;  // about 20 s
+  long long begin_ = clock64();
+#endif
+};
+
+// Counters in device memory only grow, and may wrap around. What a thread wrote before it adds,
+// and what threads wrote that it had met at a barrier, is seen by whoever has seen the sum.
+FASTRNN_DEVICE void add_and_release(uint32_t* counter) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
+FASTRNN_DEVICE void await_count(const uint32_t* counter, uint32_t count) {
+  Patience patience;
+  uint32_t seen;
+  for (;;) {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+    if (static_cast<int32_t>(seen - count) >= 0) return;
+    patience.wait();
+  }
+}
+
+// What other blocks write while the kernel runs goes past the L1 cache, which may hold older words.
+FASTRNN_DEVICE Words load_exchanged(const Words* from) {
+  Words x;
+  asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.w[0]), "=r"(x.w[1]), "=r"(x.w[2]), "=r"(x.w[3])
+               : "l"(from)
+               : "memory");
+  return x;
+}
+FASTRNN_DEVICE void store_exchanged(Words* to, const Words& x) {
+  asm volatile("st.global.cg.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x.w[0]), "r"(x.w[1]),
+               "r"(x.w[2]), "r"(x.w[3])
+               : "memory");
+}
+
+// -- Inside a cluster ---------------------------------------------------------------
+
+// Of sm_90 and later. Kernels that call these are compiled for older devices too, as nothing but
+// this question.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+FASTRNN_DEVICE constexpr bool has_clusters() { return false; }
+#define FASTRNN_CLUSTER_ASM(...)
+#else
+FASTRNN_DEVICE constexpr bool has_clusters() { return true; }
+#define FASTRNN_CLUSTER_ASM(...) asm volatile(__VA_ARGS__)
+#endif
+
+FASTRNN_DEVICE uint32_t shared_address(const void* shared) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+}
+
+// The same place in the shared memory of another block of the cluster.
+FASTRNN_DEVICE uint32_t address_at(const void* own, int peer) {
+  uint32_t address = 0;
+  FASTRNN_CLUSTER_ASM(
+      "mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(own)), "r"(peer));
+  return address;
+}
+
+// All threads of the cluster, and what they wrote to each other's shared memory.
+FASTRNN_DEVICE void cluster_barrier() {
+  FASTRNN_CLUSTER_ASM("barrier.cluster.arrive.release;" :: : "memory");
+  FASTRNN_CLUSTER_ASM("barrier.cluster.wait.acquire;" :: : "memory");
+}
+
+FASTRNN_DEVICE void store_at(Words* own, int peer, const Words& x) {
+  FASTRNN_CLUSTER_ASM(
+      "st.shared::cluster.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address_at(own, peer)), "r"(x.w[0]),
+      "r"(x.w[1]), "r"(x.w[2]), "r"(x.w[3]) : "memory");
+}
+
+// Arrivals of `count` blocks complete a phase, then the next one begins. Order is as of counters.
+using Arrivals = uint64_t;
+FASTRNN_DEVICE void prepare(Arrivals* own, int count) {
+  FASTRNN_CLUSTER_ASM("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(own)),
+                      "r"(count) : "memory");
+}
+FASTRNN_DEVICE void arrive_at(Arrivals* own, int peer) {
+  FASTRNN_CLUSTER_ASM("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(
+      address_at(own, peer)) : "memory");
+}
+// Waits for the end of a phase: its number is given, modulo 2.
+FASTRNN_DEVICE void await_phase(const Arrivals* own, int parity) {
+  Patience patience;
+  uint32_t done = 1;
+  do {
+    FASTRNN_CLUSTER_ASM(
+        "{\n\t.reg .pred p;\n\t"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
+        "selp.u32 %0, 1, 0, p;\n\t}" : "=r"(done) : "r"(shared_address(own)),
+        "r"(parity) : "memory");
+    patience.wait();
+  } while (done == 0);
 }
 
 // -- Bits -----------------------------------------------------------------------

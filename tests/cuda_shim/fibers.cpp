@@ -37,7 +37,7 @@ namespace {
 
 constexpr size_t kStack = 64 * 1024;
 
-enum class State { kReady, kAtBarrier, kAtWarp, kDone };
+enum class State { kReady, kAtBarrier, kAtWarp, kWaiting, kDone };
 
 // A place to continue at. swapcontext asks the kernel to save signal masks, which is most of the
 // time of a test; where we know how to, we only keep what a call must preserve.
@@ -91,27 +91,49 @@ struct Context {
 };
 #endif
 
+// What ThreadSanitizer orders a barrier by: two addresses in turns, for a thread may reach the next
+// barrier before another one has left this one, and must not be ordered before that one by it.
+struct Keys {
+  char key[2];
+};
+
 struct Fiber {
+  int block_barriers, warp_barriers, cluster_barriers;  // that it has met
   Context context;
-  bool started;
   void* tsan;
   State state;
   Combine combine;
 };
 
 struct Warp {
+  Keys keys;
   int arrived;
   uint32_t in[kWarp][kSlot], out[kWarp][kSlot];
 };
 
+struct Block {
+  Place place;
+  std::unique_ptr<unsigned char[]> memory;
+  unsigned char* shared;
+  std::vector<Fiber> fibers;
+  std::vector<Warp> warps;
+  bool descending;
+  Keys keys;
+};
+
 std::mutex one_grid_at_a_time;
-std::vector<Fiber> fibers(kMaxThreads);
-std::vector<Warp> warps(kMaxThreads / kWarp);
-std::unique_ptr<unsigned char[]> stacks;
+std::vector<std::unique_ptr<unsigned char[]>> stacks;  // of the fibers that run together
+std::vector<std::unique_ptr<Block>> together;
+Block* running;
 Context scheduler;
 void* scheduler_tsan;
 const std::function<void()>* body;
-char at_barrier, at_end;  // addresses that ThreadSanitizer orders by
+// What has happened that another fiber may have waited for.
+uint64_t events;
+int cluster_arrived;
+uint64_t cluster_phase;
+Keys cluster_keys;
+char at_end;  // an address that ThreadSanitizer orders by
 
 [[noreturn]] void fail(const char* what) {
   std::fprintf(stderr, "cuda shim: %s (block %lld, %d)\n", what,
@@ -119,23 +141,40 @@ char at_barrier, at_end;  // addresses that ThreadSanitizer orders by
   std::abort();
 }
 
+// The running fiber.
+Fiber& self() { return running->fibers[static_cast<size_t>(place.thread)]; }
+
 // Gives the CPU back to the scheduler until it resumes this fiber.
 void yield(State state) {
-  Fiber& self = fibers[static_cast<size_t>(place.thread)];
-  self.state = state;
+  Fiber& own = self();
+  own.state = state;
   __tsan_switch_to_fiber(scheduler_tsan, __tsan_switch_to_fiber_no_sync);
-  self.context.go(scheduler);
+  own.context.go(scheduler);
 }
 
-void resume(int thread) {
-  Fiber& fiber = fibers[static_cast<size_t>(thread)];
-  fiber.state = State::kReady;
+// Until something has happened, in this block or another one.
+template <class Condition>
+void wait_until(Condition condition) {
+  while (!condition()) yield(State::kWaiting);
+  ++events;
+}
+
+void set_place(Block& block, int thread) {
+  running = &block;
+  shared = block.shared;
+  place = block.place;
   place.thread = thread;
+}
+
+void resume(Block& block, int thread) {
+  Fiber& fiber = block.fibers[static_cast<size_t>(thread)];
+  fiber.state = State::kReady;
+  set_place(block, thread);
   __tsan_switch_to_fiber(fiber.tsan, __tsan_switch_to_fiber_no_sync);
   scheduler.go(fiber.context);
 }
 
-// A fiber's life: one thread of every block.
+// A fiber's life: one thread of every block that it is given.
 void enter() {
   for (;;) {
     (*body)();
@@ -144,58 +183,72 @@ void enter() {
   }
 }
 
-// Runs the warp until no lane of it can go on without other warps.
-void run_warp(int warp, int threads) {
+// Runs the warp until no lane of it can go on without others.
+void run_warp(Block& block, int warp) {
+  const int threads = block.place.threads;
   const int first = warp * kWarp, end = first + kWarp < threads ? first + kWarp : threads;
+  const auto fiber = [&](int t) -> Fiber& { return block.fibers[static_cast<size_t>(t)]; };
+  for (int t = first; t < end; ++t) {
+    if (fiber(t).state == State::kWaiting) resume(block, t);
+  }
   for (bool again = true; again;) {
     again = false;
+    bool waiting = false;
     for (int t = first; t < end; ++t) {
-      if (fibers[static_cast<size_t>(t)].state == State::kReady) resume(t);
+      if (fiber(t).state == State::kReady) resume(block, t);
+      waiting |= fiber(t).state == State::kWaiting;
     }
-    Warp& w = warps[static_cast<size_t>(warp)];
-    if (w.arrived == 0) continue;
+    Warp& w = block.warps[static_cast<size_t>(warp)];
+    if (w.arrived == 0 || waiting) continue;
     if (w.arrived != kWarp) fail("a warp's lanes diverge at a collective operation");
-    fibers[static_cast<size_t>(first)].combine(w.in, w.out);
+    fiber(first).combine(w.in, w.out);
     w.arrived = 0;
     for (int t = first; t < end; ++t) {
-      if (fibers[static_cast<size_t>(t)].combine != fibers[static_cast<size_t>(first)].combine) {
+      if (fiber(t).combine != fiber(first).combine) {
         fail("a warp's lanes call different collective operations");
       }
-      fibers[static_cast<size_t>(t)].state = State::kReady;
+      fiber(t).state = State::kReady;
     }
+    ++events;
     again = true;
   }
 }
 
-void set_place(const Place& where, unsigned char* memory) {
-  place = where;
-  shared = memory;
+// Runs the block until it ends or waits for another one; whether it has ended.
+bool run_block(Block& block) {
+  const int threads = block.place.threads, count = (threads + kWarp - 1) / kWarp;
+  for (;;) {
+    for (int i = 0; i < count; ++i) run_warp(block, block.descending ? count - 1 - i : i);
+    int at_barrier_now = 0, waiting = 0, done = 0;
+    for (const Fiber& fiber : block.fibers) {
+      at_barrier_now += fiber.state == State::kAtBarrier;
+      waiting += fiber.state == State::kWaiting;
+      done += fiber.state == State::kDone;
+    }
+    if (done == threads) return true;
+    if (waiting > 0) return false;
+    if (at_barrier_now != threads) fail("a barrier is not reached by all threads of the block");
+    for (Fiber& fiber : block.fibers) fiber.state = State::kReady;
+    block.descending = !block.descending;
+    ++events;
+  }
 }
 
-void run_block(int threads, std::vector<void*>& tsan_fibers) {
-  for (int t = 0; t < threads; ++t) {
-    Fiber& fiber = fibers[static_cast<size_t>(t)];
-    if (!fiber.started) {
-      fiber.context.start(stacks.get() + static_cast<size_t>(t) * kStack, kStack, enter);
-      fiber.started = true;
-    }
-    fiber.tsan = __tsan_create_fiber(0);
-    tsan_fibers.push_back(fiber.tsan);
-    fiber.state = State::kReady;
-  }
-  const int count = (threads + kWarp - 1) / kWarp;
-  for (int w = 0; w < count; ++w) warps[static_cast<size_t>(w)].arrived = 0;
+// Runs blocks together to their ends.
+void run_together() {
+  std::vector<bool> ended(together.size());
   for (bool descending = false;; descending = !descending) {
-    for (int i = 0; i < count; ++i) run_warp(descending ? count - 1 - i : i, threads);
-    int waiting = 0, done = 0;
-    for (int t = 0; t < threads; ++t) {
-      Fiber& fiber = fibers[static_cast<size_t>(t)];
-      waiting += fiber.state == State::kAtBarrier;
-      done += fiber.state == State::kDone;
-      if (fiber.state == State::kAtBarrier) fiber.state = State::kReady;
+    const uint64_t before = events;
+    bool all = true;
+    for (size_t i = 0; i < together.size(); ++i) {
+      const size_t k = descending ? together.size() - 1 - i : i;
+      if (ended[k]) continue;
+      ended[k] = run_block(*together[k]);
+      events += ended[k];
+      all = all && ended[k];
     }
-    if (done == threads) return;
-    if (waiting != threads) fail("a barrier is not reached by all threads of the block");
+    if (all) return;
+    if (events == before) fail("blocks wait for each other without end");
   }
 }
 
@@ -206,55 +259,137 @@ void copy_words(uint32_t* to, const uint32_t* from, int count) {
 }  // namespace
 
 void block_barrier() {
-  __tsan_release(&at_barrier);
+  char* const key = &running->keys.key[self().block_barriers++ % 2];
+  __tsan_release(key);
   yield(State::kAtBarrier);
-  __tsan_acquire(&at_barrier);
+  __tsan_acquire(key);
 }
 
 void warp_exchange(const uint32_t* in, int in_words, uint32_t* out, int out_words,
                    Combine combine) {
   const int lane = place.thread % kWarp;
-  Warp& w = warps[static_cast<size_t>(place.thread / kWarp)];
+  Warp& w = running->warps[static_cast<size_t>(place.thread / kWarp)];
   copy_words(w.in[lane], in, in_words);
   ++w.arrived;
-  fibers[static_cast<size_t>(place.thread)].combine = combine;
+  self().combine = combine;
   yield(State::kAtWarp);
   copy_words(out, w.out[lane], out_words);
 }
 
-const char* run_grid(int64_t x, int y, int threads, size_t shared_bytes,
-                     const std::function<void()>& kernel) {
+void warp_barrier() {
+  Warp& w = running->warps[static_cast<size_t>(place.thread / kWarp)];
+  char* const key = &w.keys.key[self().warp_barriers++ % 2];
+  __tsan_release(key);
+  warp_exchange(nullptr, 0, nullptr, 0, [](const uint32_t (*)[kSlot], uint32_t (*)[kSlot]) {});
+  __tsan_acquire(key);
+}
+
+void cluster_barrier() {
+  char* const key = &cluster_keys.key[self().cluster_barriers++ % 2];
+  __tsan_release(key);
+  const uint64_t own = cluster_phase;
+  if (++cluster_arrived == static_cast<int>(together.size()) * place.threads) {
+    cluster_arrived = 0;
+    ++cluster_phase;
+  }
+  wait_until([own] { return cluster_phase != own; });
+  __tsan_acquire(key);
+}
+
+void* address_at(void* own, int peer) {
+  return together[static_cast<size_t>(peer)]->shared +
+         (static_cast<unsigned char*>(own) - running->shared);
+}
+
+void add_and_release(uint32_t* counter) {
+  __tsan_release(counter);
+  ++*counter;
+  ++events;
+}
+
+void await_count(const uint32_t* counter, uint32_t count) {
+  wait_until([=] { return static_cast<int32_t>(*counter - count) >= 0; });
+  __tsan_acquire(const_cast<uint32_t*>(counter));
+}
+
+namespace {
+struct Phase {
+  uint16_t expected, pending;
+  uint32_t number;
+};
+static_assert(sizeof(Phase) == sizeof(uint64_t), "as large as on the machine");
+}  // namespace
+
+void prepare(uint64_t* arrivals, int count) {
+  *reinterpret_cast<Phase*>(arrivals) = {static_cast<uint16_t>(count), static_cast<uint16_t>(count),
+                                         0};
+}
+
+void arrive(uint64_t* arrivals) {
+  Phase& phase = *reinterpret_cast<Phase*>(arrivals);
+  __tsan_release(arrivals);
+  if (--phase.pending == 0) {
+    phase.pending = phase.expected;
+    ++phase.number;
+  }
+  ++events;
+}
+
+void await_phase(const uint64_t* arrivals, int parity) {
+  const Phase& phase = *reinterpret_cast<const Phase*>(arrivals);
+  wait_until([&] { return static_cast<int>(phase.number % 2) != parity; });
+  __tsan_acquire(const_cast<uint64_t*>(arrivals));
+}
+
+const char* run_grid(const Shape& shape, const std::function<void()>& kernel) {
+  const auto [x, y, threads, shared_bytes, cluster, cooperative] = shape;
   if (x < 1 || x > INT32_MAX || y < 1 || y > 65535 || threads < 1 || threads > kMaxThreads ||
-      shared_bytes > kSharedBytes) {
+      shared_bytes > kSharedBytes || cluster < 1 || cluster > 16 || x % cluster != 0) {
     return "invalid configuration argument";
   }
   const std::lock_guard<std::mutex> lock(one_grid_at_a_time);
   std::vector<void*> tsan_fibers;
-  std::vector<std::unique_ptr<unsigned char[]>> memories;
+  std::vector<std::unique_ptr<Block>> past;  // ThreadSanitizer would see its memory used again
+  std::vector<std::unique_ptr<unsigned char[]>> past_stacks;
   scheduler_tsan = __tsan_get_current_fiber();
   body = &kernel;
-  for (int by = 0; by < y; ++by) {
-    for (int64_t bx = 0; bx < x; ++bx) {
+  const int64_t group = cooperative ? x * y : cluster;
+  for (int64_t begin = 0; begin < x * y; begin += group) {
+    if (kFreshStacks) {
+      for (auto& stack : stacks) past_stacks.push_back(std::move(stack));
+      stacks.clear();
+    }
+    size_t fiber_count = 0;
+    for (int64_t i = begin; i < begin + group; ++i) {
+      together.emplace_back(new Block{});
+      Block& block = *together.back();
+      block.place = {i % x, x, static_cast<int>(i / x), y, threads, 0};
       // A fresh allocation each block, exactly as large: what lies beyond it, and what another
       // block left there, must not be used. All ones are NaN.
-      memories.emplace_back(new unsigned char[shared_bytes + 16]);
-      const auto& memory = memories.back();
-      std::memset(memory.get(), 0xff, shared_bytes + 16);
-      unsigned char* const aligned =
-          memory.get() + (16 - reinterpret_cast<uintptr_t>(memory.get()) % 16) % 16;
-      set_place({bx, by, y, threads, 0}, aligned);
-      if (kFreshStacks || !stacks) {
-        if (stacks) memories.push_back(std::move(stacks));
-        stacks.reset(new unsigned char[(kFreshStacks ? threads : kMaxThreads) * kStack]);
-        for (Fiber& fiber : fibers) fiber.started = false;
+      block.memory.reset(new unsigned char[shared_bytes + 16]);
+      std::memset(block.memory.get(), 0xff, shared_bytes + 16);
+      block.shared =
+          block.memory.get() + (16 - reinterpret_cast<uintptr_t>(block.memory.get()) % 16) % 16;
+      block.warps.resize(static_cast<size_t>((threads + kWarp - 1) / kWarp));
+      block.fibers.resize(static_cast<size_t>(threads));
+      for (Fiber& fiber : block.fibers) {
+        if (fiber_count == stacks.size()) stacks.emplace_back(new unsigned char[kStack]);
+        fiber.context.start(stacks[fiber_count++].get(), kStack, enter);
+        fiber.tsan = __tsan_create_fiber(0);
+        tsan_fibers.push_back(fiber.tsan);
+        fiber.state = State::kReady;
       }
-      run_block(threads, tsan_fibers);
     }
+    cluster_arrived = 0;
+    run_together();
+    for (auto& block : together) {
+      if (kFreshStacks) past.push_back(std::move(block));
+    }
+    together.clear();
   }
   // Only now: had this thread seen the end of one block, those after it would be ordered.
   __tsan_acquire(&at_end);
   for (void* fiber : tsan_fibers) __tsan_destroy_fiber(fiber);
-  memories.clear();
   return nullptr;
 }
 

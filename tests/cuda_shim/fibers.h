@@ -1,9 +1,11 @@
-// A GPU in small, for tests: blocks one after the other, the threads of a block
-// as fibers of one CPU thread, which change places only where a kernel waits
-// for others. Warps run in ascending order up to one barrier and descending to
-// the next, so that a missing barrier shows in the numbers; under
-// ThreadSanitizer, which is told of barriers and of nothing else, it shows
-// whatever the order.
+// A GPU in small, for tests: the threads of a block are fibers of one CPU thread,
+// which change places only where a kernel waits for others. Blocks run one after
+// the other, but those of a cluster or of a cooperative grid together. Warps and
+// blocks run in ascending order up to one point where they wait and descending to
+// the next, so that a missing barrier shows in the numbers; under ThreadSanitizer,
+// which is told of barriers and of what orders blocks, and of nothing else, it
+// shows whatever the order. Blocks that wait for each other in vain end the process
+// with a message.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -17,7 +19,7 @@ constexpr size_t kSharedBytes = 227 * 1024;
 
 // Where the running fiber is.
 struct Place {
-  int64_t block_x;
+  int64_t block_x, blocks_x;
   int block_y, blocks_y, threads, thread;
 };
 extern Place place;
@@ -32,8 +34,27 @@ constexpr int kSlot = 12;
 using Combine = void (*)(const uint32_t (*in)[kSlot], uint32_t (*out)[kSlot]);
 void warp_exchange(const uint32_t* in, int in_words, uint32_t* out, int out_words, Combine combine);
 
+// All lanes of the warp, and what they wrote.
+void warp_barrier();
+
+// Between blocks that run together; see primitives.h for what they stand for.
+void cluster_barrier();
+void* address_at(void* own, int peer);
+void add_and_release(uint32_t* counter);
+void await_count(const uint32_t* counter, uint32_t count);
+void prepare(uint64_t* arrivals, int count);
+void arrive(uint64_t* arrivals);
+void await_phase(const uint64_t* arrivals, int parity);
+
+struct Shape {
+  int64_t x;
+  int y, threads;
+  size_t shared_bytes;
+  int cluster;       // blocks of a cluster
+  bool cooperative;  // all blocks run together
+};
+
 // Runs a grid; null, or what CUDA would refuse it with.
-const char* run_grid(int64_t x, int y, int threads, size_t shared_bytes,
-                     const std::function<void()>& kernel);
+const char* run_grid(const Shape& shape, const std::function<void()>& kernel);
 
 }  // namespace shim

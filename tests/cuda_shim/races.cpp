@@ -1,10 +1,12 @@
-// Regime S's kernels under ThreadSanitizer (make sanitize): every cell, number format and pass,
-// blocks that are full and that are not, both directions, padded and packed. The shim tells
-// ThreadSanitizer of barriers and of nothing else, so two threads that touch the same word of
-// shared or global memory without a barrier between them are a report. Of the results this asks
-// only that all are written and finite; tests/test_cuda_shim.py looks at their values.
+// The kernels of regimes S, C and G under ThreadSanitizer (make sanitize): every cell, number
+// format and pass, blocks and teams that are full and that are not, both directions, padded and
+// packed. The shim tells ThreadSanitizer of barriers and of what orders blocks, and of nothing
+// else, so two threads that touch the same word of shared or global memory without that between
+// them are a report. Of the results this asks only that all are written and finite;
+// tests/test_cuda_shim.py looks at their values.
 //
-// It first runs a kernel with a race in it, in a process of its own, which must be found.
+// It first runs kernels with a race in them, and one whose blocks wait for a block that is not
+// there, each in a process of its own; that must be found.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -12,6 +14,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <random>
+#include <type_traits>
 #include <vector>
 
 #include "cuda/launchers.h"
@@ -35,17 +38,89 @@ void neighbour_kernel(const Racy p) {
   p.target[thread_index()] = shared[(thread_index() + 1) % block_threads()];
 }
 
-bool race_is_found(bool barrier) {
+struct Handover {
+  int* value;
+  uint32_t* counter;
+  bool wait;
+};
+
+// Block 0 reads what the other ones write.
+void handover_kernel(const Handover p) {
+  if (block_x() > 0) {
+    p.value[block_x()] = 1;
+    add_and_release(p.counter);
+  } else {
+    if (p.wait) await_count(p.counter, static_cast<uint32_t>(blocks_x() - 1));
+    int sum = 0;
+    for (int64_t i = 1; i < blocks_x(); ++i) sum += p.value[i];
+    p.value[0] = sum;
+  }
+}
+
+struct Neighbours {
+  bool wait;
+};
+
+// Each block of a cluster reads what the other one wrote into its shared memory.
+void cluster_kernel(const Neighbours p) {
+  struct Shared {
+    Words word;
+    Arrivals arrivals;
+    int unused[2];
+  };
+  Shared& shared = shared_memory<Shared>();
+  const int other = static_cast<int>(1 - block_x());
+  prepare(&shared.arrivals, 1);
+  cluster_barrier();
+  store_at(&shared.word, other, Words{{1, 2, 3, 4}});
+  arrive_at(&shared.arrivals, other);
+  if (p.wait) await_phase(&shared.arrivals, 0);
+  if (shared.word.w[0] == 5) std::abort();
+  cluster_barrier();
+}
+
+// Whether a launch ends its process, by a report or by the shim.
+template <class Params>
+bool is_found(bool expected, void (*kernel)(Params), const Grid& grid, const Params& params) {
   const pid_t child = fork();
   if (child == 0) {
-    if (!barrier) std::fclose(stderr);  // its report is expected
-    std::vector<int> target(64);
-    launch(neighbour_kernel, {1, 1, 64, 256}, Stream{}, Racy{target.data(), barrier});
+    if (expected) std::fclose(stderr);
+    launch(kernel, grid, Stream{}, params);
     std::exit(0);
   }
   int status = 0;
   waitpid(child, &status, 0);
   return !WIFEXITED(status) || WEXITSTATUS(status) != 0;
+}
+
+// Null, or what this program would not notice, or would invent.
+const char* blind_spot() {
+  std::vector<int> target(64);
+  uint32_t counter = 0;
+  const Grid block{1, 1, 64, 256}, cluster{2, 1, 1, 256, 2};
+  const Grid together{4, 1, 1, 0, 1, true}, apart{4, 1, 1, 0};
+  if (is_found(false, neighbour_kernel, block, Racy{target.data(), true})) {
+    return "a race is reported where there is a barrier";
+  }
+  if (!is_found(true, neighbour_kernel, block, Racy{target.data(), false})) {
+    return "a missing barrier goes unnoticed";
+  }
+  if (is_found(false, handover_kernel, together, Handover{target.data(), &counter, true})) {
+    return "a race is reported where a block has waited for others";
+  }
+  if (!is_found(true, handover_kernel, together, Handover{target.data(), &counter, false})) {
+    return "a block that does not wait for others goes unnoticed";
+  }
+  if (!is_found(true, handover_kernel, apart, Handover{target.data(), &counter, true})) {
+    return "a launch that had to be cooperative goes unnoticed";
+  }
+  if (is_found(false, cluster_kernel, cluster, Neighbours{true})) {
+    return "a race is reported where a block has waited for its cluster";
+  }
+  if (!is_found(true, cluster_kernel, cluster, Neighbours{false})) {
+    return "a block that does not wait for its cluster goes unnoticed";
+  }
+  return nullptr;
 }
 
 std::mt19937 generator(1);
@@ -93,15 +168,53 @@ void expect_written(const char* what, Numeric numeric, const Buffer& b, int64_t 
   }
 }
 
-void run(CellKind cell, Numeric numeric, int64_t H, bool packed) {
+enum class Kind { kSingle, kCluster, kGrid };
+
+// Runs one pass of a layer; p lacks only the weights.
+template <class Params, class TeamParams>
+const char* run_pass(Kind kind, Pass pass, Numeric numeric, Buffer (&w_hh)[2], Params& p) {
+  const CellKind cell = p.cell;
+  const int gates = cell == CellKind::kLstm ? 4 : cell == CellKind::kGru ? 3 : 1;
+  const int64_t H = p.hidden_size, D = p.directions;
+  const bool single = kind == Kind::kSingle, cluster = kind == Kind::kCluster;
+  size_t column = 0;
+  while ((single ? kSingleHidden[column] : kTeamHidden[column]) < H) ++column;
+  const TeamTile tile = team_tile(gates, pass, numeric, kTeamHidden[column]);
+  const int blocks = team_blocks(tile, static_cast<int>(H), cluster);
+  const size_t bytes = single
+                           ? single_tile(gates, pass, numeric, kSingleHidden[column]).packed_bytes
+                           : tile.packed_bytes * static_cast<size_t>(blocks);
+  std::vector<Words> weights(static_cast<size_t>(D) * bytes / sizeof(Words));
+  const SinglePack pack{H, {w_hh[0].data(), w_hh[1].data()}, weights.data()};
+  p.packed = weights.data();
+  if constexpr (std::is_same_v<Params, SingleForward>) {
+    if (single) return single_kernels(cell, numeric).forward[column](pack, p, Stream{});
+  } else {
+    if (single) return single_kernels(cell, numeric).backward[column](pack, p, Stream{});
+  }
+  // One team a direction, so that it has several row tiles.
+  const int row_tiles = static_cast<int>((p.steps.batch + kTeamRows - 1) / kTeamRows);
+  const TeamMemory memory = team_memory(gates, pass, numeric, kTeamHidden[column], cluster);
+  const TeamSize size{blocks, 1, static_cast<int>(D),
+                      memory.block + static_cast<size_t>(row_tiles) * memory.row_tile};
+  std::vector<uint32_t> arrived(static_cast<size_t>(D * row_tiles * kCounterStride));
+  std::vector<Words> exchange(static_cast<size_t>(D * row_tiles * 2 * kTeamRows * tile.words / 4));
+  const TeamParams team{p, {blocks, row_tiles, exchange.data(), arrived.data()}};
+  const TeamTable& table = team_table(cell, numeric);
+  const TeamKernels& kernels = cluster ? table.clusters[column] : table.grids[column];
+  if constexpr (std::is_same_v<Params, SingleForward>) {
+    return kernels.forward(pack, team, size, Stream{});
+  } else {
+    return kernels.backward(pack, team, size, Stream{});
+  }
+}
+
+void run(Kind kind, CellKind cell, Numeric numeric, int64_t H, bool packed) {
   const int gates = cell == CellKind::kLstm ? 4 : cell == CellKind::kGru ? 3 : 1;
   const int64_t D = 2, S = cell == CellKind::kLstm || cell == CellKind::kGru ? 4 : 1;
   const std::vector<int64_t> counts = {11, 11, 3}, offsets = {0, 11, 22};
   const int64_t B = 11, T = 3, N = packed ? 25 : 33;
   const Steps steps{T, B, N, packed ? counts.data() : nullptr, packed ? offsets.data() : nullptr};
-  size_t column = 0;
-  while (kSingleHidden[column] < H) ++column;
-  const int padded = kSingleHidden[column];
 
   Buffer w_hh[2] = {buffer(numeric, gates * H * H, true), buffer(numeric, gates * H * H, true)};
   Buffer bias = buffer(numeric, gates * H, true);
@@ -110,25 +223,17 @@ void run(CellKind cell, Numeric numeric, int64_t H, bool packed) {
   Buffer output = buffer(numeric, N * D * H, false), h_n = buffer(numeric, D * B * H, false);
   Buffer c_n = buffer(numeric, D * B * H, false), saved = buffer(numeric, D * N * S * H, false);
   Buffer hidden = buffer(numeric, D * N * H, false), cells = buffer(numeric, D * N * H, false);
-  const SingleKernels& kernels = single_kernels(cell, numeric);
   const auto launch_or_exit = [](const char* error) {
     if (error == nullptr) return;
     std::printf("%s\n", error);
     std::exit(1);
   };
-  const auto packed_of = [&](Pass pass) {
-    const SingleTile tile = single_tile(gates, pass, numeric, padded);
-    return std::vector<Words>(static_cast<size_t>(D) * tile.packed_bytes / sizeof(Words));
-  };
 
-  std::vector<Words> weights = packed_of(Pass::kForward);
-  SinglePack pack{H, {w_hh[0].data(), w_hh[1].data()}, weights.data()};
   SingleForward f{};
   f.cell = cell;
   f.steps = steps;
   f.hidden_size = H;
   f.directions = static_cast<int>(D);
-  f.packed = weights.data();
   f.b_ih[0] = f.b_ih[1] = f.b_hh[0] = f.b_hh[1] = bias.data();
   f.input_product = input_product.data();
   f.h0 = h0.data();
@@ -139,21 +244,18 @@ void run(CellKind cell, Numeric numeric, int64_t H, bool packed) {
   f.gates = saved.data();
   f.hidden = hidden.data();
   f.cells = cells.data();
-  launch_or_exit(kernels.forward[column](pack, f, Stream{}));
+  launch_or_exit(run_pass<SingleForward, TeamForward>(kind, Pass::kForward, numeric, w_hh, f));
   expect_written("output", numeric, output, N * D * H);
   expect_written("h_n", numeric, h_n, D * B * H);
   expect_written("hidden", numeric, hidden, D * N * H);
 
   Buffer d_gates = buffer(numeric, D * N * S * H, false), d_h0 = buffer(numeric, D * B * H, false);
   Buffer d_c0 = buffer(numeric, D * B * H, false), d_output = buffer(numeric, N * D * H, true);
-  weights = packed_of(Pass::kBackward);
-  pack.packed = weights.data();
   SingleBackward b{};
   b.cell = cell;
   b.steps = steps;
   b.hidden_size = H;
   b.directions = static_cast<int>(D);
-  b.packed = weights.data();
   b.d_output = d_output.data();
   b.d_h_n = h0.data();
   b.d_c_n = c0.data();
@@ -165,7 +267,7 @@ void run(CellKind cell, Numeric numeric, int64_t H, bool packed) {
   b.d_gates = d_gates.data();
   b.d_h0 = d_h0.data();
   b.d_c0 = d_c0.data();
-  launch_or_exit(kernels.backward[column](pack, b, Stream{}));
+  launch_or_exit(run_pass<SingleBackward, TeamBackward>(kind, Pass::kBackward, numeric, w_hh, b));
   expect_written("d_gates", numeric, d_gates, D * N * S * H);
   expect_written("d_h0", numeric, d_h0, D * B * H);
 }
@@ -173,12 +275,9 @@ void run(CellKind cell, Numeric numeric, int64_t H, bool packed) {
 }  // namespace
 
 int main() {
-  if (race_is_found(true)) {
-    std::printf("cuda shim: a race is reported where there is a barrier\n");
-    return 1;
-  }
-  if (!race_is_found(false)) {
-    std::printf("cuda shim: a missing barrier goes unnoticed\n");
+  const char* const blind = blind_spot();
+  if (blind != nullptr) {
+    std::printf("cuda shim: %s\n", blind);
     return 1;
   }
   int cases = 0;
@@ -187,13 +286,19 @@ int main() {
          {Numeric::kFloat, Numeric::kTf32, Numeric::kBFloat16, Numeric::kHalf}) {
       for (const bool packed : {false, true}) {
         if (!packed && cell != CellKind::kLstm) continue;
-        run(cell, numeric, 19, packed);
+        run(Kind::kSingle, cell, numeric, 19, packed);
+        ++cases;
+      }
+      for (const Kind kind : {Kind::kCluster, Kind::kGrid}) {
+        run(kind, cell, numeric, 40, true);
         ++cases;
       }
     }
   }
-  run(CellKind::kLstm, Numeric::kBFloat16, 64, true);
-  run(CellKind::kGru, Numeric::kFloat, 40, true);
-  std::printf("cuda shim: %d cases without a race\n", cases + 2);
+  run(Kind::kSingle, CellKind::kLstm, Numeric::kBFloat16, 64, true);
+  run(Kind::kSingle, CellKind::kGru, Numeric::kFloat, 40, true);
+  run(Kind::kCluster, CellKind::kLstm, Numeric::kBFloat16, 80, false);
+  run(Kind::kGrid, CellKind::kGru, Numeric::kTf32, 80, false);
+  std::printf("cuda shim: %d cases without a race\n", cases + 4);
   return 0;
 }

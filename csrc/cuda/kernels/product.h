@@ -63,6 +63,16 @@ FASTRNN_DEVICE void store_operand(uint32_t* row, int k, float x) {
   }
 }
 
+// The 4 lanes of a quad have a part of the sums of 4 rows each; a lane gets that of its own row.
+// Two exchanges: with the lane 2 away of the rows of its half, with the next lane of its row.
+FASTRNN_DEVICE float sum_of_quad(const float (&part)[4]) {
+  const int l = thread_index() % 4;
+  const bool upper = l >= 2, odd = l % 2 == 1;
+  const float first = (upper ? part[2] : part[0]) + shuffle_xor(upper ? part[0] : part[2], 2);
+  const float second = (upper ? part[3] : part[1]) + shuffle_xor(upper ? part[1] : part[3], 2);
+  return (odd ? second : first) + shuffle_xor(odd ? first : second, 1);
+}
+
 // On tensor cores: a warp owns 16 units, the weights are the 16-row side of the matrix
 // instruction, 8 batch rows its narrow side. With g = lane / 4 and l = lane % 4 a thread's pairs
 // are units g, g, g + 8, g + 8 and rows 2l, 2l + 1, 2l, 2l + 1.
@@ -228,7 +238,7 @@ class FmaProduct {
       accumulate(own + chunk * kChunkWords, w, part);
     }
     FASTRNN_UNROLL
-    for (int tile = 0; tile < kTiles; ++tile) sums[tile][0] = own_row(part[tile]);
+    for (int tile = 0; tile < kTiles; ++tile) sums[tile][0] = sum_of_quad(part[tile]);
   }
 
  private:
@@ -246,15 +256,6 @@ class FmaProduct {
         }
       }
     }
-  }
-
-  // Two exchanges: with the lane 2 away of the rows of its half, with the next lane of its row.
-  static FASTRNN_DEVICE float own_row(const float (&part)[kRows]) {
-    const int l = thread_index() % 4;
-    const bool upper = l >= 2, odd = l % 2 == 1;
-    const float first = (upper ? part[2] : part[0]) + shuffle_xor(upper ? part[0] : part[2], 2);
-    const float second = (upper ? part[3] : part[1]) + shuffle_xor(upper ? part[1] : part[3], 2);
-    return (odd ? second : first) + shuffle_xor(odd ? first : second, 1);
   }
 
   float weights_[kTiles][kResident][4];
@@ -332,45 +333,6 @@ single_pack_kernel(const SinglePack p) {
     return j < H && from < H ? load<T>(w_hh, row * H + column) : 0.0f;
   });
 }
-
-// The steps as a direction meets them. Counts and offsets are read before they are needed:
-// ahead(0) is of this step, ahead(1) of the next one.
-template <int kAhead>
-class Walk {
- public:
-  FASTRNN_DEVICE Walk(const Steps& steps, bool reverse)
-      : steps_(steps), reverse_(reverse), left_(static_cast<int>(steps.seq_len)) {
-    FASTRNN_UNROLL
-    for (int i = 0; i <= kAhead; ++i) read(i, i);
-  }
-  FASTRNN_DEVICE bool done() const { return left_ <= 0; }
-  FASTRNN_DEVICE void next() {
-    FASTRNN_UNROLL
-    for (int i = 0; i < kAhead; ++i) {
-      counts_[i] = counts_[i + 1];
-      offsets_[i] = offsets_[i + 1];
-    }
-    --left_;
-    read(kAhead, kAhead);
-  }
-  // Rows of a step, none beyond the last; the first row of them.
-  FASTRNN_DEVICE int count(int ahead) const { return counts_[ahead]; }
-  FASTRNN_DEVICE int64_t offset(int ahead) const { return offsets_[ahead]; }
-
- private:
-  FASTRNN_DEVICE void read(int slot, int ahead) {
-    const bool known = ahead < left_;
-    const int64_t t = reverse_ ? left_ - 1 - ahead : steps_.seq_len - left_ + ahead;
-    counts_[slot] = known ? static_cast<int>(steps_.count(t)) : 0;
-    offsets_[slot] = known ? steps_.offset(t) : 0;
-  }
-
-  const Steps& steps_;
-  bool reverse_;
-  int left_;                // steps, this one among them; the host sees to it that they fit
-  int counts_[kAhead + 1];  // a grid has fewer than 2^31 rows
-  int64_t offsets_[kAhead + 1];
-};
 
 }  // namespace
 }  // namespace fastrnn::cuda

@@ -7,6 +7,7 @@
 // buffer, which is why one barrier is enough.
 #pragma once
 #include "cuda/kernels/product.h"
+#include "cuda/kernels/walk.h"
 
 namespace fastrnn::cuda {
 namespace {

@@ -12,6 +12,7 @@
 // and ignored.
 #pragma once
 #include "cuda/kernels/product.h"
+#include "cuda/kernels/walk.h"
 
 namespace fastrnn::cuda {
 namespace {

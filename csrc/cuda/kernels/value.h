@@ -64,6 +64,8 @@ FASTRNN_DEVICE void store(void* tensor, int64_t i, Compute<T> x) {
   if (tensor != nullptr) static_cast<T*>(tensor)[i] = narrowed<T>(x);
 }
 
+FASTRNN_DEVICE int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+
 // What a kernel needs to know of a cell beyond its equations. kGates: products a unit;
 // kSaved: columns of d_gates, times H; kLoads: what a backward step reads for a unit and row
 // besides d_output.

@@ -13,6 +13,7 @@
 
 #define FASTRNN_DEVICE inline
 #define FASTRNN_KERNEL(threads) void
+#define FASTRNN_KERNEL_OF_SM(threads) void
 #define FASTRNN_UNROLL
 #define FASTRNN_ROLL
 
@@ -22,9 +23,11 @@ inline int thread_index() { return shim::place.thread; }
 inline int block_threads() { return shim::place.threads; }
 inline int64_t block_x() { return shim::place.block_x; }
 inline int block_y() { return shim::place.block_y; }
+inline int64_t blocks_x() { return shim::place.blocks_x; }
 inline int blocks_y() { return shim::place.blocks_y; }
 inline void block_barrier() { shim::block_barrier(); }
 inline void converge_warp() {}
+inline void warp_barrier() { shim::warp_barrier(); }
 
 template <class T>
 T& shared_memory() {
@@ -32,6 +35,25 @@ T& shared_memory() {
 }
 
 inline int unhoisted(int x) { return x; }
+
+inline void add_and_release(uint32_t* counter) { shim::add_and_release(counter); }
+inline void await_count(const uint32_t* counter, uint32_t count) {
+  shim::await_count(counter, count);
+}
+inline Words load_exchanged(const Words* from) { return *from; }
+inline void store_exchanged(Words* to, const Words& x) { *to = x; }
+
+inline constexpr bool has_clusters() { return true; }
+inline void cluster_barrier() { shim::cluster_barrier(); }
+inline void store_at(Words* own, int peer, const Words& x) {
+  *static_cast<Words*>(shim::address_at(own, peer)) = x;
+}
+using Arrivals = uint64_t;
+inline void prepare(Arrivals* own, int count) { shim::prepare(own, count); }
+inline void arrive_at(Arrivals* own, int peer) {
+  shim::arrive(static_cast<Arrivals*>(shim::address_at(own, peer)));
+}
+inline void await_phase(const Arrivals* own, int parity) { shim::await_phase(own, parity); }
 
 inline uint32_t bits_of(float x) { return cpu::float_bits(x); }
 inline float float_of(uint32_t x) { return cpu::bits_float(x); }

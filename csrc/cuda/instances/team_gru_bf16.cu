@@ -1,0 +1,7 @@
+#include "cuda/kernels/team_table.h"
+
+namespace fastrnn::cuda {
+
+const TeamTable kTeamGruBFloat16 = team_table_of<Gru, Numeric::kBFloat16>();
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,7 @@
+#include "cuda/kernels/team_table.h"
+
+namespace fastrnn::cuda {
+
+const TeamTable kTeamGruHalf = team_table_of<Gru, Numeric::kHalf>();
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,7 @@
+#include "cuda/kernels/team_table.h"
+
+namespace fastrnn::cuda {
+
+const TeamTable kTeamLstmBFloat16 = team_table_of<Lstm, Numeric::kBFloat16>();
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,7 @@
+#include "cuda/kernels/team_table.h"
+
+namespace fastrnn::cuda {
+
+const TeamTable kTeamLstmFloat = team_table_of<Lstm, Numeric::kFloat>();
+
+}  // namespace fastrnn::cuda

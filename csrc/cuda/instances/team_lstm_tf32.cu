@@ -1,0 +1,7 @@
+#include "cuda/kernels/team_table.h"
+
+namespace fastrnn::cuda {
+
+const TeamTable kTeamLstmTf32 = team_table_of<Lstm, Numeric::kTf32>();
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,3 @@
+// Regimes C and G's kernels, compiled for the shim.
+#include "cuda/instances/team_rnn_float.cu"
+#include "cuda/instances/team_rnn_tf32.cu"
