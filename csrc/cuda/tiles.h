@@ -110,6 +110,7 @@ constexpr TeamTile team_tile(int gates, Pass pass, Numeric numeric, int hidden) 
   // or weights on their way from shared memory, need more.
   const int budget = numeric == Numeric::kFloat              ? (forward ? 64 : 48)
                      : numeric == Numeric::kTf32 && !forward ? 96
+                     : !forward && t.tiles == 1              ? 112
                                                              : 128;
   const int most = budget / (8 * t.tiles);
   t.resident = t.chunks < most ? t.chunks : most;
