@@ -11,13 +11,11 @@ Invariants
   the Functions of fastrnn._derivatives.
 """
 
-import inspect
-
 import torch
 from torch.autograd import Function, forward_ad
 
 from fastrnn import _derivatives, _ops, _vmap
-from fastrnn._derivatives import Layer, Saved
+from fastrnn._derivatives import Layer, Saved, signed
 from fastrnn._rows import fold, unfold
 
 # -- Layers: the operator alone where no graph is wanted, else the Function ---------------------
@@ -171,18 +169,12 @@ def _vmap_layer(function, begin, info, in_dims, *arguments):
     return tuple(result for result, _ in results), tuple(dim for _, dim in results)
 
 
-def _signed(function):
-    """Keeps the signature at hand: Function.apply asks for it at every call, 30 us if computed."""
-    function.__signature__ = inspect.signature(function)
-    return function
-
-
 # -- Functions ----------------------------------------------------------------------------------
 
 
 class _LSTM(Function):
     @staticmethod
-    @_signed
+    @signed
     def forward(input, batch_sizes, h0, c0, has_biases, bidirectional, *params):
         return _ops.lstm_forward(
             input, batch_sizes, h0, c0, params, has_biases, bidirectional, True
@@ -217,7 +209,7 @@ class _DualLSTM(_LSTM):
 
 class _GRU(Function):
     @staticmethod
-    @_signed
+    @signed
     def forward(input, batch_sizes, h0, has_biases, bidirectional, *params):
         return _ops.gru_forward(input, batch_sizes, h0, params, has_biases, bidirectional, True)
 
@@ -250,7 +242,7 @@ class _DualGRU(_GRU):
 
 class _RNN(Function):
     @staticmethod
-    @_signed
+    @signed
     def forward(input, batch_sizes, h0, has_biases, bidirectional, nonlinearity, *params):
         return _ops.rnn_forward(
             input, batch_sizes, h0, params, has_biases, bidirectional, nonlinearity, True

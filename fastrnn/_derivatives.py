@@ -15,6 +15,7 @@ any: `fastrnn._autograd` calls `gradients` directly there. vmap goes through to 
 """
 
 import functools
+import inspect
 from dataclasses import dataclass
 
 import torch
@@ -54,9 +55,16 @@ class Layer:
         return [p for p, stem in zip(params, self.stems * self.directions) if stem[0] == "w"]
 
 
+def signed(function):
+    """Keeps the signature at hand: Function.apply asks for it at every call, 30 us if computed."""
+    function.__signature__ = inspect.signature(function)
+    return function
+
+
 def _no_autocast(function):
     """Operations on what a layer saved stay in its dtype."""
 
+    @signed
     @functools.wraps(function)
     def wrapper(*arguments):
         with torch.autocast("cpu", enabled=False):
