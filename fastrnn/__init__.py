@@ -8,10 +8,11 @@
 PyTorch. ``python -m fastrnn`` prints versions, compiler and CPU target.
 """
 
-from fastrnn import functional, onnx
+from fastrnn import functional, onnx, quantization
 from fastrnn._version import __version__
 from fastrnn.conversion import Conversion, convert, patch_torch_nn, restore
 from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from fastrnn.quantization import quantize
 
 __all__ = [
     "GRU",
@@ -26,5 +27,7 @@ __all__ = [
     "functional",
     "onnx",
     "patch_torch_nn",
+    "quantization",
+    "quantize",
     "restore",
 ]

@@ -13,7 +13,14 @@ PACKAGE, CSRC = ROOT / "fastrnn", ROOT / "csrc"
 
 # module -> modules of fastrnn that it may import; "" is the package itself.
 IMPORTS = {
-    "__init__": {"_version", "conversion", "functional", "modules", "onnx"},
+    "__init__": {
+        "_version",
+        "conversion",
+        "functional",
+        "modules",
+        "onnx",
+        "quantization",
+    },
     "__main__": {"", "_ops"},
     "_autograd": {"_derivatives", "_ops", "_rows", "_vmap"},
     "_derivatives": {"_ops", "_rows"},
@@ -25,6 +32,7 @@ IMPORTS = {
     "functional": {"_autograd", "_ops"},
     "modules": {"functional"},
     "onnx": {"_ops"},
+    "quantization": {"_ops", "conversion", "functional"},
     "reference": set(),
 }
 # Optional packages: imported inside a function, which says what to install.
@@ -40,9 +48,16 @@ INCLUDES = {
     "host": (*TORCH, "host/", "layer_shape.h"),
     "cells": ("cells/",),
     "cpu/params.h": ("layer_shape.h",),
-    "cpu/kernels": ("cells/", "cpu/kernels/", "cpu/params.h", "cpu/team.h"),
+    "cpu/quantized_params.h": ("cpu/params.h",),
+    "cpu/kernels": (
+        "cells/",
+        "cpu/kernels/",
+        "cpu/params.h",
+        "cpu/quantized_params.h",
+        "cpu/team.h",
+    ),
     "cpu/targets": ("cpu/kernels/", "cpu/params.h"),
-    "cpu/dispatch.h": ("cpu/params.h",),
+    "cpu/dispatch.h": ("cpu/params.h", "cpu/quantized_params.h"),
     "cpu/dispatch.cpp": ("cpu/dispatch.h", "cpu/params.h", "cpu/targets/"),
     "cpu/team.h": ("cpu/params.h",),
     "cpu/team.cpp": ("cpu/team.h", "cpu/params.h"),
@@ -58,6 +73,7 @@ INCLUDES = {
     ),
     "cpu/host.cpp": (*TORCH, "cpu/layer.h", "host/operators.h"),
     "cpu/second_order.cpp": (*TORCH, "cpu/layer.h"),
+    "cpu/quantized.cpp": (*TORCH, "cpu/layer.h"),
     "cuda/tiles.h": (),
     "cuda/plan.h": ("cuda/tiles.h", "layer_shape.h"),
     "cuda/plan.cpp": ("cuda/plan.h",),
