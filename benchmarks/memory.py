@@ -47,6 +47,8 @@ def measure(spec: dict) -> dict:
     training = spec["mode"] == "training"
     layers = cases.build_layers(spec["layer"], case, dtype, spec["mode"])
     module = layers.pop(spec["library"])
+    if spec.get("checkpoint_every"):
+        module.checkpoint_every = spec["checkpoint_every"]
     layers.clear()
     x = cases.make_input(case, dtype).requires_grad_(training)
     d_output = cases.make_d_output(case, dtype)

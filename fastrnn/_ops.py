@@ -26,6 +26,7 @@ layer_gradients = torch.ops.fastrnn.layer_gradients.default
 layer_tangent = torch.ops.fastrnn.layer_tangent.default
 layer_backward = torch.ops.fastrnn.layer_backward.default
 layer_backward_tangent = torch.ops.fastrnn.layer_backward_tangent.default
+quantized_forward = torch.ops.fastrnn.quantized_forward.default
 
 cpu_targets = _C.cpu_targets
 cpu_target = _C.cpu_target
@@ -246,4 +247,24 @@ def _(
         layer.h_state(),
         layer.c_state(),
         layer.rows_of(layer.state_size, layer.proj),
+    )
+
+
+@torch.library.register_fake("fastrnn::quantized_forward")
+def _(
+    cell, input, batch_sizes, h0, c0, params, hidden_size, proj_size, bidirectional
+):  # fmt: skip
+    directions, size = 2 if bidirectional else 1, proj_size or hidden_size
+    if h0 is not None:
+        batch = h0.shape[1]
+    elif batch_sizes is None:
+        batch = input.shape[1]
+    elif type(batch_sizes) is Tensor and batch_sizes.device.type == "cpu":
+        batch = int(batch_sizes[0])
+    else:
+        batch = torch.library.get_ctx().new_dynamic_size()
+    return (
+        input.new_empty((*input.shape[:-1], directions * size)),
+        input.new_empty((directions, batch, size)),
+        input.new_empty((directions, batch, hidden_size) if cell == "lstm" else (0,)),
     )

@@ -39,7 +39,7 @@ from typing import NamedTuple
 import torch
 from torch import _VF, Tensor
 
-from fastrnn import _autograd, _ops
+from fastrnn import _autograd, _checkpoint, _ops
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 
@@ -52,14 +52,17 @@ class _Cell(NamedTuple):
     layer: object
     torch_stack: object
     torch_cell: object
+    kind: str  # with the nonlinearity
 
 
-_LSTM = _Cell("lstm", 4, _autograd.lstm_layer, _VF.lstm, _VF.lstm_cell)
-_GRU = _Cell("gru", 3, _autograd.gru_layer, _VF.gru, _VF.gru_cell)
+_LSTM = _Cell("lstm", 4, _autograd.lstm_layer, _VF.lstm, _VF.lstm_cell, "lstm")
+_GRU = _Cell("gru", 3, _autograd.gru_layer, _VF.gru, _VF.gru_cell, "gru")
 _RNN = {
-    "tanh": _Cell("rnn", 1, partial(_autograd.rnn_layer, "tanh"), _VF.rnn_tanh, _VF.rnn_tanh_cell),
-    "relu": _Cell("rnn", 1, partial(_autograd.rnn_layer, "relu"), _VF.rnn_relu, _VF.rnn_relu_cell),
-}
+    "tanh": _Cell("rnn", 1, partial(_autograd.rnn_layer, "tanh"), _VF.rnn_tanh,
+                  _VF.rnn_tanh_cell, "rnn_tanh"),
+    "relu": _Cell("rnn", 1, partial(_autograd.rnn_layer, "relu"), _VF.rnn_relu,
+                  _VF.rnn_relu_cell, "rnn_relu"),
+}  # fmt: skip
 
 
 def lstm(
@@ -74,6 +77,7 @@ def lstm(
     training: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
+    checkpoint_every: int | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """A stack of long short-term memory layers.
 
@@ -95,6 +99,11 @@ def lstm(
             draws the random numbers that torch.nn draws.
         batch_sizes: int64 `[T]` on the CPU, never increasing, as of a PackedSequence: input is
             packed, sequences sorted by length, B = batch_sizes[0]. batch_first is then ignored.
+        checkpoint_every: where gradients are recorded, keep the states at every k-th step alone
+            and recompute the rest in backward, a chunk of k steps at a time: memory of k steps
+            instead of all, for the time of one more forward pass. Packed data, forward mode and
+            torch.func keep everything, as does a second derivative while it is computed. None:
+            keep everything.
 
     Returns:
         `(output, (h_n, c_n))`: output like input with `D*P` features, states like hx.
@@ -107,7 +116,7 @@ def lstm(
         states = _lstm_states(hx, 3, batch_sizes is not None)
     output, states = _stack(
         _LSTM, input, states, params, num_layers, has_biases, bidirectional, dropout, training,
-        batch_first, batch_sizes,
+        batch_first, batch_sizes, checkpoint_every,
     )  # fmt: skip
     return output, states
 
@@ -124,6 +133,7 @@ def gru(
     training: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
+    checkpoint_every: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A stack of gated recurrent unit layers.
 
@@ -139,15 +149,15 @@ def gru(
     Args:
         input: `[T, B, I]`, `[B, T, I]` if batch_first, or packed rows `[N, I]`.
         hx: `h_0 [L*D, B, H]`, or None for zeros.
-        params, num_layers, has_biases, bidirectional, dropout, training, batch_first, batch_sizes:
-            as of `lstm`.
+        params, num_layers, has_biases, bidirectional, dropout, training, batch_first, batch_sizes,
+            checkpoint_every: as of `lstm`.
 
     Returns:
         `(output, h_n)`: output like input with `D*H` features, h_n like hx.
     """
     output, (h_n,) = _stack(
         _GRU, input, (hx,), params, num_layers, has_biases, bidirectional, dropout, training,
-        batch_first, batch_sizes,
+        batch_first, batch_sizes, checkpoint_every,
     )  # fmt: skip
     return output, h_n
 
@@ -165,6 +175,7 @@ def rnn(
     training: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
+    checkpoint_every: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A stack of Elman layers: `h_t = tanh(W_ih x_t + b_ih + W_hh h_(t-1) + b_hh)`, or relu of it.
 
@@ -174,8 +185,8 @@ def rnn(
         input: `[T, B, I]`, `[B, T, I]` if batch_first, or packed rows `[N, I]`.
         hx: `h_0 [L*D, B, H]`, or None for zeros.
         nonlinearity: "tanh" or "relu"; anything else is a ValueError.
-        params, num_layers, has_biases, bidirectional, dropout, training, batch_first, batch_sizes:
-            as of `lstm`.
+        params, num_layers, has_biases, bidirectional, dropout, training, batch_first, batch_sizes,
+            checkpoint_every: as of `lstm`.
 
     Returns:
         `(output, h_n)`: output like input with `D*H` features, h_n like hx.
@@ -185,7 +196,7 @@ def rnn(
         raise ValueError(f"rnn: expected nonlinearity 'tanh' or 'relu', got {nonlinearity!r}")
     output, (h_n,) = _stack(
         cell, input, (hx,), params, num_layers, has_biases, bidirectional, dropout, training,
-        batch_first, batch_sizes,
+        batch_first, batch_sizes, checkpoint_every,
     )  # fmt: skip
     return output, h_n
 
@@ -272,7 +283,7 @@ def rnn_cell(
 
 def _stack(
     cell, input, states, params, num_layers, has_biases, bidirectional, dropout, training,
-    batch_first, batch_sizes,
+    batch_first, batch_sizes, checkpoint_every=None,
 ):  # fmt: skip
     """`(output, final states)`. states is `(h0, c0)` or `(h0,)`, with None for zeros."""
     try:
@@ -297,14 +308,16 @@ def _stack(
                             bidirectional, batch_first, batch_sizes)  # fmt: skip
     if batch_first and batch_sizes is None:
         input = input.transpose(0, 1)
+    layer = cell.layer
+    if checkpoint_every is not None:
+        check_checkpoint_every(cell.name, checkpoint_every)
+        layer = partial(_checkpoint.layer, layer, cell.kind, checkpoint_every)
     try:
         if num_layers == 1:
-            output, *states = cell.layer(
-                input, batch_sizes, states, params, has_biases, bidirectional
-            )
+            output, *states = layer(input, batch_sizes, states, params, has_biases, bidirectional)
         else:
             output, states = _layers(
-                cell.layer, input, batch_sizes, states, params, num_layers, has_biases,
+                layer, input, batch_sizes, states, params, num_layers, has_biases,
                 bidirectional, dropout if training else 0.0,
             )  # fmt: skip
     except (AttributeError, RuntimeError, TypeError):
@@ -390,6 +403,14 @@ def _step(cell, input, states, w_ih, w_hh, b_ih, b_hh):
 
 
 # -- Checks: of whole stacks here, of one layer's parameters in the operators -------------------
+
+
+def check_checkpoint_every(name, every):
+    """Raises unless it is None or a number of steps."""
+    if every is not None and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
+        raise ValueError(
+            f"{name}: expected checkpoint_every to be None or steps > 0, got {every!r}"
+        )
 
 
 def _check_stack(

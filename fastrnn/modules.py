@@ -54,6 +54,7 @@ def _forward(module, run, input, hx, **options):
     options["bidirectional"] = module.bidirectional
     options["dropout"] = module.dropout
     options["training"] = module.training
+    options["checkpoint_every"] = module.checkpoint_every
     if isinstance(input, PackedSequence):
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if hx is not None and sorted_indices is not None:
@@ -97,6 +98,9 @@ class LSTM(nn.RNNBase):
         bidirectional: whether each layer has a second direction, from the end. Default: False
         proj_size: if > 0, h is projected to this size. Default: 0
         device, dtype: of the parameters.
+        checkpoint_every: k, to keep the states at every k-th step alone in training and recompute
+            the rest in backward; see `fastrnn.functional.lstm`. It is an attribute too, which may
+            be changed at any time. Default: None
 
     Call: `output, (h_n, c_n) = lstm(input, (h_0, c_0))`; without states, zeros.
         input: `(seq_len, batch, input_size)`, see batch_first; `(seq_len, input_size)` without a
@@ -113,6 +117,8 @@ class LSTM(nn.RNNBase):
     i, f, g, o.
     """
 
+    checkpoint_every: int | None = None
+
     @overload
     def __init__(
         self,
@@ -126,13 +132,17 @@ class LSTM(nn.RNNBase):
         proj_size: int = 0,
         device=None,
         dtype=None,
+        *,
+        checkpoint_every: int | None = None,
     ) -> None: ...
 
     @overload
     def __init__(self, *args, **kwargs) -> None: ...
 
     def __init__(self, *args, **kwargs):
+        checkpoint_every = kwargs.pop("checkpoint_every", None)
         super().__init__("LSTM", *args, **kwargs)
+        _set_checkpoint_every(self, checkpoint_every)
 
     # The next three are part of torch.nn.LSTM's surface: subclasses call and override them.
 
@@ -181,7 +191,7 @@ class GRU(nn.RNNBase):
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device,
-            dtype: as of `LSTM`.
+            dtype, checkpoint_every: as of `LSTM`.
 
     Call: `output, h_n = gru(input, h_0)`; without h_0, zeros. Shapes as of `LSTM`.
 
@@ -190,6 +200,8 @@ class GRU(nn.RNNBase):
 
     Attributes: as of `LSTM`; rows in the order r, z, n.
     """
+
+    checkpoint_every: int | None = None
 
     @overload
     def __init__(
@@ -203,6 +215,8 @@ class GRU(nn.RNNBase):
         bidirectional: bool = False,
         device=None,
         dtype=None,
+        *,
+        checkpoint_every: int | None = None,
     ) -> None: ...
 
     @overload
@@ -210,7 +224,9 @@ class GRU(nn.RNNBase):
 
     def __init__(self, *args, **kwargs):
         _refuse_proj_size(kwargs)
+        checkpoint_every = kwargs.pop("checkpoint_every", None)
         super().__init__("GRU", *args, **kwargs)
+        _set_checkpoint_every(self, checkpoint_every)
 
     @overload
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
@@ -231,7 +247,7 @@ class RNN(nn.RNNBase):
     Args:
         input_size, hidden_size, num_layers: as of `LSTM`.
         nonlinearity: 'tanh' or 'relu'; by position it comes after num_layers. Default: 'tanh'
-        bias, batch_first, dropout, bidirectional, device, dtype: as of `LSTM`.
+        bias, batch_first, dropout, bidirectional, device, dtype, checkpoint_every: as of `LSTM`.
 
     Call: `output, h_n = rnn(input, h_0)`; without h_0, zeros. Shapes as of `LSTM`.
 
@@ -240,6 +256,8 @@ class RNN(nn.RNNBase):
 
     Attributes: as of `LSTM`.
     """
+
+    checkpoint_every: int | None = None
 
     @overload
     def __init__(
@@ -254,6 +272,8 @@ class RNN(nn.RNNBase):
         bidirectional: bool = False,
         device=None,
         dtype=None,
+        *,
+        checkpoint_every: int | None = None,
     ) -> None: ...
 
     @overload
@@ -270,7 +290,9 @@ class RNN(nn.RNNBase):
             raise ValueError(
                 f"rnn: expected nonlinearity 'tanh' or 'relu', got {self.nonlinearity!r}"
             )
+        checkpoint_every = kwargs.pop("checkpoint_every", None)
         super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
+        _set_checkpoint_every(self, checkpoint_every)
 
     @overload
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
@@ -284,6 +306,12 @@ class RNN(nn.RNNBase):
         """Runs the layers; see the class."""
         nonlinearity = "relu" if self.mode == "RNN_RELU" else "tanh"
         return _forward(self, functional.rnn, input, hx, nonlinearity=nonlinearity)
+
+
+def _set_checkpoint_every(module, every):
+    functional.check_checkpoint_every(module._get_name().lower(), every)
+    if every is not None:  # else the class has it: instances have the attributes of torch.nn's
+        module.checkpoint_every = every
 
 
 def _refuse_proj_size(kwargs):

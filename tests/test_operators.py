@@ -19,12 +19,14 @@ def operators():
 
 def first_order():
     """Those that the CUDA engine implements too."""
-    second = {"layer_tangent", "layer_backward", "layer_backward_tangent"}
-    return [name for name in operators() if name not in second]
+    others = {"layer_tangent", "layer_backward", "layer_backward_tangent", "quantized_forward"}
+    return [name for name in operators() if name not in others]
 
 
 def sample(name, packed, bidirectional, proj=False):
     """Arguments of an operator; those of a backward are what its forward returned."""
+    if name == "quantized_forward":
+        return quantized_sample(packed, bidirectional, proj)
     cell, _, direction = name.partition("_")
     if cell == "layer":
         cell = "lstm" if proj else "gru"
@@ -66,6 +68,24 @@ def sample(name, packed, bidirectional, proj=False):
     else:
         saved = (outputs[2],)
     return (*gradients, batch_sizes, *saved, params, *flags, *extra)
+
+
+def quantized_sample(packed, bidirectional, proj):
+    """Arguments of quantized_forward; a layer without projection is a GRU in bfloat16."""
+    layer = (fastrnn.LSTM if proj else fastrnn.GRU)(
+        2, 5, bidirectional=bidirectional, **({"proj_size": 4} if proj else {})
+    )
+    layer = fastrnn.quantize(layer, torch.int8 if proj else torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    batch_sizes = torch.tensor([3, 3, 1]) if packed else None
+    d, params = 2 if bidirectional else 1, [layer._buffers[name] for name in layer._layers[0]]
+    states = (random(d, 3, 4), random(d, 3, 5)) if proj else (random(d, 3, 5), None)
+    input = random(7, 2) if packed else random(4, 3, 2)
+    return layer.cell, input, batch_sizes, *states, params, 5, layer.proj_size, bidirectional
 
 
 def second_order_sample(name, cell, random, sizes, rows, batch_sizes, states, params, each):
@@ -125,7 +145,7 @@ def test_schema_is_the_contract(name):
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["one", "two"])
 @pytest.mark.parametrize("proj", [False, True], ids=["plain", "proj"])
 def test_opcheck(name, packed, bidirectional, proj):
-    arguments = sample(name, packed, bidirectional, proj and name[:3] in ("lst", "lay"))
+    arguments = sample(name, packed, bidirectional, proj and name[:3] in ("lst", "lay", "qua"))
     # Without tensors that require gradients: those are fastrnn._autograd's, not the operators'.
     opcheck(getattr(torch.ops.fastrnn, name).default, arguments)
 
@@ -166,7 +186,9 @@ def test_targets():
     from fastrnn import _C
 
     targets = _C.cpu_targets()
-    assert targets[0] == "generic" and set(targets) <= {"generic", "avx2", "avx512"}
+    assert targets[0] == "generic" and set(targets) <= {
+        "generic", "avx2", "avx512", "avx512_vnni",
+    }  # fmt: skip
     assert _C.cpu_target() in targets
     with pytest.raises(Exception, match="(?i)target"):
         _C.set_cpu_target("abacus")
