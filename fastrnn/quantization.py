@@ -4,8 +4,7 @@
 `QuantizedCell`. docs/quantization.md has the equations, what they cost and when to use which.
 
 Weights are packed once, when a module is quantized, in the order in which a step reads them. The
-order (csrc/cpu/quantized_params.h) is the same on every machine, so that pickles and state_dicts can
-be moved.
+order (csrc/cpu/quantized_params.h) is the same on every machine, so that files can be moved.
 """
 
 import copy
