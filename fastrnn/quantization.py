@@ -3,8 +3,8 @@
 `quantize` replaces the recurrent modules of a model; what it puts there are `QuantizedLayer` and
 `QuantizedCell`. docs/quantization.md has the equations, what they cost and when to use which.
 
-Weights are packed once, when a module is quantized, in the order in which a step reads them (
-csrc/cpu/quantized_params.h), the same on every machine: pickles and state_dicts can be moved.
+Weights are packed once, when a module is quantized, in the order in which a step reads them. The
+order (csrc/cpu/quantized_params.h) is the same on every machine, so that files can be moved.
 """
 
 import copy
