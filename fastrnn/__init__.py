@@ -8,7 +8,7 @@
 PyTorch. ``python -m fastrnn`` prints versions, compiler and CPU target.
 """
 
-from fastrnn import functional, onnx
+from fastrnn import functional, onnx, variants
 from fastrnn._version import __version__
 from fastrnn.conversion import Conversion, convert, patch_torch_nn, restore
 from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
@@ -27,4 +27,5 @@ __all__ = [
     "onnx",
     "patch_torch_nn",
     "restore",
+    "variants",
 ]

@@ -13,10 +13,11 @@ PACKAGE, CSRC = ROOT / "fastrnn", ROOT / "csrc"
 
 # module -> modules of fastrnn that it may import; "" is the package itself.
 IMPORTS = {
-    "__init__": {"_version", "conversion", "functional", "modules", "onnx"},
+    "__init__": {"_version", "conversion", "functional", "modules", "onnx", "variants"},
     "__main__": {"", "_ops"},
     "_autograd": {"_derivatives", "_ops", "_rows", "_vmap"},
     "_derivatives": {"_ops", "_rows"},
+    "_extended": {"_ops", "variants_reference"},
     "_ops": {"_C"},
     "_rows": set(),
     "_version": set(),
@@ -26,6 +27,8 @@ IMPORTS = {
     "modules": {"functional"},
     "onnx": {"_ops"},
     "reference": set(),
+    "variants": {"_extended", "functional", "modules"},
+    "variants_reference": set(),
 }
 # Optional packages: imported inside a function, which says what to install.
 OPTIONAL = {"onnx": {"onnxscript"}}
@@ -58,6 +61,7 @@ INCLUDES = {
     ),
     "cpu/host.cpp": (*TORCH, "cpu/layer.h", "host/operators.h"),
     "cpu/second_order.cpp": (*TORCH, "cpu/layer.h"),
+    "cpu/extended.cpp": (*TORCH, "cpu/layer.h"),
     "cuda/tiles.h": (),
     "cuda/plan.h": ("cuda/tiles.h", "layer_shape.h"),
     "cuda/plan.cpp": ("cuda/plan.h",),
