@@ -1,4 +1,4 @@
-"""The operators of the extended recurrence: fake kernels, autograd, and where they do not run.
+"""The extended recurrence of one layer: autograd, and what runs where there are no kernels.
 
 One backward pass is kernels. Whatever is beyond that (create_graph, forward mode, torch.func), and
 every device without these kernels, runs the equations of `fastrnn.variants_reference`.
@@ -10,80 +10,6 @@ from torch.autograd import Function, forward_ad
 
 from fastrnn import _ops
 from fastrnn.variants_reference import recurrence
-
-_forward_op = torch.ops.fastrnn.extended_forward.default
-_backward_op = torch.ops.fastrnn.extended_backward.default
-
-_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
-_SAVED = {"lstm": 4, "gru": 4, "rnn_tanh": 1, "rnn_relu": 1}
-
-
-def _sizes(op, cell, like, w_hh):
-    if cell not in _GATES:
-        raise RuntimeError(f"{op}: expected cell {', '.join(_GATES)}, got {cell}")
-    size = w_hh.shape[2]
-    if w_hh.shape[1] != _GATES[cell] * size:
-        raise RuntimeError(
-            f"{op}: expected w_hh of shape (directions, {_GATES[cell]}*hidden_size, hidden_size), "
-            f"got {tuple(w_hh.shape)}"
-        )
-    return like.shape[0], like.shape[1], size, _GATES[cell] * size
-
-
-def _rstd_dtype(tensor):
-    return torch.float64 if tensor.dtype is torch.float64 else torch.float32
-
-
-@torch.library.register_fake("fastrnn::extended_forward")
-def _(
-    cell, norm, gates_x, batch_sizes, batch, h0, c0, w_hh, bias, gain, cell_gain, cell_bias,
-    h_scale, seed, layer, rates, eps, save,
-):  # fmt: skip
-    d, n, h, gh = _sizes("extended_forward", cell, gates_x, w_hh)
-    if gates_x.shape[2] != gh:
-        raise RuntimeError(
-            f"extended_forward: expected gates_x of shape ({d}, {n}, {gh}), "
-            f"got {tuple(gates_x.shape)}"
-        )
-
-    def empty(*shape, exists=True):
-        return gates_x.new_empty(shape if exists else (0,))
-
-    lstm, normalises = cell == "lstm", save and norm != "none"
-    return (
-        empty(n, d * h),
-        empty(d, batch, h),
-        empty(d, batch, h, exists=lstm),
-        empty(d, n, _SAVED[cell] * h, exists=save),
-        empty(d, n, h, exists=save),
-        empty(d, n, h, exists=save and lstm),
-        empty(d, n, gh, exists=normalises),
-        gates_x.new_empty((d, n) if normalises else (0,), dtype=_rstd_dtype(gates_x)),
-    )
-
-
-@torch.library.register_fake("fastrnn::extended_backward")
-def _(
-    cell, norm, d_output, d_h_n, d_c_n, batch_sizes, batch, h0, c0, gates, hidden, cells, normed,
-    rstd, w_hh, has_bias, gain, cell_gain, cell_bias, h_scale, seed, layer, rates, eps,
-):  # fmt: skip
-    d, n, h, gh = _sizes("extended_backward", cell, gates, w_hh)
-
-    def empty(*shape, exists=True):
-        return gates.new_empty(shape if exists else (0,))
-
-    lstm = cell == "lstm"
-    apart = norm == "recurrent" or (cell == "gru" and norm == "none")
-    return (
-        empty(d, n, gh),
-        empty(d, n, gh, exists=apart),
-        empty(d, batch, h),
-        empty(d, batch, h, exists=lstm),
-        empty(d, gh, exists=has_bias),
-        empty(d, gh, exists=norm != "none"),
-        empty(d, h, exists=cell_gain is not None),
-        empty(d, h, exists=cell_gain is not None),
-    )
 
 
 def _runs_on_kernels(tensor):
@@ -125,7 +51,7 @@ def layer(
     tensors = (gates_x, h0, c0, w_hh, bias, gain, cell_gain, cell_bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return _Extended.apply(*arguments)[:3]
-    return _forward_op(*arguments, False)[:3]
+    return _ops.extended_forward(*arguments, False)[:3]
 
 
 def rows_of(batch_values: Tensor, rows: int, batch: int, batch_sizes: Tensor | None) -> Tensor:
@@ -150,7 +76,7 @@ class _Extended(Function):
             cell, norm, gates_x, batch_sizes, batch, h0, c0, w_hh, bias, gain, cell_gain,
             cell_bias, h_scale, seed, index, rates, eps,
         ) = arguments  # fmt: skip
-        output, h_n, c_n, *saved = _forward_op(*arguments, True)
+        output, h_n, c_n, *saved = _ops.extended_forward(*arguments, True)
         ctx.mark_non_differentiable(*saved)
         if cell != "lstm":
             ctx.mark_non_differentiable(c_n)
@@ -182,7 +108,7 @@ def _backward(options, needs, tensors, incoming):
         _, batch_sizes, h0, c0, w_hh, bias, gain, cell_gain, cell_bias, h_scale, seed, gates,
         hidden, cells, normed, rstd,
     ) = tensors  # fmt: skip
-    d_gates, d_product, d_h0, d_c0, d_bias, d_gain, d_cell_gain, d_cell_bias = _backward_op(
+    d_gates, d_product, d_h0, d_c0, *d_affine = _ops.extended_backward(
         cell, norm, *incoming, batch_sizes, batch, h0, c0, gates, hidden, cells, normed, rstd,
         w_hh, bias is not None, gain, cell_gain, cell_bias, h_scale, seed, index, rates, eps,
     )  # fmt: skip
@@ -200,8 +126,8 @@ def _backward(options, needs, tensors, incoming):
         )  # fmt: skip
         d_w_hh = torch.stack(d_params[1::4]) if directions == 2 else d_params[1].unsqueeze(0)
     results = (
-        None, None, d_gates, None, None, d_h0, d_c0, d_w_hh, d_bias, d_gain, d_cell_gain,
-        d_cell_bias, None, None, None, None, None,
+        None, None, d_gates, None, None, d_h0, d_c0, d_w_hh, *d_affine,
+        None, None, None, None, None,
     )  # fmt: skip
     return tuple(value if needed else None for value, needed in zip(results, needs, strict=True))
 

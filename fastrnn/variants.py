@@ -243,7 +243,7 @@ class _Layers:
         if hx is not None:
             initial = list(zip(*(state.split(directions) for state in states), strict=True))
         finals = []
-        with torch.autocast(input.device.type, enabled=False):
+        with torch.autocast(_autocast_device(input), enabled=False):
             for index in range(self.num_layers):
                 if self.training and self.variational_dropout[0]:
                     input = self._drop_input(input, batch_sizes)
@@ -361,11 +361,15 @@ def _check_eps(name, eps):
         raise ValueError(f"{name}: expected eps > 0, got {eps}")
 
 
+def _autocast_device(tensor):
+    return "cpu" if tensor.is_meta else tensor.device.type  # meta has no autocast of its own
+
+
 def _without_autocast(input, hx, dtype):
     """Input and states in dtype where autocast is on, else as they are."""
     if not isinstance(input, Tensor):
         raise AttributeError(f"expected input to be a Tensor, got {type(input).__name__}")
-    if not torch.is_autocast_enabled(input.device.type) or not input.is_floating_point():
+    if not torch.is_autocast_enabled(_autocast_device(input)) or not input.is_floating_point():
         return input, hx
     if isinstance(hx, tuple | list):
         hx = tuple(state.to(dtype) for state in hx)
@@ -595,7 +599,7 @@ class DreamerGRUCell(nn.RNNCellBase):
         gain, bias = _dreamer_affine(
             self.norm.unsqueeze(0), self.norm_bias.unsqueeze(0), self.update_bias
         )
-        with torch.autocast(rows.device.type, enabled=False):
+        with torch.autocast(_autocast_device(rows), enabled=False):
             h, _, _ = _extended.layer(
                 "gru", "joint", linear(rows, self.weight_ih).unsqueeze(0), None, rows.shape[0],
                 None if h0 is None else h0.unsqueeze(0), None, self.weight_hh.unsqueeze(0), bias,

@@ -429,8 +429,12 @@ class ExtendedBackward {
 
   template <class To>
   static void copy(const C* from, int64_t size, To* to) {
-    each_vector<V>(size,
-                   [&](int64_t i, int k) { store_lanes(load_lanes<V>(from + i, k), to + i, k); });
+    if constexpr (std::is_same_v<To, C>) {
+      std::memcpy(to, from, static_cast<size_t>(size) * sizeof(C));
+    } else {
+      each_vector<V>(size,
+                     [&](int64_t i, int k) { store_lanes(load_lanes<V>(from + i, k), to + i, k); });
+    }
   }
 
   FASTRNN_INLINE V gate(int64_t n, int64_t v, int gate, int k) const {
