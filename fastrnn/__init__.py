@@ -8,7 +8,7 @@
 PyTorch. ``python -m fastrnn`` prints versions, compiler and CPU target.
 """
 
-from fastrnn import functional, onnx, quantization
+from fastrnn import functional, onnx, quantization, variants
 from fastrnn._version import __version__
 from fastrnn.conversion import Conversion, convert, patch_torch_nn, restore
 from fastrnn.initialization import init_
@@ -32,4 +32,5 @@ __all__ = [
     "quantization",
     "quantize",
     "restore",
+    "variants",
 ]

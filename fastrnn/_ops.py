@@ -27,6 +27,8 @@ layer_tangent = torch.ops.fastrnn.layer_tangent.default
 layer_backward = torch.ops.fastrnn.layer_backward.default
 layer_backward_tangent = torch.ops.fastrnn.layer_backward_tangent.default
 quantized_forward = torch.ops.fastrnn.quantized_forward.default
+extended_forward = torch.ops.fastrnn.extended_forward.default
+extended_backward = torch.ops.fastrnn.extended_backward.default
 
 cpu_targets = _C.cpu_targets
 cpu_target = _C.cpu_target
@@ -267,4 +269,80 @@ def _(
         input.new_empty((*input.shape[:-1], directions * size)),
         input.new_empty((directions, batch, size)),
         input.new_empty((directions, batch, hidden_size) if cell == "lstm" else (0,)),
+    )
+
+
+_EXTENDED_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+_EXTENDED_SAVED = {"lstm": 4, "gru": 4, "rnn_tanh": 1, "rnn_relu": 1}
+
+
+def _extended_sizes(op, cell, like, w_hh):
+    _check(
+        cell in _EXTENDED_GATES,
+        lambda: f"{op}: expected cell {', '.join(_EXTENDED_GATES)}, got {cell}",
+    )
+    size = w_hh.shape[2]
+    gates = _EXTENDED_GATES[cell]
+    _check(
+        w_hh.shape[1] == gates * size,
+        lambda: (
+            f"{op}: expected w_hh of shape (directions, {gates}*hidden_size, hidden_size), "
+            f"got {tuple(w_hh.shape)}"
+        ),
+    )
+    return like.shape[0], like.shape[1], size, gates * size
+
+
+@torch.library.register_fake("fastrnn::extended_forward")
+def _(
+    cell, norm, gates_x, batch_sizes, batch, h0, c0, w_hh, bias, gain, cell_gain, cell_bias,
+    h_scale, seed, layer, rates, eps, save,
+):  # fmt: skip
+    d, n, h, gh = _extended_sizes("extended_forward", cell, gates_x, w_hh)
+    _check(
+        gates_x.shape[2] == gh,
+        lambda: (
+            f"extended_forward: expected gates_x of shape ({d}, {n}, {gh}), "
+            f"got {tuple(gates_x.shape)}"
+        ),
+    )
+
+    def empty(*shape, exists=True):
+        return gates_x.new_empty(shape if exists else (0,))
+
+    lstm, normalises = cell == "lstm", save and norm != "none"
+    compute = torch.float64 if gates_x.dtype is torch.float64 else torch.float32
+    return (
+        empty(n, d * h),
+        empty(d, batch, h),
+        empty(d, batch, h, exists=lstm),
+        empty(d, n, _EXTENDED_SAVED[cell] * h, exists=save),
+        empty(d, n, h, exists=save),
+        empty(d, n, h, exists=save and lstm),
+        empty(d, n, gh, exists=normalises),
+        gates_x.new_empty((d, n) if normalises else (0,), dtype=compute),
+    )
+
+
+@torch.library.register_fake("fastrnn::extended_backward")
+def _(
+    cell, norm, d_output, d_h_n, d_c_n, batch_sizes, batch, h0, c0, gates, hidden, cells, normed,
+    rstd, w_hh, has_bias, gain, cell_gain, cell_bias, h_scale, seed, layer, rates, eps,
+):  # fmt: skip
+    d, n, h, gh = _extended_sizes("extended_backward", cell, gates, w_hh)
+
+    def empty(*shape, exists=True):
+        return gates.new_empty(shape if exists else (0,))
+
+    lstm = cell == "lstm"
+    apart = norm == "recurrent" or (cell == "gru" and norm == "none")
+    return (
+        empty(d, n, gh),
+        empty(d, n, gh, exists=apart),
+        empty(d, batch, h),
+        empty(d, batch, h, exists=lstm),
+        empty(d, gh, exists=has_bias),
+        empty(d, gh, exists=norm != "none"),
+        empty(d, h, exists=cell_gain is not None),
+        empty(d, h, exists=cell_gain is not None),
     )

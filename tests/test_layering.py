@@ -21,11 +21,13 @@ IMPORTS = {
         "modules",
         "onnx",
         "quantization",
+        "variants",
     },
     "__main__": {"", "_ops"},
     "_autograd": {"_derivatives", "_ops", "_rows", "_vmap"},
     "_checkpoint": {"_autograd", "_derivatives", "_ops"},
     "_derivatives": {"_ops", "_rows"},
+    "_extended": {"_ops", "variants_reference"},
     "_ops": {"_C"},
     "_rows": set(),
     "_version": set(),
@@ -37,6 +39,8 @@ IMPORTS = {
     "onnx": {"_ops"},
     "quantization": {"_ops", "conversion", "functional"},
     "reference": set(),
+    "variants": {"_extended", "functional", "modules"},
+    "variants_reference": set(),
 }
 # Optional packages: imported inside a function, which says what to install.
 OPTIONAL = {"onnx": {"onnxscript"}}
@@ -77,6 +81,7 @@ INCLUDES = {
     "cpu/host.cpp": (*TORCH, "cpu/layer.h", "host/operators.h"),
     "cpu/second_order.cpp": (*TORCH, "cpu/layer.h"),
     "cpu/quantized.cpp": (*TORCH, "cpu/layer.h"),
+    "cpu/extended.cpp": (*TORCH, "cpu/layer.h"),
     "cuda/tiles.h": (),
     "cuda/plan.h": ("cuda/tiles.h", "layer_shape.h"),
     "cuda/plan.cpp": ("cuda/plan.h",),

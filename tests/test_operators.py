@@ -8,6 +8,7 @@ import torch
 from torch.library import opcheck
 
 import fastrnn  # noqa: F401  (loads the operators)
+from tests.test_extended import arguments as extended_arguments
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,14 +20,17 @@ def operators():
 
 def first_order():
     """Those that the CUDA engine implements too."""
-    others = {"layer_tangent", "layer_backward", "layer_backward_tangent", "quantized_forward"}
-    return [name for name in operators() if name not in others]
+    cpu_only = {"layer_tangent", "layer_backward", "layer_backward_tangent", "quantized_forward",
+                "extended_forward", "extended_backward"}  # fmt: skip
+    return [name for name in operators() if name not in cpu_only]
 
 
 def sample(name, packed, bidirectional, proj=False):
     """Arguments of an operator; those of a backward are what its forward returned."""
     if name == "quantized_forward":
         return quantized_sample(packed, bidirectional, proj)
+    if name.startswith("extended_"):
+        return extended_sample(name, packed, bidirectional, "lstm" if proj else "gru")
     cell, _, direction = name.partition("_")
     if cell == "layer":
         cell = "lstm" if proj else "gru"
@@ -123,6 +127,21 @@ def second_order_sample(name, cell, random, sizes, rows, batch_sizes, states, pa
     return cell, *v, *through, *t_states, *tangents, *received, *layer
 
 
+def extended_sample(name, packed, bidirectional, cell):
+    """With every option that the cell has."""
+    values = extended_arguments(
+        cell, "recurrent", size=5, directions=2 if bidirectional else 1, cell_norm=True, scale=True,
+        lengths=(3, 2, 2) if packed else None, seed=1, rates=(0.1, 0.2, 0.3),
+    )  # fmt: skip
+    if name == "extended_forward":
+        return *values, True
+    output, h_n, c_n, *saved = torch.ops.fastrnn.extended_forward(*values, True)
+    _, norm, _, batch_sizes, batch, h0, c0, w_hh, bias, gain, *rest = values
+    d_c_n = torch.randn_like(c_n) if cell == "lstm" else None
+    return (cell, norm, torch.randn_like(output), torch.randn_like(h_n), d_c_n, batch_sizes, batch,
+            h0, c0, *saved, w_hh, bias is not None, gain, *rest)  # fmt: skip
+
+
 def leaves(value):
     return [t for t in torch.utils._pytree.tree_leaves(value) if torch.is_tensor(t)]
 
@@ -145,7 +164,8 @@ def test_schema_is_the_contract(name):
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["one", "two"])
 @pytest.mark.parametrize("proj", [False, True], ids=["plain", "proj"])
 def test_opcheck(name, packed, bidirectional, proj):
-    arguments = sample(name, packed, bidirectional, proj and name[:3] in ("lst", "lay", "qua"))
+    own = proj and name[:3] in ("lst", "lay", "qua", "ext")
+    arguments = sample(name, packed, bidirectional, own)
     # Without tensors that require gradients: those are fastrnn._autograd's, not the operators'.
     opcheck(getattr(torch.ops.fastrnn, name).default, arguments)
 
@@ -158,7 +178,7 @@ def test_fake_without_saving_or_states(name):
     for i, argument in enumerate(schema.arguments):
         required = (
             "d_output", "input", "hidden", "gates", "cells", "t_gates", "t_hidden", "t_cells",
-            "d_cell_c",
+            "d_cell_c", "gain",
         )  # fmt: skip
         if str(argument.type) == "Optional[Tensor]" and argument.name not in required:
             arguments[i] = None

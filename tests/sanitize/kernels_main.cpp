@@ -449,6 +449,7 @@ void run_kernels(const Config& c, const Tensors& t, const std::string& where) {
 }
 
 #include "quantized.h"
+#include "extended.h"
 #include "tangents.h"
 
 // ---- random layers ---------------------------------------------------------
@@ -530,6 +531,7 @@ int main(int argc, char** argv) {
         if (!kernels(Info<S>::dtype).forward) return;
         run_kernels<S>(c, t, where + " " + dtype);
         run_tangents<S>(c, t, where + " " + dtype);
+        run_extended<S>(c, where + " " + dtype);
         ++runs;
       };
       run(float{}, "float");
