@@ -78,6 +78,29 @@ for _op in (
     _by_rows(_op)
 
 
+@torch.library.register_vmap("fastrnn::segments")
+def _(info, in_dims, *arguments):
+    raise RuntimeError(
+        "fastrnn: expected the same resets and lengths for all samples of vmap, got mapped ones"
+    )
+
+
+@torch.library.register_vmap("fastrnn::gather_rows")
+def _(info, in_dims, inputs, index):
+    """Whole rows move: a mapped dimension goes beside their columns."""
+    dims, index_dim = in_dims
+    if index_dim is not None:
+        raise RuntimeError(
+            "fastrnn: expected the same index for all samples of vmap, got mapped ones"
+        )
+    folded = [t if d is None else t.movedim(d, -2).flatten(-2) for t, d in zip(inputs, dims)]
+    results = _ops.gather_rows(folded, index)
+    return (
+        [r if d is None else r.unflatten(-1, (info.batch_size, -1)) for r, d in zip(results, dims)],
+        [None if d is None else 2 for d in dims],
+    )
+
+
 @torch.library.register_vmap("fastrnn::layer_gradients")
 def _(info, in_dims, cell, d_gates, batch_sizes, batch, input, hidden, h0, w_ih, wanted):
     size = info.batch_size
