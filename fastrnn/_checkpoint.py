@@ -154,7 +154,9 @@ def _gradients(ctx, needs, arguments, starts, d_output, d_h_n, d_c_n):
             part = Layer(ctx.cell, 1, stems, x.shape)
             saved = Saved(part, (x, None, hidden, h, c, gates, cells, *part.weights(mine)))
             del gates, hidden, cells
-            d_x, d_h, d_c, *found = _derivatives.gradients(part, saved, wanted, d_out, d_h, d_c)
+            d_x, d_h, d_c, *found = _derivatives.gradients(
+                part, saved, wanted, d_out, d_h, d_c, None
+            )
             del saved  # before the next chunk's
             if needs[0]:
                 d_x = _turned(d_x, d)

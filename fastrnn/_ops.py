@@ -29,6 +29,8 @@ layer_backward_tangent = torch.ops.fastrnn.layer_backward_tangent.default
 quantized_forward = torch.ops.fastrnn.quantized_forward.default
 extended_forward = torch.ops.fastrnn.extended_forward.default
 extended_backward = torch.ops.fastrnn.extended_backward.default
+segments = torch.ops.fastrnn.segments.default
+gather_rows = torch.ops.fastrnn.gather_rows.default
 
 cpu_targets = _C.cpu_targets
 cpu_target = _C.cpu_target
@@ -144,8 +146,11 @@ def _(input, batch_sizes, h0, params, has_biases, bidirectional, nonlinearity, s
 
 
 @torch.library.register_fake("fastrnn::lstm_backward")
-def _(d_output, d_h_n, d_c_n, batch_sizes, c0, gates, cells, params, has_biases, bidirectional):
-    layer = _Layer("lstm", 4, params, has_biases, bidirectional, (gates, cells, d_output))
+def _(
+    d_output, d_h_n, d_c_n, d_cells, batch_sizes, c0, gates, cells, params, has_biases,
+    bidirectional,
+):  # fmt: skip
+    layer = _Layer("lstm", 4, params, has_biases, bidirectional, (gates, cells, d_output, d_cells))
     batch = layer.batch(batch_sizes, d_output, c0, d_h_n, d_c_n)
     d, rows, h, p = layer.directions, gates.shape[1], layer.hidden_size, layer.state_size
     return (
@@ -225,7 +230,8 @@ def _(
 
 @torch.library.register_fake("fastrnn::layer_backward")
 def _(
-    cell, d_output, d_h_n, d_c_n, batch_sizes, batch, h0, c0, gates, hidden, cells, w_hh, w_hr
+    cell, d_output, d_h_n, d_c_n, d_cells, batch_sizes, batch, h0, c0, gates, hidden, cells, w_hh,
+    w_hr,
 ):  # fmt: skip
     layer = _SavedLayer(cell, batch, hidden, cells, w_hh, w_hr)
     return (
@@ -240,8 +246,9 @@ def _(
 
 @torch.library.register_fake("fastrnn::layer_backward_tangent")
 def _(
-    cell, t_d_output, t_d_h_n, t_d_c_n, through_w_hh, through_w_hr, t_h0, t_c0, t_gates, t_hidden,
-    t_cells, d_cell_h, d_cell_c, batch_sizes, batch, h0, c0, gates, hidden, cells, w_hh, w_hr,
+    cell, t_d_output, t_d_h_n, t_d_c_n, t_d_cells, through_w_hh, through_w_hr, t_h0, t_c0, t_gates,
+    t_hidden, t_cells, d_cell_h, d_cell_c, batch_sizes, batch, h0, c0, gates, hidden, cells, w_hh,
+    w_hr,
 ):  # fmt: skip
     layer = _SavedLayer(cell, batch, hidden, cells, w_hh, w_hr)
     return (
@@ -346,3 +353,26 @@ def _(
         empty(d, h, exists=cell_gain is not None),
         empty(d, h, exists=cell_gain is not None),
     )
+
+
+@torch.library.register_fake("fastrnn::segments")
+def _(resets, lengths, seq_len, batch):
+    """How many segments there are, how long the longest is and, with lengths, how many rows they
+    have depend on values."""
+    like = resets if lengths is None else lengths
+    context = torch.library.get_ctx()
+    longest, segments = context.new_dynamic_size(), context.new_dynamic_size()
+    rows = seq_len * batch if lengths is None else context.new_dynamic_size()
+
+    def indices(*size):
+        return like.new_empty(size, dtype=torch.int64)
+
+    return (
+        indices(longest), indices(1, rows), indices(1, seq_len * batch), indices(segments),
+        indices(2, segments), indices(2, batch), indices(2, batch), indices(2, segments),
+    )  # fmt: skip
+
+
+@torch.library.register_fake("fastrnn::gather_rows")
+def _(inputs, index):
+    return [t.new_empty((t.shape[0], index.shape[1], t.shape[2])) for t in inputs]

@@ -15,7 +15,8 @@ from typing import overload
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import functional
+from fastrnn import _options, functional
+from fastrnn.functional import States
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -45,8 +46,11 @@ def _attribute(module, name):
         raise
 
 
-def _forward(module, run, input, hx, **options):
+def _forward(module, run, input, hx, resets, reset_to, lengths, return_states, **options):
     """What the forward of all layers does: run on padded, packed or unbatched input."""
+    if resets is not None or lengths is not None or return_states or reset_to != "zeros":
+        options |= {"resets": resets, "reset_to": reset_to, "lengths": lengths}
+        options["return_states"] = return_states
     pair = module.mode == "LSTM"
     weights = _weights(module, module._flat_weights_names)
     options["num_layers"] = module.num_layers
@@ -56,6 +60,7 @@ def _forward(module, run, input, hx, **options):
     options["training"] = module.training
     options["checkpoint_every"] = module.checkpoint_every
     if isinstance(input, PackedSequence):
+        # With options, run raises.
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if hx is not None and sorted_indices is not None:
             hx = module.permute_hidden(hx, sorted_indices)
@@ -65,9 +70,14 @@ def _forward(module, run, input, hx, **options):
     if isinstance(input, Tensor) and input.dim() == 2:
         if hx is not None:
             hx = _unsqueeze_states(module, hx, pair)
-        output, hx = run(input.unsqueeze(1), hx, weights, **options)
+        if "resets" in options:
+            options["resets"], options["lengths"] = _options.unbatched(
+                module._get_name().lower(), resets, lengths
+            )
+        output, hx, *each = run(input.unsqueeze(1), hx, weights, **options)
         hx = (hx[0].squeeze(1), hx[1].squeeze(1)) if pair else hx.squeeze(1)
-        return output.squeeze(1), hx
+        each = [States(*(None if t is None else t.squeeze(2) for t in s)) for s in each]
+        return output.squeeze(1), hx, *each
     return run(input, hx, weights, batch_first=module.batch_first, **options)
 
 
@@ -108,6 +118,10 @@ class LSTM(nn.RNNBase):
         h_0, h_n: `(num_layers*directions, batch, proj_size or hidden_size)`.
         c_0, c_n: `(num_layers*directions, batch, hidden_size)`.
         output: like input, with `directions*(proj_size or hidden_size)` features.
+
+    Keywords of the call beyond torch.nn's, as of `fastrnn.functional`: `resets` `(seq_len, batch)`,
+    see batch_first, or `(seq_len)` without a batch; `reset_to`; `lengths` `(batch)`, or `()`;
+    `return_states`: then `output, (h_n, c_n), states`. Not with a PackedSequence (ValueError).
 
     Raises what torch.nn.LSTM raises, for the same mistakes. Dtypes, devices, errors and equations:
     see `fastrnn.functional` and `fastrnn.functional.lstm`.
@@ -181,9 +195,11 @@ class LSTM(nn.RNNBase):
         self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
 
-    def forward(self, input, hx=None):
+    def forward(
+        self, input, hx=None, *, resets=None, reset_to="zeros", lengths=None, return_states=False
+    ):
         """Runs the layers; see the class."""
-        return _forward(self, functional.lstm, input, hx)
+        return _forward(self, functional.lstm, input, hx, resets, reset_to, lengths, return_states)
 
 
 class GRU(nn.RNNBase):
@@ -193,7 +209,7 @@ class GRU(nn.RNNBase):
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device,
             dtype, checkpoint_every: as of `LSTM`.
 
-    Call: `output, h_n = gru(input, h_0)`; without h_0, zeros. Shapes as of `LSTM`.
+    Call: `output, h_n = gru(input, h_0)`; without h_0, zeros. Shapes and keywords as of `LSTM`.
 
     Raises what torch.nn.GRU raises, for the same mistakes. Dtypes, devices, errors and equations:
     see `fastrnn.functional` and `fastrnn.functional.gru`.
@@ -236,9 +252,11 @@ class GRU(nn.RNNBase):
         self, input: PackedSequence, hx: Tensor | None = None
     ) -> tuple[PackedSequence, Tensor]: ...
 
-    def forward(self, input, hx=None):
+    def forward(
+        self, input, hx=None, *, resets=None, reset_to="zeros", lengths=None, return_states=False
+    ):
         """Runs the layers; see the class."""
-        return _forward(self, functional.gru, input, hx)
+        return _forward(self, functional.gru, input, hx, resets, reset_to, lengths, return_states)
 
 
 class RNN(nn.RNNBase):
@@ -249,7 +267,7 @@ class RNN(nn.RNNBase):
         nonlinearity: 'tanh' or 'relu'; by position it comes after num_layers. Default: 'tanh'
         bias, batch_first, dropout, bidirectional, device, dtype, checkpoint_every: as of `LSTM`.
 
-    Call: `output, h_n = rnn(input, h_0)`; without h_0, zeros. Shapes as of `LSTM`.
+    Call: `output, h_n = rnn(input, h_0)`; without h_0, zeros. Shapes and keywords as of `LSTM`.
 
     Raises what torch.nn.RNN raises, for the same mistakes. Dtypes, devices, errors and equations:
     see `fastrnn.functional` and `fastrnn.functional.rnn`.
@@ -302,10 +320,15 @@ class RNN(nn.RNNBase):
         self, input: PackedSequence, hx: Tensor | None = None
     ) -> tuple[PackedSequence, Tensor]: ...
 
-    def forward(self, input, hx=None):
+    def forward(
+        self, input, hx=None, *, resets=None, reset_to="zeros", lengths=None, return_states=False
+    ):
         """Runs the layers; see the class."""
         nonlinearity = "relu" if self.mode == "RNN_RELU" else "tanh"
-        return _forward(self, functional.rnn, input, hx, nonlinearity=nonlinearity)
+        return _forward(
+            self, functional.rnn, input, hx, resets, reset_to, lengths, return_states,
+            nonlinearity=nonlinearity,
+        )  # fmt: skip
 
 
 def _set_checkpoint_every(module, every):

@@ -241,3 +241,18 @@ def test_conversion_after_compilation():
     torch.testing.assert_close(compiled(x), expected)
     handle.remove()
     assert seen == [fastrnn.GRU]
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_func_of_a_module_whose_parameters_record(name):
+    """torch.func's level is the input's alone, which needs_input_grad does not tell of here."""
+    module = getattr(fastrnn, name)(3, 4)
+    x = torch.randn(5, 2, 3)
+
+    def gradient(x):
+        return torch.func.grad(lambda x: module(x)[0].square().sum())(x)
+
+    expected = gradient(x)
+    assert expected.abs().max() > 0
+    compiled = torch.compile(gradient, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), expected)

@@ -53,6 +53,7 @@ struct BackwardParams {
   const void* d_output;  // [N, D*P] or null: zeros
   const void* d_h_n;     // [D, B, P] or null
   const void* d_c_n;     // [D, B, H] or null
+  const void* d_cells;   // [D, N, H] or null, LSTM: of every step's c
   const void* h0;        // [D, B, P] or null, GRU
   const void* c0;        // [D, B, H] or null, LSTM
   const void* gates;     // [D, N, S*H]; RNN: null
@@ -63,7 +64,7 @@ struct BackwardParams {
   void* d_c0;            // [D, B, H], LSTM
   void* d_hidden;        // [D, N, P], only when projected
   void* d_cell_h;        // [D, N, H] or null: the gradient of h that each cell received
-  void* d_cell_c;        // [D, N, H] or null, LSTM: that of c, from the step after
+  void* d_cell_c;        // [D, N, H] or null, LSTM: that of c, but for what its h brings
   const BackwardDirection* direction;  // or null: of the ordinary pass
   void* workspace;
 };

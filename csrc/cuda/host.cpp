@@ -65,10 +65,10 @@ host::ForwardResult forward(const char* op, CellKind cell, const Tensor& input,
 
 host::BackwardResult backward(const char* op, CellKind cell, const OptionalTensor& d_output,
                               const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
-                              const OptionalTensor& batch_sizes, const OptionalTensor& h0,
-                              const OptionalTensor& c0, const OptionalTensor& gates,
-                              const Tensor& saved, at::TensorList params, bool has_biases,
-                              bool bidirectional) {
+                              const OptionalTensor& d_cells, const OptionalTensor& batch_sizes,
+                              const OptionalTensor& h0, const OptionalTensor& c0,
+                              const OptionalTensor& gates, const Tensor& saved,
+                              at::TensorList params, bool has_biases, bool bidirectional) {
   TORCH_CHECK(is_ours(saved), op, ": expected saved tensors on ", kDeviceName, ", got ",
               saved.device());
   const DeviceGuard device(saved.device());
@@ -90,6 +90,7 @@ host::BackwardResult backward(const char* op, CellKind cell, const OptionalTenso
                           layer.contiguous_d_output(d_output),
                           layer.contiguous(d_h_n, "d_h_n", {D, B, P}),
                           layer.contiguous(d_c_n, "d_c_n", {D, B, H}),
+                          layer.contiguous(d_cells, "d_cells", {D, N, H}),
                           layer.contiguous(h0, "h0", {D, B, P}),
                           layer.contiguous(c0, "c0", {D, B, H}),
                           layer.contiguous(gates, "gates", {D, N, 4 * H}),
@@ -100,9 +101,10 @@ host::BackwardResult backward(const char* op, CellKind cell, const OptionalTenso
     if (layer.lstm()) call.d_c_n ? r.d_c0.copy_(*call.d_c_n) : r.d_c0.zero_();
     return r;
   }
+  // Regime S has no place for gradients of every step's c; P reads what S saved.
   const Plan plan = plan_of(layer, Pass::kBackward);
-  plan.regime == Regime::kSingle ? backward_single(call, plan, current_stream())
-                                 : backward_by_steps(call, current_stream());
+  plan.regime == Regime::kSingle && !d_cells ? backward_single(call, plan, current_stream())
+                                             : backward_by_steps(call, current_stream());
   return r;
 }
 
