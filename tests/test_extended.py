@@ -192,8 +192,8 @@ def test_options(cpu_target, cell, norm, options):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("batch", [1, 2, 7, 13])
-@pytest.mark.parametrize("size", [1, 2, 15, 16, 31, 33, 64])
+@pytest.mark.parametrize("batch", [1, 2, 13])
+@pytest.mark.parametrize("size", [1, 15, 16, 33])
 def test_shapes(cpu_target, cell, batch, size):
     """Around vector widths and tile edges; one step and several."""
     for steps, norm in itertools.product((1, 3), ("none", "joint")):
