@@ -160,8 +160,8 @@ def _keep(ctx, cell, bidirectional, has_biases, params, saved):
 
 def _as_of_now(bias):
     """The bias with its history at this time: changing it in place later changes its history."""
-    if bias.grad_fn is None or not bias.requires_grad or torch.compiler.is_compiling():
-        return bias
+    if torch.compiler.is_compiling() or _in_forward_mode() or bias.grad_fn is None:
+        return bias  # a copy made here would have no tangent
     with torch.enable_grad():
         return bias.clone()
 

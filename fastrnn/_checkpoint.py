@@ -20,20 +20,24 @@ from fastrnn._derivatives import Layer, Saved
 _STEMS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
 
 
-def layer(run, cell, every, input, batch_sizes, states, params, has_biases, bidirectional):
+def layer(
+    run, cell, every, input, batch_sizes, states, params, has_biases, bidirectional, keep=False
+):
     """One layer: what `run`, its plain form in fastrnn._autograd, returns for the same arguments.
 
-    Where nothing is to be saved, for packed data, and for what goes beyond one backward pass
-    through these chunks (forward mode, torch.func), it is `run` that computes.
+    Where nothing is to be saved or everything is asked for (keep), for packed data, and for what
+    goes beyond one backward pass through these chunks (forward mode, torch.func), it is `run` that
+    computes.
     """
     if (
-        batch_sizes is not None
+        keep
+        or batch_sizes is not None
         or input.shape[0] <= every
         or not _autograd._records(input, *states, *params)
         or _autograd._in_forward_mode()
         or torch._C._are_functorch_transforms_active()
     ):
-        return run(input, batch_sizes, states, params, has_biases, bidirectional)
+        return run(input, batch_sizes, states, params, has_biases, bidirectional, keep)
     h0, c0 = states if len(states) == 2 else (states[0], None)
     return _Checkpointed.apply(input, h0, c0, cell, every, has_biases, bidirectional, *params)
 
