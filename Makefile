@@ -122,9 +122,10 @@ format: $(VENV)/.dev
 # Only files that know nothing of torch, so a program of its own can run every target's kernels.
 # ThreadSanitizer cannot see through libgomp's own synchronisation, so its build runs the same
 # team on std::thread; who waits for whom does not depend on the dtype, so one is enough there.
-# A dtype that is left out gets an empty table (null pointers), which the program skips.
-ASAN_DTYPES ?= float double bf16 half
-TSAN_DTYPES ?= float
+# A dtype ("quantized" is the packed weights' kernels) that is left out gets an empty table (null
+# pointers), which the program skips.
+ASAN_DTYPES ?= float double bf16 half quantized
+TSAN_DTYPES ?= float quantized
 SANITIZE_JOBS ?= 2
 # Unoptimised: avx512_float.cpp, instrumented, compiles in 40 s with -O0 and in 160 s with -O1.
 SANITIZE_FLAGS := -std=c++17 -O0 -g1 -fno-omit-frame-pointer -ffp-contract=off -fno-math-errno \

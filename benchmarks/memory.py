@@ -47,13 +47,16 @@ def measure(spec: dict) -> dict:
     training = spec["mode"] == "training"
     layers = cases.build_layers(spec["layer"], case, dtype, spec["mode"])
     module = layers.pop(spec["library"])
+    if spec.get("checkpoint_every"):
+        module.checkpoint_every = spec["checkpoint_every"]
     layers.clear()
     x = cases.make_input(case, dtype).requires_grad_(training)
     d_output = cases.make_d_output(case, dtype)
 
     def call(steps: int) -> None:
         with torch.set_grad_enabled(training):
-            output, _ = module(x[:steps])
+            # A slice of all steps would cost a copy of the input's gradient.
+            output, _ = module(x if steps == case.seq_len else x[:steps])
         if training:
             output.backward(d_output[:steps])
             module.zero_grad(set_to_none=True)

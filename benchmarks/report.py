@@ -218,6 +218,7 @@ PEER_MEAN, PEER_WORST = 1.15, 0.97
 STREAMING_TO_CELL, STREAMING_TO_LAYER, STREAMING_HIDDEN = 1.0, 3.0, 512
 PACKED_OVER_PADDED = 1.15
 LOWPREC_GAIN = 1.0
+QUANTIZED_GAIN = {"int8": 2.0, "packed_bf16": 1.5}
 #: Above this share of the machine in others' hands, a row is called disturbed.
 BUSY_SHARE = 0.05
 DENORMAL_LIMIT = 1.10
@@ -270,7 +271,7 @@ def summarize(rows: list[Row]) -> list[Verdict]:
     ):
         grouped = _groups(by_suite.get(suite, []), "layer", "mode", "dtype", "threads")
         for (layer, mode, dtype, threads), group in grouped.items():
-            demanded = None if dtype == "float16" else bar
+            demanded = {"float16": None, **QUANTIZED_GAIN}.get(dtype, bar)
             what = f"{suite} {layer} {mode} {dtype} {threads} thr: {text}, worst"
             verdicts.append(_extreme(what, group, key, demanded, at_least))
     memory = _groups([row for row in rows if "memory" in row], "layer", "mode")

@@ -9,10 +9,12 @@ row without times; report.Report refuses to print it.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -403,7 +405,7 @@ LOWPREC_CASES = (Case(100, 1, 512, 512), Case(100, 1, 1024, 1024))
 
 
 def lowprec(options: Options) -> list[Job]:
-    """bfloat16 and float16 inference of one sequence beside float32."""
+    """Inference of one sequence beside float32: 16-bit layers, and quantized weights."""
 
     def job(layer: str, dtype: str, threads: int, case: Case) -> Job:
         def run() -> Row:
@@ -433,13 +435,66 @@ def lowprec(options: Options) -> list[Job]:
         return Job(f"lowprec {layer} {dtype} {threads} threads {case}", run)
 
     dtypes = [d for d in options.dtypes if d in ("bfloat16", "float16")]
+    chosen = itertools.product(options.thread_counts(2), options.layers)
     return [
-        job(layer, dtype, threads, case)
-        for threads in options.thread_counts(2)
-        for layer in options.layers
-        for dtype in dtypes or ["bfloat16", "float16"]
-        for case in LOWPREC_CASES
+        one
+        for threads, layer in chosen
+        for one in [
+            *(
+                job(layer, dtype, threads, case)
+                for dtype in dtypes or ["bfloat16", "float16"]
+                for case in LOWPREC_CASES
+            ),
+            *(
+                _quantized_job(options, layer, weights, threads, case)
+                for weights in QUANTIZED
+                for case in (*LOWPREC_CASES, *(case.with_seq_len(1) for case in LOWPREC_CASES))
+            ),
+        ]
     ]
+
+
+#: Weights of fastrnn.quantize, and the error of the output that they may have.
+QUANTIZED = {"int8": (torch.int8, 0.05), "packed_bf16": (torch.bfloat16, 0.02)}
+
+
+def _quantized_job(options: Options, layer: str, weights: str, threads: int, case: Case) -> Job:
+    """One sequence with weights kept in int8 or bfloat16; beside it torch's dynamic int8.
+
+    torch has none for nn.RNN, nor for bfloat16: its float32 layer stands there.
+    """
+
+    def run() -> Row:
+        import fastrnn
+
+        torch.set_num_threads(threads)
+        row = _row("lowprec", layer, "inference", weights, threads, case)
+        dtype, bound = QUANTIZED[weights]
+        layers = cases.build_layers(layer, case, torch.float32, "inference")
+        x = cases.make_input(case, torch.float32)
+        modules = {f"{name}_float32": module for name, module in layers.items()}
+        ours = modules[f"fastrnn_{weights}"] = fastrnn.quantize(layers["fastrnn"], dtype)
+        theirs = layers["torch"]
+        if weights == "int8" and layer != "RNN":
+            with warnings.catch_warnings():  # it is deprecated in torch, and all there is
+                warnings.simplefilter("ignore")
+                theirs = torch.ao.quantization.quantize_dynamic(
+                    nn.Sequential(theirs), {type(theirs)}, dtype=torch.qint8
+                )
+        modules[f"torch_{weights}"] = theirs
+        with torch.no_grad():
+            exact = cases.exact_copy(layers["torch"])(x.double())[0]
+            errors = [checks.relative_error(m(x)[0], exact) for m in (ours, theirs)]
+        check = checks.Check(errors[0] <= bound, "output", *errors, bound, case.seq_len)
+        if not _add_check(row, check):
+            return row
+        times = _measure(options, row, {n: inference_call(m, x) for n, m in modules.items()})
+        mine = times[f"fastrnn_{weights}"]
+        row["ratio"] = timing.round_ratio(times[f"torch_{weights}"], mine)
+        row["ratio_to_float32"] = timing.round_ratio(times["fastrnn_float32"], mine)
+        return row
+
+    return Job(f"lowprec {layer} {weights} {threads} threads {case}", run)
 
 
 # ----------------------------------------------------------------- memory

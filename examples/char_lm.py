@@ -210,6 +210,17 @@ def held_out_loss(model: CharacterModel, streams: torch.Tensor, seq_len: int) ->
     return total / count
 
 
+def print_quantized(quantize, model: CharacterModel, streams: torch.Tensor, seq_len: int) -> None:
+    """Perplexity on held-out text with weights in float32, bfloat16 and int8."""
+    print("\nweights of the recurrent layers: perplexity on held-out text, change")
+    exact = math.exp(held_out_loss(model, streams, seq_len))
+    print(f"  float32   {exact:9.4f}")
+    for name, dtype in (("bfloat16", torch.bfloat16), ("int8", torch.int8)):
+        small = quantize(model, dtype)
+        found = math.exp(held_out_loss(small, streams, seq_len))
+        print(f"  {name:9} {found:9.4f}  {100 * (found / exact - 1):+.3f} %")
+
+
 # ----------------------------------------------------------------- progress
 
 
@@ -362,6 +373,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--block", type=int, default=10, help="steps one model trains before the other's turn")
     add("--generate", type=int, default=600, help="characters to write at the end")
     add("--threads", type=int, default=argparse.SUPPRESS, help="(default: torch's own choice)")
+    add(
+        "--quantize", action="store_true", help="try bfloat16 and int8 weights on the held-out text"
+    )
     add("--minutes", type=float, default=2.0, help="stop training after this time")
     arguments = parser.parse_args(argv, argparse.Namespace(file=None, threads=None))
     for name in ("max_chars", "steps", "hidden", "layers", "seq_len", "batch", "block"):
@@ -434,6 +448,9 @@ def run(arguments: argparse.Namespace) -> int:
         f"loss on held-out text: torch.nn {trained[0]:.4f}, fastrnn {trained[1]:.4f} nats a "
         f"character ({trained[1] / math.log(2):.2f} bits)"
     )
+
+    if arguments.quantize:
+        print_quantized(fastrnn.quantize, ours.model, held_out, arguments.seq_len)
 
     if arguments.generate:
         print(

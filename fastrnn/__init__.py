@@ -8,10 +8,12 @@
 PyTorch. ``python -m fastrnn`` prints versions, compiler and CPU target.
 """
 
-from fastrnn import functional, onnx
+from fastrnn import functional, onnx, quantization, variants
 from fastrnn._version import __version__
 from fastrnn.conversion import Conversion, convert, patch_torch_nn, restore
+from fastrnn.initialization import init_
 from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from fastrnn.quantization import quantize
 
 __all__ = [
     "GRU",
@@ -24,7 +26,11 @@ __all__ = [
     "__version__",
     "convert",
     "functional",
+    "init_",
     "onnx",
     "patch_torch_nn",
+    "quantization",
+    "quantize",
     "restore",
+    "variants",
 ]

@@ -11,13 +11,11 @@ Invariants
   the Functions of fastrnn._derivatives.
 """
 
-import inspect
-
 import torch
 from torch.autograd import Function, forward_ad
 
 from fastrnn import _derivatives, _ops, _vmap
-from fastrnn._derivatives import Layer, Saved
+from fastrnn._derivatives import Layer, Saved, signed
 from fastrnn._rows import fold, unfold
 
 # -- Layers: the operator alone where no graph is wanted, else the Function ---------------------
@@ -54,36 +52,75 @@ def _in_forward_mode():
     return getattr(forward_ad, "_current_level", -1) >= 0
 
 
-def lstm_layer(input, batch_sizes, states, params, has_biases, bidirectional):
-    """One LSTM layer: `(output, h_n, c_n)`. Shapes as of the operator `lstm_forward`."""
+# Shapes are those of the forward operators. keep: every step's `cells` (LSTM, with derivatives) and
+# `gates` (LSTM and GRU, values alone) too, None where there are none. Backward reads them: nobody
+# may change them.
+
+
+def lstm_layer(input, batch_sizes, states, params, has_biases, bidirectional, keep=False):
+    """One LSTM layer: `(output, h_n, c_n)`, and `cells, gates` if keep."""
     h0, c0 = states
     if _records(input, h0, c0, *params):
-        return _function(_LSTM).apply(
-            input, batch_sizes, h0, c0, has_biases, bidirectional, *params
-        )[:3]
-    return _ops.lstm_forward(input, batch_sizes, h0, c0, params, has_biases, bidirectional, False)[
-        :3
-    ]
+        results = _function(_LSTM).apply(
+            input, batch_sizes, h0, c0, has_biases, bidirectional, keep, *params
+        )
+    else:
+        results = _ops.lstm_forward(
+            input, batch_sizes, h0, c0, params, has_biases, bidirectional, keep
+        )
+    return (*results[:3], results[5], results[3]) if keep else results[:3]
 
 
-def gru_layer(input, batch_sizes, states, params, has_biases, bidirectional):
-    """One GRU layer: `(output, h_n)`. Shapes as of the operator `gru_forward`."""
+def gru_layer(input, batch_sizes, states, params, has_biases, bidirectional, keep=False):
+    """One GRU layer: `(output, h_n)`, and `None, gates` if keep."""
     (h0,) = states
     if _records(input, h0, *params):
-        return _function(_GRU).apply(input, batch_sizes, h0, has_biases, bidirectional, *params)[:2]
-    return _ops.gru_forward(input, batch_sizes, h0, params, has_biases, bidirectional, False)[:2]
+        results = _function(_GRU).apply(input, batch_sizes, h0, has_biases, bidirectional, *params)
+    else:
+        results = _ops.gru_forward(input, batch_sizes, h0, params, has_biases, bidirectional, keep)
+    return (*results[:2], None, results[2]) if keep else results[:2]
 
 
-def rnn_layer(nonlinearity, input, batch_sizes, states, params, has_biases, bidirectional):
-    """One Elman layer: `(output, h_n)`. Shapes as of the operator `rnn_forward`."""
+def rnn_layer(
+    nonlinearity, input, batch_sizes, states, params, has_biases, bidirectional, keep=False
+):
+    """One Elman layer: `(output, h_n)`, and `None, None` if keep."""
     (h0,) = states
     if _records(input, h0, *params):
-        return _function(_RNN).apply(
+        results = _function(_RNN).apply(
             input, batch_sizes, h0, has_biases, bidirectional, nonlinearity, *params
-        )[:2]
-    return _ops.rnn_forward(
-        input, batch_sizes, h0, params, has_biases, bidirectional, nonlinearity, False
-    )[:2]
+        )
+    else:
+        results = _ops.rnn_forward(
+            input, batch_sizes, h0, params, has_biases, bidirectional, nonlinearity, False
+        )
+    return (*results[:2], None, None) if keep else results[:2]
+
+
+def gather_rows(inputs, index, inverse):
+    """Rows of each of inputs, `[X, R, C]`, in another order: `[X, M, C]`.
+
+    index: int64 `[Y, M]`, which row of R each one is, or -1: zeros; Y divides X, and group x has
+    the row x % Y of it. inverse `[Y, R]` the same the other way: no row is taken twice.
+    """
+    if _records(*inputs):
+        return (_DualGather if _in_forward_mode() else _Gather).apply(index, inverse, *inputs)
+    return _gather(inputs, index)
+
+
+def _gather(inputs, index):
+    if index.is_cpu:
+        return tuple(_ops.gather_rows(inputs, index))
+    return tuple(_gather_by_torch(input, index) for input in inputs)
+
+
+def _gather_by_torch(input, index):
+    groups = input.unflatten(0, (-1, index.shape[0]))
+    parts = [
+        groups[:, y].index_select(1, row.clamp_min(0)).masked_fill((row < 0)[:, None], 0)
+        for y, row in enumerate(index)
+    ]
+    return torch.stack(parts, 1).flatten(0, 1)
 
 
 # -- What the Functions share --------------------------------------------------------------------
@@ -104,9 +141,12 @@ def _keep(ctx, cell, bidirectional, has_biases, params, saved):
     ctx.stems = stems = (*stems, "w_hr")[:each]
     weights = [p for i, p in enumerate(params) if stems[i % each][0] == "w"]
     # Not for their values: gradients have derivatives with respect to biases too.
-    ctx.biases = [p for i, p in enumerate(params) if stems[i % each][0] == "b"]
+    ctx.biases = [_as_of_now(p) for i, p in enumerate(params) if stems[i % each][0] == "b"]
     ctx.set_materialize_grads(False)
-    if _in_forward_mode() or torch._C._are_functorch_transforms_active():
+    transformed = torch._C._are_functorch_transforms_active()
+    # While torch.compile traces torch.func, needs_input_grad does not tell of its levels.
+    ctx.needs_all = transformed and torch.compiler.is_compiling()
+    if _in_forward_mode() or transformed:
         ctx.save_for_forward(*saved, *weights)
         ctx.save_for_backward(*saved, *weights)
         return
@@ -118,6 +158,14 @@ def _keep(ctx, cell, bidirectional, has_biases, params, saved):
     ctx.save_for_backward(input, batch_sizes, hidden, h0, c0, gates, cells, *weights)
 
 
+def _as_of_now(bias):
+    """The bias with its history at this time: changing it in place later changes its history."""
+    if torch.compiler.is_compiling() or _in_forward_mode() or bias.grad_fn is None:
+        return bias  # a copy made here would have no tangent
+    with torch.enable_grad():
+        return bias.clone()
+
+
 def _with_biases(ctx, tensors):
     """Saved tensors and weights -> saved tensors and all parameters."""
     saved, weights = tensors[: Saved.count], iter(tensors[Saved.count :])
@@ -126,22 +174,24 @@ def _with_biases(ctx, tensors):
                      for stem in ctx.stems * ctx.directions)  # fmt: skip
 
 
-def _backward(ctx, d_output, d_h_n, d_c_n=None):
+def _backward(ctx, d_output, d_h_n, d_c_n=None, d_cells=None):
     """`[d_input, d_h0, d_c0, *d_params]`, None where nobody asks; or None for nothing at all."""
-    if d_output is None and d_h_n is None and d_c_n is None:
+    if d_output is None and d_h_n is None and d_c_n is None and d_cells is None:
         return None
     needs = ctx.needs_input_grad
     tensors = ctx.saved_tensors  # one access: under activation checkpointing a second one raises
     params = needs[-len(ctx.stems) * ctx.directions :]
     needs = needs[0], needs[2], ctx.cell == "lstm" and needs[3], *params
-    if not torch.is_grad_enabled():
+    if ctx.needs_all:
+        needs = True, tensors[3] is not None, tensors[4] is not None, *(True,) * len(params)
+    # A gradient in forward mode has a tangent, whether or not a graph of it is recorded.
+    if not torch.is_grad_enabled() and not _in_forward_mode():
         with torch.autocast("cpu", enabled=False):
             saved = Saved(ctx, tensors)
-            return _derivatives.gradients(ctx, saved, needs, d_output, d_h_n, d_c_n)
+            return _derivatives.gradients(ctx, saved, needs, d_output, d_h_n, d_c_n, d_cells)
     layer = Layer(ctx.cell, ctx.directions, ctx.stems, ctx.input_shape, needs)
-    wanted = iter(
-        _derivatives.Gradients.apply(layer, d_output, d_h_n, d_c_n, *_with_biases(ctx, tensors))
-    )
+    saved = _with_biases(ctx, tensors)
+    wanted = iter(_derivatives.Gradients.apply(layer, d_output, d_h_n, d_c_n, d_cells, *saved))
     return [next(wanted) if needed else None for needed in needs]
 
 
@@ -171,53 +221,50 @@ def _vmap_layer(function, begin, info, in_dims, *arguments):
     return tuple(result for result, _ in results), tuple(dim for _, dim in results)
 
 
-def _signed(function):
-    """Keeps the signature at hand: Function.apply asks for it at every call, 30 us if computed."""
-    function.__signature__ = inspect.signature(function)
-    return function
-
-
 # -- Functions ----------------------------------------------------------------------------------
 
 
 class _LSTM(Function):
     @staticmethod
-    @_signed
-    def forward(input, batch_sizes, h0, c0, has_biases, bidirectional, *params):
+    @signed
+    def forward(input, batch_sizes, h0, c0, has_biases, bidirectional, keep, *params):
         return _ops.lstm_forward(
             input, batch_sizes, h0, c0, params, has_biases, bidirectional, True
         )
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        input, batch_sizes, h0, c0, has_biases, bidirectional, *params = inputs
+        input, batch_sizes, h0, c0, has_biases, bidirectional, keep, *params = inputs
         gates, hidden, cells = output[3:]
-        ctx.mark_non_differentiable(gates, hidden, cells)
+        # Only where asked for: a compiled backward would be given zeros for cells.
+        ctx.mark_non_differentiable(gates, hidden, *(() if keep else (cells,)))
         saved = input, batch_sizes, hidden, h0, c0, gates, cells
         _keep(ctx, "lstm", bidirectional, has_biases, params, saved)
+        ctx.keep = keep
 
     @staticmethod
-    def backward(ctx, d_output, d_h_n, d_c_n, *_):
-        results = _backward(ctx, d_output, d_h_n, d_c_n)
+    def backward(ctx, d_output, d_h_n, d_c_n, _, __, d_cells):
+        results = _backward(ctx, d_output, d_h_n, d_c_n, d_cells if ctx.keep else None)
         if results is None:
             return (None,) * len(ctx.needs_input_grad)
         d_input, d_h0, d_c0, *d_params = results
-        return d_input, None, d_h0, d_c0, None, None, *d_params
+        return d_input, None, d_h0, d_c0, None, None, None, *d_params
 
     @staticmethod
     def vmap(info, in_dims, *arguments):
-        return _vmap_layer(_function(_LSTM), 6, info, in_dims, *arguments)
+        return _vmap_layer(_function(_LSTM), 7, info, in_dims, *arguments)
 
 
 class _DualLSTM(_LSTM):
     @staticmethod
-    def jvp(ctx, t_input, _, t_h0, t_c0, __, ___, *t_params):
-        return *_jvp(ctx, t_input, t_h0, t_c0, t_params), None, None, None
+    def jvp(ctx, t_input, _, t_h0, t_c0, __, ___, ____, *t_params):
+        *t_results, t_cells = _jvp(ctx, t_input, t_h0, t_c0, t_params)
+        return *t_results, None, None, t_cells if ctx.keep else None
 
 
 class _GRU(Function):
     @staticmethod
-    @_signed
+    @signed
     def forward(input, batch_sizes, h0, has_biases, bidirectional, *params):
         return _ops.gru_forward(input, batch_sizes, h0, params, has_biases, bidirectional, True)
 
@@ -250,7 +297,7 @@ class _DualGRU(_GRU):
 
 class _RNN(Function):
     @staticmethod
-    @_signed
+    @signed
     def forward(input, batch_sizes, h0, has_biases, bidirectional, nonlinearity, *params):
         return _ops.rnn_forward(
             input, batch_sizes, h0, params, has_biases, bidirectional, nonlinearity, True
@@ -281,6 +328,31 @@ class _DualRNN(_RNN):
     @staticmethod
     def jvp(ctx, t_input, _, t_h0, __, ___, ____, *t_params):
         return *_jvp(ctx, t_input, t_h0, None, t_params), None
+
+
+class _Gather(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    @signed
+    def forward(index, inverse, *inputs):
+        return _gather(inputs, index)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:2])
+        ctx.save_for_forward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx, *d_rows):
+        index, inverse = ctx.saved_tensors
+        return None, None, *gather_rows(d_rows, inverse, index)
+
+
+class _DualGather(_Gather):
+    @staticmethod
+    def jvp(ctx, _, __, *t_inputs):
+        return gather_rows(t_inputs, *ctx.saved_tensors)
 
 
 _DUAL = {_LSTM: _DualLSTM, _GRU: _DualGRU, _RNN: _DualRNN}

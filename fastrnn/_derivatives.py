@@ -15,6 +15,7 @@ any: `fastrnn._autograd` calls `gradients` directly there. vmap goes through to 
 """
 
 import functools
+import inspect
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ from fastrnn import _ops
 from fastrnn._rows import previous
 
 _PRODUCTS = ("w_ih", "w_hh", "b_ih", "b_hh")  # what layer_gradients computes, in its order
+_RESULTS = 4  # of a layer, with derivatives: output, h_n and, LSTM, c_n and every step's cells
 
 
 class Saved:
@@ -54,9 +56,16 @@ class Layer:
         return [p for p, stem in zip(params, self.stems * self.directions) if stem[0] == "w"]
 
 
+def signed(function):
+    """Keeps the signature at hand: Function.apply asks for it at every call, 30 us if computed."""
+    function.__signature__ = inspect.signature(function)
+    return function
+
+
 def _no_autocast(function):
     """Operations on what a layer saved stay in its dtype."""
 
+    @signed
     @functools.wraps(function)
     def wrapper(*arguments):
         with torch.autocast("cpu", enabled=False):
@@ -68,14 +77,18 @@ def _no_autocast(function):
 # -- First order --------------------------------------------------------------------------------
 
 
-def gradients(layer, saved, needs, d_output, d_h_n, d_c_n):
+def gradients(layer, saved, needs, d_output, d_h_n, d_c_n, d_cells):
     """`[d_input, d_h0, d_c0, *d_params]`, None where needs (in the same order) has False."""
     s, bidirectional = saved, layer.directions == 2
     d_c0 = d_hidden = None
     if layer.cell == "lstm":
+        if d_output is None and d_h_n is None and d_c_n is None and s.batch_sizes is None:
+            # Of the gradients, d_cells alone does not tell the batch.
+            sizes = layer.directions, _batch(layer, s), d_cells.shape[2]
+            d_c_n = d_cells.new_zeros(sizes)
         d_gates, d_h0, d_c0, d_hidden = _ops.lstm_backward(
-            d_output, d_h_n, d_c_n, s.batch_sizes, s.c0, s.gates, s.cells, s.weights, False,
-            bidirectional,
+            d_output, d_h_n, d_c_n, d_cells, s.batch_sizes, s.c0, s.gates, s.cells, s.weights,
+            False, bidirectional,
         )  # fmt: skip
     elif layer.cell == "gru":
         d_gates, d_h0 = _ops.gru_backward(
@@ -191,9 +204,9 @@ def _sweep(layer, saved, tangents, batch):
     """Fills in the tangents of hidden, gates and cells: `(t_h_n, t_c_n)`."""
     s, t = saved, tangents
     size = layer.input_shape[-1]
-    input = None if s.input is None else s.input.reshape(-1, size)
-    t_input = None if t.input is None else t.input.reshape(-1, size)
     rows = (s.hidden if s.cells is None else s.cells).shape[1]
+    input = None if s.input is None else s.input.reshape(rows, size)
+    t_input = None if t.input is None else t.input.reshape(rows, size)
     inputs, recurrents, projected = [], [], []
     for d in range(layer.directions):
         terms, before = [(t_input, s.w_ih[d]), (input, t.w_ih[d])], None
@@ -234,7 +247,7 @@ def _batch(layer, saved, *states):
 
 
 class Tangent(Function):
-    """J u: `(t_output, t_h_n)`, and t_c_n of an LSTM."""
+    """J u: `(t_output, t_h_n)`, and `t_c_n, t_cells` of an LSTM."""
 
     generate_vmap_rule = True
 
@@ -246,7 +259,8 @@ class Tangent(Function):
         tangents = _Tangents(layer, tensors[:count])
         t_h_n, t_c_n = _sweep(layer, saved, tangents, _batch(layer, saved, tangents.h0))
         t_output = _output(layer, tangents.hidden)
-        return (t_output, t_h_n, t_c_n) if layer.cell == "lstm" else (t_output, t_h_n)
+        lstm = layer.cell == "lstm"
+        return (t_output, t_h_n, t_c_n, tangents.cells) if lstm else (t_output, t_h_n)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -258,16 +272,16 @@ class Tangent(Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, d_output, d_h_n, d_c_n=None):
+    def backward(ctx, d_output, d_h_n, d_c_n=None, d_cells=None):
         layer, count = ctx.layer, 3 + len(ctx.layer.stems) * ctx.layer.directions
-        if d_output is None and d_h_n is None and d_c_n is None:
+        v = d_output, d_h_n, d_c_n, d_cells
+        if all(d is None for d in v):
             return (None,) * len(ctx.needs_input_grad)
         needs = ctx.needs_input_grad[1:]
         plan = _Plan(layer, (), needs[:count], _of_arguments(needs[count:]))
         _, first, second = plan.apply(
-            (d_output, d_h_n, d_c_n), (None,) * 3, ctx.saved_tensors[:count],
-            ctx.saved_tensors[count:],
-        )  # fmt: skip
+            v, (None,) * _RESULTS, ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        )
         return None, *first, *_as_saved(second)
 
     @staticmethod
@@ -283,13 +297,14 @@ class Gradients(Function):
     @staticmethod
     @_no_autocast
     def forward(layer, *tensors):
-        saved = Saved(layer, _without_biases(layer, tensors[3:]))
-        return tuple(d for d in gradients(layer, saved, layer.needs, *tensors[:3]) if d is not None)
+        v, saved = tensors[:_RESULTS], Saved(layer, _without_biases(layer, tensors[_RESULTS:]))
+        return tuple(d for d in gradients(layer, saved, layer.needs, *v) if d is not None)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.layer = inputs[0]
-        tensors = *inputs[1:4], *_without_biases(ctx.layer, inputs[4:])
+        begin = 1 + _RESULTS
+        tensors = *inputs[1:begin], *_without_biases(ctx.layer, inputs[begin:])
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
         ctx.set_materialize_grads(False)
@@ -301,16 +316,19 @@ class Gradients(Function):
         u = iter(u)
         tangents = [next(u) if needed else None for needed in ctx.layer.needs]
         needs = ctx.needs_input_grad[1:]
-        plan = _Plan(ctx.layer, needs[:3], (), _of_arguments(needs[3:]))
+        plan = _Plan(ctx.layer, needs[:_RESULTS], (), _of_arguments(needs[_RESULTS:]))
         tensors = ctx.saved_tensors
-        results, _, second = plan.apply(tensors[:3], (None,) * 3, tangents, tensors[3:])
+        results, _, second = plan.apply(
+            tensors[:_RESULTS], (None,) * _RESULTS, tangents, tensors[_RESULTS:]
+        )
         return None, *results, *_as_saved(second)
 
     @staticmethod
     def jvp(ctx, _, *tangents):
-        v, u, tensors = tangents[:3], _of_arguments(tangents[3:]), ctx.saved_tensors
+        v, u = tangents[:_RESULTS], _of_arguments(tangents[_RESULTS:])
+        tensors = ctx.saved_tensors
         plan = _Plan(ctx.layer, (), (), ctx.layer.needs)
-        second = plan.apply(tensors[:3], v, u, tensors[3:])[2]
+        second = plan.apply(tensors[:_RESULTS], v, u, tensors[_RESULTS:])[2]
         return tuple(d for d in second if d is not None)
 
 
@@ -338,7 +356,7 @@ class _Plan:
     """Which results of the second-order sweeps are wanted: one flag for each tensor."""
 
     layer: Layer
-    results: tuple  # J u: t_output, t_h_n, t_c_n
+    results: tuple  # J u: t_output, t_h_n, t_c_n, t_cells
     first: tuple  # J^T v: of input, h0, c0, *params
     second: tuple  # the derivative of J^T v, of the same
 
@@ -362,14 +380,16 @@ class _Second(Function):
     @_no_autocast
     def forward(plan, *tensors):
         layer = plan.layer
-        v, t_v, count = tensors[:3], tensors[3:6], 9 + len(layer.stems) * layer.directions
-        t, s = _Tangents(layer, tensors[6:count]), Saved(layer, tensors[count:])
-        batch = _batch(layer, s, *v[1:], *t_v[1:], t.h0)
+        v, t_v, begin = tensors[:_RESULTS], tensors[_RESULTS : 2 * _RESULTS], 2 * _RESULTS
+        count = begin + 3 + len(layer.stems) * layer.directions
+        t, s = _Tangents(layer, tensors[begin:count]), Saved(layer, tensors[count:])
+        batch = _batch(layer, s, *v[1:3], *t_v[1:3], t.h0)
         sizes = s.batch_sizes, batch, s.h0, s.c0, s.gates, s.hidden, s.cells, s.w_hh, s.w_hr
         t_h_n, t_c_n = _sweep(layer, s, t, batch)
         results = [
             flag and value() for flag, value in zip(
-                plan.results, (lambda: _output(layer, t.hidden), lambda: t_h_n, lambda: t_c_n)
+                plan.results,
+                (lambda: _output(layer, t.hidden), lambda: t_h_n, lambda: t_c_n, lambda: t.cells),
             )
         ]  # fmt: skip
         flat = [value for flag, value in zip(plan.results, results) if flag]
@@ -445,7 +465,7 @@ def _products_tangent(plan, saved, tangents, values, t_values, batch):
         if needed and known.get(stem) is not None:
             wanted[i // each * 4 + _PRODUCTS.index(stem)] = True
     if w_ih or any(wanted):
-        input = None if t.input is None else t.input.reshape(rows, -1)
+        input = None if t.input is None else t.input.reshape(rows, t.input.shape[-1])
         more, products = _ops.layer_gradients(
             layer.cell[:4].rstrip("_"), d_gates, s.batch_sizes, batch, input, t.hidden, t.h0, w_ih,
             wanted,

@@ -26,6 +26,11 @@ layer_gradients = torch.ops.fastrnn.layer_gradients.default
 layer_tangent = torch.ops.fastrnn.layer_tangent.default
 layer_backward = torch.ops.fastrnn.layer_backward.default
 layer_backward_tangent = torch.ops.fastrnn.layer_backward_tangent.default
+quantized_forward = torch.ops.fastrnn.quantized_forward.default
+extended_forward = torch.ops.fastrnn.extended_forward.default
+extended_backward = torch.ops.fastrnn.extended_backward.default
+segments = torch.ops.fastrnn.segments.default
+gather_rows = torch.ops.fastrnn.gather_rows.default
 
 cpu_targets = _C.cpu_targets
 cpu_target = _C.cpu_target
@@ -141,8 +146,11 @@ def _(input, batch_sizes, h0, params, has_biases, bidirectional, nonlinearity, s
 
 
 @torch.library.register_fake("fastrnn::lstm_backward")
-def _(d_output, d_h_n, d_c_n, batch_sizes, c0, gates, cells, params, has_biases, bidirectional):
-    layer = _Layer("lstm", 4, params, has_biases, bidirectional, (gates, cells, d_output))
+def _(
+    d_output, d_h_n, d_c_n, d_cells, batch_sizes, c0, gates, cells, params, has_biases,
+    bidirectional,
+):  # fmt: skip
+    layer = _Layer("lstm", 4, params, has_biases, bidirectional, (gates, cells, d_output, d_cells))
     batch = layer.batch(batch_sizes, d_output, c0, d_h_n, d_c_n)
     d, rows, h, p = layer.directions, gates.shape[1], layer.hidden_size, layer.state_size
     return (
@@ -222,7 +230,8 @@ def _(
 
 @torch.library.register_fake("fastrnn::layer_backward")
 def _(
-    cell, d_output, d_h_n, d_c_n, batch_sizes, batch, h0, c0, gates, hidden, cells, w_hh, w_hr
+    cell, d_output, d_h_n, d_c_n, d_cells, batch_sizes, batch, h0, c0, gates, hidden, cells, w_hh,
+    w_hr,
 ):  # fmt: skip
     layer = _SavedLayer(cell, batch, hidden, cells, w_hh, w_hr)
     return (
@@ -237,8 +246,9 @@ def _(
 
 @torch.library.register_fake("fastrnn::layer_backward_tangent")
 def _(
-    cell, t_d_output, t_d_h_n, t_d_c_n, through_w_hh, through_w_hr, t_h0, t_c0, t_gates, t_hidden,
-    t_cells, d_cell_h, d_cell_c, batch_sizes, batch, h0, c0, gates, hidden, cells, w_hh, w_hr,
+    cell, t_d_output, t_d_h_n, t_d_c_n, t_d_cells, through_w_hh, through_w_hr, t_h0, t_c0, t_gates,
+    t_hidden, t_cells, d_cell_h, d_cell_c, batch_sizes, batch, h0, c0, gates, hidden, cells, w_hh,
+    w_hr,
 ):  # fmt: skip
     layer = _SavedLayer(cell, batch, hidden, cells, w_hh, w_hr)
     return (
@@ -247,3 +257,122 @@ def _(
         layer.c_state(),
         layer.rows_of(layer.state_size, layer.proj),
     )
+
+
+@torch.library.register_fake("fastrnn::quantized_forward")
+def _(
+    cell, input, batch_sizes, h0, c0, params, hidden_size, proj_size, bidirectional
+):  # fmt: skip
+    directions, size = 2 if bidirectional else 1, proj_size or hidden_size
+    if h0 is not None:
+        batch = h0.shape[1]
+    elif batch_sizes is None:
+        batch = input.shape[1]
+    elif type(batch_sizes) is Tensor and batch_sizes.device.type == "cpu":
+        batch = int(batch_sizes[0])
+    else:
+        batch = torch.library.get_ctx().new_dynamic_size()
+    return (
+        input.new_empty((*input.shape[:-1], directions * size)),
+        input.new_empty((directions, batch, size)),
+        input.new_empty((directions, batch, hidden_size) if cell == "lstm" else (0,)),
+    )
+
+
+_EXTENDED_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+_EXTENDED_SAVED = {"lstm": 4, "gru": 4, "rnn_tanh": 1, "rnn_relu": 1}
+
+
+def _extended_sizes(op, cell, like, w_hh):
+    _check(
+        cell in _EXTENDED_GATES,
+        lambda: f"{op}: expected cell {', '.join(_EXTENDED_GATES)}, got {cell}",
+    )
+    size = w_hh.shape[2]
+    gates = _EXTENDED_GATES[cell]
+    _check(
+        w_hh.shape[1] == gates * size,
+        lambda: (
+            f"{op}: expected w_hh of shape (directions, {gates}*hidden_size, hidden_size), "
+            f"got {tuple(w_hh.shape)}"
+        ),
+    )
+    return like.shape[0], like.shape[1], size, gates * size
+
+
+@torch.library.register_fake("fastrnn::extended_forward")
+def _(
+    cell, norm, gates_x, batch_sizes, batch, h0, c0, w_hh, bias, gain, cell_gain, cell_bias,
+    h_scale, seed, layer, rates, eps, save,
+):  # fmt: skip
+    d, n, h, gh = _extended_sizes("extended_forward", cell, gates_x, w_hh)
+    _check(
+        gates_x.shape[2] == gh,
+        lambda: (
+            f"extended_forward: expected gates_x of shape ({d}, {n}, {gh}), "
+            f"got {tuple(gates_x.shape)}"
+        ),
+    )
+
+    def empty(*shape, exists=True):
+        return gates_x.new_empty(shape if exists else (0,))
+
+    lstm, normalises = cell == "lstm", save and norm != "none"
+    compute = torch.float64 if gates_x.dtype is torch.float64 else torch.float32
+    return (
+        empty(n, d * h),
+        empty(d, batch, h),
+        empty(d, batch, h, exists=lstm),
+        empty(d, n, _EXTENDED_SAVED[cell] * h, exists=save),
+        empty(d, n, h, exists=save),
+        empty(d, n, h, exists=save and lstm),
+        empty(d, n, gh, exists=normalises),
+        gates_x.new_empty((d, n) if normalises else (0,), dtype=compute),
+    )
+
+
+@torch.library.register_fake("fastrnn::extended_backward")
+def _(
+    cell, norm, d_output, d_h_n, d_c_n, batch_sizes, batch, h0, c0, gates, hidden, cells, normed,
+    rstd, w_hh, has_bias, gain, cell_gain, cell_bias, h_scale, seed, layer, rates, eps,
+):  # fmt: skip
+    d, n, h, gh = _extended_sizes("extended_backward", cell, gates, w_hh)
+
+    def empty(*shape, exists=True):
+        return gates.new_empty(shape if exists else (0,))
+
+    lstm = cell == "lstm"
+    apart = norm == "recurrent" or (cell == "gru" and norm == "none")
+    return (
+        empty(d, n, gh),
+        empty(d, n, gh, exists=apart),
+        empty(d, batch, h),
+        empty(d, batch, h, exists=lstm),
+        empty(d, gh, exists=has_bias),
+        empty(d, gh, exists=norm != "none"),
+        empty(d, h, exists=cell_gain is not None),
+        empty(d, h, exists=cell_gain is not None),
+    )
+
+
+@torch.library.register_fake("fastrnn::segments")
+def _(resets, lengths, seq_len, batch):
+    """How many segments there are, how long the longest is and, with lengths, how many rows they
+    have depend on values."""
+    like = resets if lengths is None else lengths
+    context = torch.library.get_ctx()
+    longest, segments = context.new_dynamic_size(), context.new_dynamic_size()
+    rows = seq_len * batch if lengths is None else context.new_dynamic_size()
+
+    def indices(*size):
+        return like.new_empty(size, dtype=torch.int64)
+
+    return (
+        indices(longest), indices(1, rows), indices(1, seq_len * batch), indices(segments),
+        indices(2, segments), indices(2, batch), indices(2, batch), indices(2, segments),
+    )  # fmt: skip
+
+
+@torch.library.register_fake("fastrnn::gather_rows")
+def _(inputs, index):
+    return [t.new_empty((t.shape[0], index.shape[1], t.shape[2])) for t in inputs]

@@ -9,6 +9,11 @@ every state, so that the steps of packed data stay what they are, with V times a
 import torch
 
 
+def is_absent(tensor):
+    """Whether a tensor of an operator stands for nothing: size 0 and one dimension."""
+    return tensor.dim() == 1 and tensor.shape[0] == 0
+
+
 def fold(tensor, dim, size):
     """`[..., R, C]`, mapped over dimension `dim` or, with None, the same for all: `[..., R*V, C]`.
 

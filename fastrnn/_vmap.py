@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fastrnn import _ops
-from fastrnn._rows import fold, previous, unfold
+from fastrnn._rows import fold, is_absent, previous, unfold
 
 
 def _is_mapped(dims):
@@ -27,10 +27,12 @@ def one_by_one(call, size, in_dims, arguments):
             value if dim is None else value.select(dim, index) for value, dim in zip(flat, dims)
         ]
         results.append(call(*pytree.tree_unflatten(member, spec)))
+    first = [value is None or is_absent(value) for value in results[0]]
     stacked = tuple(
-        None if values[0] is None else torch.stack(values) for values in zip(*results, strict=True)
+        values[0] if absent else torch.stack(values)
+        for absent, values in zip(first, zip(*results, strict=True))
     )
-    return stacked, tuple(None if result is None else 0 for result in stacked)
+    return stacked, tuple(None if absent else 0 for absent in first)
 
 
 def _by_rows(op):
@@ -76,6 +78,29 @@ for _op in (
     _ops.layer_backward_tangent,
 ):
     _by_rows(_op)
+
+
+@torch.library.register_vmap("fastrnn::segments")
+def _(info, in_dims, *arguments):
+    raise RuntimeError(
+        "fastrnn: expected the same resets and lengths for all samples of vmap, got mapped ones"
+    )
+
+
+@torch.library.register_vmap("fastrnn::gather_rows")
+def _(info, in_dims, inputs, index):
+    """Whole rows move: a mapped dimension goes beside their columns."""
+    dims, index_dim = in_dims
+    if index_dim is not None:
+        raise RuntimeError(
+            "fastrnn: expected the same index for all samples of vmap, got mapped ones"
+        )
+    folded = [t if d is None else t.movedim(d, -2).flatten(-2) for t, d in zip(inputs, dims)]
+    results = _ops.gather_rows(folded, index)
+    return (
+        [r if d is None else r.unflatten(-1, (info.batch_size, -1)) for r, d in zip(results, dims)],
+        [None if d is None else 2 for d in dims],
+    )
 
 
 @torch.library.register_vmap("fastrnn::layer_gradients")

@@ -27,6 +27,26 @@ Common to all functions
         of dimensions or another dtype than the weights; AttributeError, IndexError or TypeError
         where an argument is no tensor or hx no pair: the types that torch.nn raises.
 
+Common to `lstm`, `gru` and `rnn`, on padded input (docs/beyond.md has examples)
+    resets: bool `[T, B]`, `[B, T]` if batch_first. Where it is true at step t, the state before
+        that step is zero, in every layer: h_(t-1) = 0, c_(t-1) = 0 (the recurrent policies of
+        Kapturowski et al. 2019, "Recurrent Experience Replay in Distributed Reinforcement
+        Learning", and of CleanRL). This is calling the function on each piece of a sequence between
+        resets: hx belongs to the first piece, final states are the last one's. The second direction
+        has the same pieces: there hx belongs to the last, and the first has the final state.
+    reset_to: "zeros", or "hx": every piece of both directions starts from hx, whose gradient sums
+        over them.
+    lengths: int64 `[B]` from 0 to T, on any device: what pack_padded_sequence of torch.nn does.
+        Outputs behind a length are zero, final states are those at it (the initial ones at
+        0), the second direction starts there. What is behind a length is not read. On devices
+        other than the CPU nothing waits for the device, and lengths count as at most T.
+    return_states: a third result, every step's `States`.
+    raises: ValueError where reset_to is neither, or input is packed; TypeError where resets or
+        lengths are no tensors; RuntimeError where their shape, dtype or values do not fit, or where
+        return_states is asked of a device or dtype without kernels.
+    derivatives: all of them, of h and c in States too. resets and lengths are the same for all
+        samples of a vmap. Dropout draws the same number of values, for other elements.
+
 `params` has, for each layer and each direction of it, `w_ih [G*H, I]` (`[G*H, D*P]` after the first
 layer), `w_hh [G*H, P]`, `b_ih [G*H]` and `b_hh [G*H]` if has_biases, `w_hr [P, H]` if projected:
 the order of `torch.nn.LSTM(...).parameters()`. G is 4 for LSTM (rows i, f, g, o), 3 for GRU
@@ -39,9 +59,10 @@ from typing import NamedTuple
 import torch
 from torch import _VF, Tensor
 
-from fastrnn import _autograd, _ops
+from fastrnn import _autograd, _checkpoint, _ops, _options
+from fastrnn._options import States
 
-__all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
+__all__ = ["States", "gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 
 
 class _Cell(NamedTuple):
@@ -52,14 +73,17 @@ class _Cell(NamedTuple):
     layer: object
     torch_stack: object
     torch_cell: object
+    kind: str  # with the nonlinearity
 
 
-_LSTM = _Cell("lstm", 4, _autograd.lstm_layer, _VF.lstm, _VF.lstm_cell)
-_GRU = _Cell("gru", 3, _autograd.gru_layer, _VF.gru, _VF.gru_cell)
+_LSTM = _Cell("lstm", 4, _autograd.lstm_layer, _VF.lstm, _VF.lstm_cell, "lstm")
+_GRU = _Cell("gru", 3, _autograd.gru_layer, _VF.gru, _VF.gru_cell, "gru")
 _RNN = {
-    "tanh": _Cell("rnn", 1, partial(_autograd.rnn_layer, "tanh"), _VF.rnn_tanh, _VF.rnn_tanh_cell),
-    "relu": _Cell("rnn", 1, partial(_autograd.rnn_layer, "relu"), _VF.rnn_relu, _VF.rnn_relu_cell),
-}
+    "tanh": _Cell("rnn", 1, partial(_autograd.rnn_layer, "tanh"), _VF.rnn_tanh,
+                  _VF.rnn_tanh_cell, "rnn_tanh"),
+    "relu": _Cell("rnn", 1, partial(_autograd.rnn_layer, "relu"), _VF.rnn_relu,
+                  _VF.rnn_relu_cell, "rnn_relu"),
+}  # fmt: skip
 
 
 def lstm(
@@ -74,7 +98,12 @@ def lstm(
     training: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    checkpoint_every: int | None = None,
+    resets: Tensor | None = None,
+    reset_to: str = "zeros",
+    lengths: Tensor | None = None,
+    return_states: bool = False,
+) -> tuple[Tensor, tuple[Tensor, Tensor]] | tuple[Tensor, tuple[Tensor, Tensor], States]:
     """A stack of long short-term memory layers.
 
     ::
@@ -95,21 +124,30 @@ def lstm(
             draws the random numbers that torch.nn draws.
         batch_sizes: int64 `[T]` on the CPU, never increasing, as of a PackedSequence: input is
             packed, sequences sorted by length, B = batch_sizes[0]. batch_first is then ignored.
+        checkpoint_every: where gradients are recorded, keep the states at every k-th step alone
+            and recompute the rest in backward, a chunk of k steps at a time: memory of k steps
+            instead of all, for the time of one more forward pass. Packed data, resets, lengths,
+            return_states, forward mode and torch.func keep everything, as does a second
+            derivative while it is computed. None: keep everything.
+        resets: bool `[T, B]`, `[B, T]` if batch_first; reset_to: "zeros" or "hx": see above.
+        lengths: int64 `[B]`: see above.
+        return_states: whether a third result is every step's `States`.
 
     Returns:
         `(output, (h_n, c_n))`: output like input with `D*P` features, states like hx.
     """
+    options = _options.of_call("lstm", batch_sizes, resets, reset_to, lengths, return_states)
     if hx is None:
         states = (None, None)
     elif type(hx) is tuple and len(hx) == 2 and hx[0] is not None and hx[1] is not None:
         states = hx
     else:
         states = _lstm_states(hx, 3, batch_sizes is not None)
-    output, states = _stack(
+    output, states, each = _stack(
         _LSTM, input, states, params, num_layers, has_biases, bidirectional, dropout, training,
-        batch_first, batch_sizes,
+        batch_first, batch_sizes, checkpoint_every, options,
     )  # fmt: skip
-    return output, states
+    return (output, states) if each is None else (output, states, each)
 
 
 def gru(
@@ -124,7 +162,12 @@ def gru(
     training: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    checkpoint_every: int | None = None,
+    resets: Tensor | None = None,
+    reset_to: str = "zeros",
+    lengths: Tensor | None = None,
+    return_states: bool = False,
+) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, States]:
     """A stack of gated recurrent unit layers.
 
     ::
@@ -139,17 +182,18 @@ def gru(
     Args:
         input: `[T, B, I]`, `[B, T, I]` if batch_first, or packed rows `[N, I]`.
         hx: `h_0 [L*D, B, H]`, or None for zeros.
-        params, num_layers, has_biases, bidirectional, dropout, training, batch_first, batch_sizes:
-            as of `lstm`.
+        params, num_layers, has_biases, bidirectional, dropout, training, batch_first, batch_sizes,
+            checkpoint_every, resets, reset_to, lengths, return_states: as of `lstm`.
 
     Returns:
         `(output, h_n)`: output like input with `D*H` features, h_n like hx.
     """
-    output, (h_n,) = _stack(
+    options = _options.of_call("gru", batch_sizes, resets, reset_to, lengths, return_states)
+    output, (h_n,), each = _stack(
         _GRU, input, (hx,), params, num_layers, has_biases, bidirectional, dropout, training,
-        batch_first, batch_sizes,
+        batch_first, batch_sizes, checkpoint_every, options,
     )  # fmt: skip
-    return output, h_n
+    return (output, h_n) if each is None else (output, h_n, each)
 
 
 def rnn(
@@ -165,7 +209,12 @@ def rnn(
     training: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    checkpoint_every: int | None = None,
+    resets: Tensor | None = None,
+    reset_to: str = "zeros",
+    lengths: Tensor | None = None,
+    return_states: bool = False,
+) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, States]:
     """A stack of Elman layers: `h_t = tanh(W_ih x_t + b_ih + W_hh h_(t-1) + b_hh)`, or relu of it.
 
     Elman 1990.
@@ -174,8 +223,8 @@ def rnn(
         input: `[T, B, I]`, `[B, T, I]` if batch_first, or packed rows `[N, I]`.
         hx: `h_0 [L*D, B, H]`, or None for zeros.
         nonlinearity: "tanh" or "relu"; anything else is a ValueError.
-        params, num_layers, has_biases, bidirectional, dropout, training, batch_first, batch_sizes:
-            as of `lstm`.
+        params, num_layers, has_biases, bidirectional, dropout, training, batch_first, batch_sizes,
+            checkpoint_every, resets, reset_to, lengths, return_states: as of `lstm`.
 
     Returns:
         `(output, h_n)`: output like input with `D*H` features, h_n like hx.
@@ -183,11 +232,12 @@ def rnn(
     cell = _RNN.get(nonlinearity)
     if cell is None:
         raise ValueError(f"rnn: expected nonlinearity 'tanh' or 'relu', got {nonlinearity!r}")
-    output, (h_n,) = _stack(
+    options = _options.of_call("rnn", batch_sizes, resets, reset_to, lengths, return_states)
+    output, (h_n,), each = _stack(
         cell, input, (hx,), params, num_layers, has_biases, bidirectional, dropout, training,
-        batch_first, batch_sizes,
+        batch_first, batch_sizes, checkpoint_every, options,
     )  # fmt: skip
-    return output, h_n
+    return (output, h_n) if each is None else (output, h_n, each)
 
 
 def lstm_cell(
@@ -272,9 +322,9 @@ def rnn_cell(
 
 def _stack(
     cell, input, states, params, num_layers, has_biases, bidirectional, dropout, training,
-    batch_first, batch_sizes,
+    batch_first, batch_sizes, checkpoint_every, options,
 ):  # fmt: skip
-    """`(output, final states)`. states is `(h0, c0)` or `(h0,)`, with None for zeros."""
+    """`(output, final states, States or None)`. states is `(h0, c0)` or `(h0,)`, of None: zeros."""
     try:
         dtype, narrow = input.dtype, None
         if _autocasts(input):
@@ -292,39 +342,87 @@ def _stack(
     except AttributeError:
         _check_tensors(cell.name, input, states, params)
         raise
+    transposed = batch_first and batch_sizes is None
+    if options is not None:
+        return _stack_with_options(cell, input, states, params, num_layers, has_biases,
+                                   bidirectional, dropout, training, transposed, options, supported,
+                                   narrow)  # fmt: skip
     if not supported:
-        return _torch_stack(cell, input, states, params, has_biases, num_layers, dropout, training,
-                            bidirectional, batch_first, batch_sizes)  # fmt: skip
-    if batch_first and batch_sizes is None:
+        return *_torch_stack(cell, input, states, params, has_biases, num_layers, dropout, training,
+                             bidirectional, batch_first, batch_sizes), None  # fmt: skip
+    if transposed:
         input = input.transpose(0, 1)
+    layer = cell.layer
+    if checkpoint_every is not None:
+        check_checkpoint_every(cell.name, checkpoint_every)
+        layer = partial(_checkpoint.layer, layer, cell.kind, checkpoint_every)
     try:
         if num_layers == 1:
-            output, *states = cell.layer(
-                input, batch_sizes, states, params, has_biases, bidirectional
-            )
+            output, *states = layer(input, batch_sizes, states, params, has_biases, bidirectional)
         else:
-            output, states = _layers(
-                cell.layer, input, batch_sizes, states, params, num_layers, has_biases,
+            output, states, _ = _layers(
+                layer, input, batch_sizes, states, params, num_layers, has_biases,
                 bidirectional, dropout if training else 0.0,
             )  # fmt: skip
     except (AttributeError, RuntimeError, TypeError):
         _check_tensors(cell.name, input, (), params)
         raise
-    if batch_first and batch_sizes is None:
+    if transposed:
         output = output.transpose(0, 1)
     if narrow is not None:
         output, states[0] = output.to(narrow), states[0].to(narrow)
-    return output, tuple(states)
+    return output, tuple(states), None
+
+
+def _stack_with_options(
+    cell, input, states, params, num_layers, has_biases, bidirectional, dropout, training,
+    transposed, options, supported, narrow,
+):  # fmt: skip
+    """What `_stack` does where more is asked for than a plain layer."""
+    if transposed:
+        input = input.transpose(0, 1)
+    options = _options.check(cell.name, options, *input.shape[:2], transposed)
+    if options.return_states and not supported:
+        raise RuntimeError(
+            f"{cell.name}: expected input of a device and dtype that fastrnn has kernels for with "
+            f"return_states, got {input.dtype} on {input.device}"
+        )
+
+    def run(input, batch_sizes, states, layer, keep):
+        if not supported:
+            return *_torch_stack(cell, input, states, params, has_biases, num_layers, dropout,
+                                 training, bidirectional, False, batch_sizes), []  # fmt: skip
+        return _layers(layer, input, batch_sizes, states, params, num_layers, has_biases,
+                       bidirectional, dropout if training else 0.0, keep)  # fmt: skip
+
+    try:
+        output, states, each = _options.apply(
+            options, run, cell.layer, input, states, 2 if bidirectional else 1, supported
+        )
+    except (AttributeError, RuntimeError, TypeError):
+        _check_tensors(cell.name, input, (), params)
+        raise
+    if narrow is not None:
+        output, states[0] = output.to(narrow), states[0].to(narrow)
+        each = each and each._replace(hidden=each.hidden.to(narrow))
+    if transposed:
+        output = output.transpose(0, 1)
+        each = each and States(*(None if t is None else t.transpose(1, 2) for t in each))
+    return output, tuple(states), each
 
 
 def _layers(
-    layer, input, batch_sizes, states, params, num_layers, has_biases, bidirectional, dropout
-):
-    """Several layers, with dropout between them."""
+    layer, input, batch_sizes, states, params, num_layers, has_biases, bidirectional, dropout,
+    keep=False,
+):  # fmt: skip
+    """Layers with dropout between them: `(output, final states, kept)`.
+
+    kept: if keep, `(output before dropout, cells, gates)` of each layer.
+    """
     directions = 2 if bidirectional else 1
     per_layer = len(params) // num_layers
     initial = [[None] * num_layers if s is None else s.split(directions) for s in states]
-    finals = []
+    finals, kept = [], []
     for index in range(num_layers):
         input, *final = layer(
             input,
@@ -333,11 +431,17 @@ def _layers(
             params[index * per_layer : (index + 1) * per_layer],
             has_biases,
             bidirectional,
+            keep,
         )
+        if keep:
+            *final, cells, gates = final
+            kept.append((input, cells, gates))
         finals.append(final)
         if dropout and index < num_layers - 1:
             input = torch.dropout(input, dropout, True)
-    return input, [torch.cat(state) for state in zip(*finals, strict=True)]
+    if num_layers == 1:
+        return input, finals[0], kept
+    return input, [torch.cat(state) for state in zip(*finals, strict=True)], kept
 
 
 def _step(cell, input, states, w_ih, w_hh, b_ih, b_hh):
@@ -390,6 +494,14 @@ def _step(cell, input, states, w_ih, w_hh, b_ih, b_hh):
 
 
 # -- Checks: of whole stacks here, of one layer's parameters in the operators -------------------
+
+
+def check_checkpoint_every(name, every):
+    """Raises unless it is None or a number of steps."""
+    if every is not None and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
+        raise ValueError(
+            f"{name}: expected checkpoint_every to be None or steps > 0, got {every!r}"
+        )
 
 
 def _check_stack(

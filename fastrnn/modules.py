@@ -15,7 +15,8 @@ from typing import overload
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import functional
+from fastrnn import _options, functional
+from fastrnn.functional import States
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -45,8 +46,11 @@ def _attribute(module, name):
         raise
 
 
-def _forward(module, run, input, hx, **options):
+def _forward(module, run, input, hx, resets, reset_to, lengths, return_states, **options):
     """What the forward of all layers does: run on padded, packed or unbatched input."""
+    if resets is not None or lengths is not None or return_states or reset_to != "zeros":
+        options |= {"resets": resets, "reset_to": reset_to, "lengths": lengths}
+        options["return_states"] = return_states
     pair = module.mode == "LSTM"
     weights = _weights(module, module._flat_weights_names)
     options["num_layers"] = module.num_layers
@@ -54,7 +58,9 @@ def _forward(module, run, input, hx, **options):
     options["bidirectional"] = module.bidirectional
     options["dropout"] = module.dropout
     options["training"] = module.training
+    options["checkpoint_every"] = module.checkpoint_every
     if isinstance(input, PackedSequence):
+        # With options, run raises.
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if hx is not None and sorted_indices is not None:
             hx = module.permute_hidden(hx, sorted_indices)
@@ -64,9 +70,14 @@ def _forward(module, run, input, hx, **options):
     if isinstance(input, Tensor) and input.dim() == 2:
         if hx is not None:
             hx = _unsqueeze_states(module, hx, pair)
-        output, hx = run(input.unsqueeze(1), hx, weights, **options)
+        if "resets" in options:
+            options["resets"], options["lengths"] = _options.unbatched(
+                module._get_name().lower(), resets, lengths
+            )
+        output, hx, *each = run(input.unsqueeze(1), hx, weights, **options)
         hx = (hx[0].squeeze(1), hx[1].squeeze(1)) if pair else hx.squeeze(1)
-        return output.squeeze(1), hx
+        each = [States(*(None if t is None else t.squeeze(2) for t in s)) for s in each]
+        return output.squeeze(1), hx, *each
     return run(input, hx, weights, batch_first=module.batch_first, **options)
 
 
@@ -97,6 +108,9 @@ class LSTM(nn.RNNBase):
         bidirectional: whether each layer has a second direction, from the end. Default: False
         proj_size: if > 0, h is projected to this size. Default: 0
         device, dtype: of the parameters.
+        checkpoint_every: k, to keep the states at every k-th step alone in training and recompute
+            the rest in backward; see `fastrnn.functional.lstm`. It is an attribute too, which may
+            be changed at any time. Default: None
 
     Call: `output, (h_n, c_n) = lstm(input, (h_0, c_0))`; without states, zeros.
         input: `(seq_len, batch, input_size)`, see batch_first; `(seq_len, input_size)` without a
@@ -105,6 +119,10 @@ class LSTM(nn.RNNBase):
         c_0, c_n: `(num_layers*directions, batch, hidden_size)`.
         output: like input, with `directions*(proj_size or hidden_size)` features.
 
+    Keywords of the call beyond torch.nn's, as of `fastrnn.functional`: `resets` `(seq_len, batch)`,
+    see batch_first, or `(seq_len)` without a batch; `reset_to`; `lengths` `(batch)`, or `()`;
+    `return_states`: then `output, (h_n, c_n), states`. Not with a PackedSequence (ValueError).
+
     Raises what torch.nn.LSTM raises, for the same mistakes. Dtypes, devices, errors and equations:
     see `fastrnn.functional` and `fastrnn.functional.lstm`.
 
@@ -112,6 +130,8 @@ class LSTM(nn.RNNBase):
     `weight_hr_l[k]`, with `_reverse` appended for the second direction; rows in the order
     i, f, g, o.
     """
+
+    checkpoint_every: int | None = None
 
     @overload
     def __init__(
@@ -126,13 +146,17 @@ class LSTM(nn.RNNBase):
         proj_size: int = 0,
         device=None,
         dtype=None,
+        *,
+        checkpoint_every: int | None = None,
     ) -> None: ...
 
     @overload
     def __init__(self, *args, **kwargs) -> None: ...
 
     def __init__(self, *args, **kwargs):
+        checkpoint_every = kwargs.pop("checkpoint_every", None)
         super().__init__("LSTM", *args, **kwargs)
+        _set_checkpoint_every(self, checkpoint_every)
 
     # The next three are part of torch.nn.LSTM's surface: subclasses call and override them.
 
@@ -171,9 +195,11 @@ class LSTM(nn.RNNBase):
         self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
 
-    def forward(self, input, hx=None):
+    def forward(
+        self, input, hx=None, *, resets=None, reset_to="zeros", lengths=None, return_states=False
+    ):
         """Runs the layers; see the class."""
-        return _forward(self, functional.lstm, input, hx)
+        return _forward(self, functional.lstm, input, hx, resets, reset_to, lengths, return_states)
 
 
 class GRU(nn.RNNBase):
@@ -181,15 +207,17 @@ class GRU(nn.RNNBase):
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device,
-            dtype: as of `LSTM`.
+            dtype, checkpoint_every: as of `LSTM`.
 
-    Call: `output, h_n = gru(input, h_0)`; without h_0, zeros. Shapes as of `LSTM`.
+    Call: `output, h_n = gru(input, h_0)`; without h_0, zeros. Shapes and keywords as of `LSTM`.
 
     Raises what torch.nn.GRU raises, for the same mistakes. Dtypes, devices, errors and equations:
     see `fastrnn.functional` and `fastrnn.functional.gru`.
 
     Attributes: as of `LSTM`; rows in the order r, z, n.
     """
+
+    checkpoint_every: int | None = None
 
     @overload
     def __init__(
@@ -203,6 +231,8 @@ class GRU(nn.RNNBase):
         bidirectional: bool = False,
         device=None,
         dtype=None,
+        *,
+        checkpoint_every: int | None = None,
     ) -> None: ...
 
     @overload
@@ -210,7 +240,9 @@ class GRU(nn.RNNBase):
 
     def __init__(self, *args, **kwargs):
         _refuse_proj_size(kwargs)
+        checkpoint_every = kwargs.pop("checkpoint_every", None)
         super().__init__("GRU", *args, **kwargs)
+        _set_checkpoint_every(self, checkpoint_every)
 
     @overload
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
@@ -220,9 +252,11 @@ class GRU(nn.RNNBase):
         self, input: PackedSequence, hx: Tensor | None = None
     ) -> tuple[PackedSequence, Tensor]: ...
 
-    def forward(self, input, hx=None):
+    def forward(
+        self, input, hx=None, *, resets=None, reset_to="zeros", lengths=None, return_states=False
+    ):
         """Runs the layers; see the class."""
-        return _forward(self, functional.gru, input, hx)
+        return _forward(self, functional.gru, input, hx, resets, reset_to, lengths, return_states)
 
 
 class RNN(nn.RNNBase):
@@ -231,15 +265,17 @@ class RNN(nn.RNNBase):
     Args:
         input_size, hidden_size, num_layers: as of `LSTM`.
         nonlinearity: 'tanh' or 'relu'; by position it comes after num_layers. Default: 'tanh'
-        bias, batch_first, dropout, bidirectional, device, dtype: as of `LSTM`.
+        bias, batch_first, dropout, bidirectional, device, dtype, checkpoint_every: as of `LSTM`.
 
-    Call: `output, h_n = rnn(input, h_0)`; without h_0, zeros. Shapes as of `LSTM`.
+    Call: `output, h_n = rnn(input, h_0)`; without h_0, zeros. Shapes and keywords as of `LSTM`.
 
     Raises what torch.nn.RNN raises, for the same mistakes. Dtypes, devices, errors and equations:
     see `fastrnn.functional` and `fastrnn.functional.rnn`.
 
     Attributes: as of `LSTM`.
     """
+
+    checkpoint_every: int | None = None
 
     @overload
     def __init__(
@@ -254,6 +290,8 @@ class RNN(nn.RNNBase):
         bidirectional: bool = False,
         device=None,
         dtype=None,
+        *,
+        checkpoint_every: int | None = None,
     ) -> None: ...
 
     @overload
@@ -270,7 +308,9 @@ class RNN(nn.RNNBase):
             raise ValueError(
                 f"rnn: expected nonlinearity 'tanh' or 'relu', got {self.nonlinearity!r}"
             )
+        checkpoint_every = kwargs.pop("checkpoint_every", None)
         super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
+        _set_checkpoint_every(self, checkpoint_every)
 
     @overload
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
@@ -280,10 +320,21 @@ class RNN(nn.RNNBase):
         self, input: PackedSequence, hx: Tensor | None = None
     ) -> tuple[PackedSequence, Tensor]: ...
 
-    def forward(self, input, hx=None):
+    def forward(
+        self, input, hx=None, *, resets=None, reset_to="zeros", lengths=None, return_states=False
+    ):
         """Runs the layers; see the class."""
         nonlinearity = "relu" if self.mode == "RNN_RELU" else "tanh"
-        return _forward(self, functional.rnn, input, hx, nonlinearity=nonlinearity)
+        return _forward(
+            self, functional.rnn, input, hx, resets, reset_to, lengths, return_states,
+            nonlinearity=nonlinearity,
+        )  # fmt: skip
+
+
+def _set_checkpoint_every(module, every):
+    functional.check_checkpoint_every(module._get_name().lower(), every)
+    if every is not None:  # else the class has it: instances have the attributes of torch.nn's
+        module.checkpoint_every = every
 
 
 def _refuse_proj_size(kwargs):

@@ -40,12 +40,18 @@ def lstm_cell(
     """
     if hx is None:
         hx = input.new_zeros(len(input), w_hh.shape[1]), input.new_zeros(len(input), len(w_ih) // 4)
-    h, c = hx
+    return _lstm_step(input, hx, w_ih, w_hh, b_ih, b_hh, w_hr)[0]
+
+
+def _lstm_step(input, states, w_ih, w_hh, b_ih, b_hh, w_hr):
+    """`((h', c'), gates)`."""
+    h, c = states
     gates = _affine(input, w_ih, b_ih) + _affine(h, w_hh, b_hh)
     i, f, g, o = gates.chunk(4, 1)
-    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    h = torch.sigmoid(o) * torch.tanh(c)
-    return (h if w_hr is None else h @ w_hr.t()), c
+    i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
+    c = f * c + i * g
+    h = o * torch.tanh(c)
+    return ((h if w_hr is None else h @ w_hr.t()), c), torch.cat([i, f, g, o], 1)
 
 
 def gru_cell(
@@ -66,11 +72,16 @@ def gru_cell(
         h' = (1 - z) * n + z * h
     """
     h = input.new_zeros(len(input), w_hh.shape[1]) if hx is None else hx
+    return _gru_step(input, h, w_ih, w_hh, b_ih, b_hh)[0]
+
+
+def _gru_step(input, h, w_ih, w_hh, b_ih=None, b_hh=None):
+    """`(h', gates)`."""
     ir, iz, i_n = _affine(input, w_ih, b_ih).chunk(3, 1)
     hr, hz, hn = _affine(h, w_hh, b_hh).chunk(3, 1)
     r, z = torch.sigmoid(ir + hr), torch.sigmoid(iz + hz)
     n = torch.tanh(i_n + r * hn)
-    return n + z * (h - n)
+    return n + z * (h - n), torch.cat([r, z, n], 1)
 
 
 def rnn_cell(
@@ -99,17 +110,22 @@ def lstm(
     bidirectional: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """A stack of LSTM layers: `(output, (h_n, c_n))`."""
+    resets: Tensor | None = None,
+    reset_to: str = "zeros",
+    lengths: Tensor | None = None,
+    return_states: bool = False,
+) -> tuple:
+    """A stack of LSTM layers: `(output, (h_n, c_n))`; `(hidden, cells, gates)` if return_states."""
     proj = len(params) == num_layers * (1 + bidirectional) * (5 if has_biases else 3)
 
     def step(x, states, w_ih, w_hh, *rest):
         b_ih, b_hh = rest[:2] if has_biases else (None, None)
-        return lstm_cell(x, states, w_ih, w_hh, b_ih, b_hh, rest[-1] if proj else None)
+        return _lstm_step(x, states, w_ih, w_hh, b_ih, b_hh, rest[-1] if proj else None)
 
     sizes = params[1].shape[1], len(params[0]) // 4
-    layout = num_layers, bidirectional, batch_first, batch_sizes
-    return _stack(step, input, hx, sizes, params, *layout)
+    layout = num_layers, bidirectional, batch_first, batch_sizes, resets, reset_to, lengths
+    output, finals, states = _stack(step, input, hx, sizes, params, *layout)
+    return (output, finals, states) if return_states else (output, finals)
 
 
 def gru(
@@ -122,16 +138,21 @@ def gru(
     bidirectional: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """A stack of GRU layers: `(output, h_n)`."""
+    resets: Tensor | None = None,
+    reset_to: str = "zeros",
+    lengths: Tensor | None = None,
+    return_states: bool = False,
+) -> tuple:
+    """A stack of GRU layers: `(output, h_n)`, and `(hidden, None, gates)` if return_states."""
 
     def step(x, states, *weights):
-        return (gru_cell(x, *states, *weights),)
+        h, gates = _gru_step(x, *states, *weights)
+        return (h,), gates
 
-    layout = num_layers, bidirectional, batch_first, batch_sizes
+    layout = num_layers, bidirectional, batch_first, batch_sizes, resets, reset_to, lengths
     hx = None if hx is None else (hx,)
-    output, (h_n,) = _stack(step, input, hx, (params[1].shape[1],), params, *layout)
-    return output, h_n
+    output, (h_n,), states = _stack(step, input, hx, (params[1].shape[1],), params, *layout)
+    return (output, h_n, states) if return_states else (output, h_n)
 
 
 def rnn(
@@ -145,16 +166,20 @@ def rnn(
     bidirectional: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """A stack of Elman layers: `(output, h_n)`."""
+    resets: Tensor | None = None,
+    reset_to: str = "zeros",
+    lengths: Tensor | None = None,
+    return_states: bool = False,
+) -> tuple:
+    """A stack of Elman layers: `(output, h_n)`, and `(hidden, None, None)` if return_states."""
 
     def step(x, states, *weights):
-        return (rnn_cell(x, *states, *weights, nonlinearity=nonlinearity),)
+        return (rnn_cell(x, *states, *weights, nonlinearity=nonlinearity),), None
 
-    layout = num_layers, bidirectional, batch_first, batch_sizes
+    layout = num_layers, bidirectional, batch_first, batch_sizes, resets, reset_to, lengths
     hx = None if hx is None else (hx,)
-    output, (h_n,) = _stack(step, input, hx, (params[1].shape[1],), params, *layout)
-    return output, h_n
+    output, (h_n,), states = _stack(step, input, hx, (params[1].shape[1],), params, *layout)
+    return (output, h_n, states) if return_states else (output, h_n)
 
 
 def _affine(x, weight, bias):
@@ -162,48 +187,98 @@ def _affine(x, weight, bias):
     return product if bias is None else product + bias
 
 
-def _stack(step, input, hx, sizes, params, num_layers, bidirectional, batch_first, batch_sizes):
-    """Layers over directions over steps. Rows are packed, `[N, ...]`, from here on."""
+def _stack(
+    step, input, hx, sizes, params, num_layers, bidirectional, batch_first, batch_sizes, resets,
+    reset_to, lengths,
+):  # fmt: skip
+    """Layers over directions over steps. Rows are packed, `[N, ...]`, from here on.
+
+    `(output, final states, (hidden, cells, gates))`, the last `[L*D, T, B, ...]` or None.
+    """
     if batch_sizes is None:
         input = input.transpose(0, 1) if batch_first else input
         seq_len, batch = input.shape[:2]
         counts = [batch] * seq_len
+        resets = resets.t() if batch_first and resets is not None else resets
     else:
         counts = batch_sizes.tolist()
+    if lengths is not None:
+        behind = torch.arange(seq_len)[:, None] >= lengths
+        input = input.masked_fill(behind[..., None], 0)
     rows = input.flatten(0, 1) if batch_sizes is None else input
     directions = 2 if bidirectional else 1
     if hx is None:
         hx = [rows.new_zeros(num_layers * directions, counts[0], size) for size in sizes]
     per_direction = len(params) // (num_layers * directions)
-    finals = []
+    finals, kept = [], []
     for layer in range(num_layers):
         outputs = []
         for direction in range(directions):
             index = layer * directions + direction
             weights = params[index * per_direction : (index + 1) * per_direction]
             states = [state[index] for state in hx]
-            output, states = _sweep(step, rows, states, weights, counts, direction == 1)
-            outputs.append(output)
+            begins, active = _begins(resets, lengths, counts, direction == 1)
+            each, states = _sweep(
+                step, rows, states, weights, counts, direction == 1, begins, active, reset_to
+            )
+            outputs.append(each[0])
+            kept.append(each)
             finals.append(states)
         rows = torch.cat(outputs, 1)
-    output = rows if batch_sizes is not None else rows.unflatten(0, (seq_len, batch))
-    if batch_sizes is None and batch_first:
-        output = output.transpose(0, 1)
-    return output, tuple(torch.stack(states) for states in zip(*finals, strict=True))
+    finals = tuple(torch.stack(states) for states in zip(*finals, strict=True))
+    if batch_sizes is not None:
+        return rows, finals, None
+    output, order = (
+        rows.unflatten(0, (seq_len, batch)),
+        (0, 2, 1, 3) if batch_first else (0, 1, 2, 3),
+    )
+
+    def stacked(parts):
+        return torch.stack([part.unflatten(0, (seq_len, batch)) for part in parts]).permute(order)
+
+    hidden, *cells, gates = zip(*kept, strict=True)
+    states = (
+        stacked(hidden),
+        stacked(cells[0]) if cells else None,
+        None if gates[0] is None else stacked(gates),
+    )
+    return output.transpose(0, 1) if batch_first else output, finals, states
 
 
-def _sweep(step, rows, initial, weights, counts, reverse):
-    """One direction of one layer: every step's h in the order of rows, and the final states.
+def _begins(resets, lengths, counts, reverse):
+    """`[T, B]` bool: where a direction's state is reset before its step, and where steps count.
+
+    A reset at step t ends what is before it: in reverse, the state is reset between t and t-1.
+    Resets behind a sequence's end are none.
+    """
+    seq_len, batch = len(counts), counts[0]
+    active = torch.ones(seq_len, batch, dtype=torch.bool)
+    if lengths is not None:
+        active = torch.arange(seq_len)[:, None] < lengths
+    begins = torch.zeros_like(active) if resets is None else resets & active
+    if reverse:
+        begins = torch.cat([begins[1:], torch.zeros_like(begins[:1])])
+    return begins, active
+
+
+def _sweep(step, rows, initial, weights, counts, reverse, begins, active, reset_to):
+    """One direction of one layer: every step's h, c if any, and gates in the order of rows, and the
+    final states.
 
     Step t has the first counts[t] sequences. Forward, a sequence that has ended keeps its state;
     in reverse, one that has not begun still has its initial state.
     """
     inputs = list(rows.split(counts))
-    outputs = [None] * len(counts)
+    kept = [None] * len(counts)
     states = list(initial)
+    start = [s if reset_to == "hx" else torch.zeros_like(s) for s in initial]
     for t in reversed(range(len(counts))) if reverse else range(len(counts)):
         n = counts[t]
-        new = step(inputs[t], [state[:n] for state in states], *weights)
-        outputs[t] = new[0]
+        resets, runs = begins[t, :n, None], active[t, :n, None]
+        before = [torch.where(resets, a[:n], b[:n]) for a, b in zip(start, states, strict=True)]
+        new, gates = step(inputs[t], before, *weights)
+        kept[t] = [None if e is None else torch.where(runs, e, 0) for e in (*new, gates)]
+        new = [torch.where(runs, a, b[:n]) for a, b in zip(new, states, strict=True)]
         states = [torch.cat([a, b[n:]]) for a, b in zip(new, states, strict=True)]
-    return torch.cat(outputs), states
+    each = [None if e[0] is None else torch.cat(e) for e in zip(*kept, strict=True)]
+    return each, states

@@ -281,3 +281,24 @@ def test_onnx_model_computes_the_layer(layer, directions):
         )
     exact = checks.run_layer(cases.exact_copy(module), x, "inference", x)["output"]
     assert checks.check_peer(actual, exact).passed
+
+
+@pytest.mark.parametrize("weights", suites.QUANTIZED)
+@pytest.mark.parametrize("layer", ["LSTM", "RNN"])
+def test_quantized_rows(layer, weights, monkeypatch):
+    """A row has the columns of its table and a bar; a wrong output is refused."""
+    options = suites.Options([layer], ["inference"], [], [], [1], repeats=1, round_seconds=1e-4)
+    jobs = [job for job in suites.lowprec(options) if f" {weights} " in job.label]
+    assert [job.label.split()[-1] for job in jobs] == [
+        "100,1,512,512", "100,1,1024,1024", "1,1,512,512", "1,1,1024,1024",
+    ]  # fmt: skip
+    row = suites._quantized_job(options, layer, weights, 1, Case(3, 1, 16, 16)).run()
+    assert row["check"]["passed"] and row["ratio_to_float32"] > 0
+    out = io.StringIO()
+    report.Table(report.columns("lowprec", []), stream=out).row(row)
+    assert weights in out.getvalue()
+    (verdict,) = [v for v in report.summarize([row]) if "lowprec" in v.what]
+    assert verdict.bar == {"int8": 2.0, "packed_bf16": 1.5}[weights]
+    monkeypatch.setitem(suites.QUANTIZED, weights, (suites.QUANTIZED[weights][0], 1e-9))
+    refused = suites._quantized_job(options, layer, weights, 1, Case(3, 1, 16, 16)).run()
+    assert not refused["check"]["passed"] and "times" not in refused

@@ -32,13 +32,15 @@ def tensors_of(result):
         return [result]
     if isinstance(result, PackedSequence):
         return [result.data]
+    if result is None:
+        return []
     return [t for part in result for t in tensors_of(part)]
 
 
 def outputs_and_gradients(call, arguments, sources):
     torch.manual_seed(3)  # of dropout
     outputs = tensors_of(call(*arguments))
-    loss = sum(t.float().square().sum() for t in outputs)
+    loss = sum(t.float().square().sum() for t in outputs if t.requires_grad)
     gradients = torch.autograd.grad(loss, sources)
     return [t.detach() for t in outputs], list(gradients)
 
@@ -85,6 +87,55 @@ def test_cells(name):
         compiled, _ = compiled_of(module)
         assert_same(module, compiled, (x,), [x])
         assert_same(module, compiled, (x, (h, h) if name == "LSTMCell" else h), [x, h])
+
+
+OPTIONS = {
+    "resets": {"resets": torch.rand(4, 5, generator=torch.Generator().manual_seed(0)) < 0.3},
+    "lengths": {"lengths": torch.tensor([2, 4, 1, 0, 3])},
+    "states": {"return_states": True},
+}
+OPTIONS["all"] = OPTIONS["resets"] | OPTIONS["lengths"] | OPTIONS["states"] | {"reset_to": "hx"}
+
+
+@pytest.mark.parametrize(("dynamic", "hx"), [(False, True), (True, False)], ids=str)
+@pytest.mark.parametrize("asked", OPTIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_options(kind, asked, hx, dynamic):
+    case = Case(kind, options={"num_layers": 2, "bidirectional": True}, hx=hx)
+    _, module = case.modules()
+    data = case.data()
+    states = tuple(data.states or ())
+    sources = [t.requires_grad_() for t in (*data.inputs, *states)]
+    arguments = (*data.inputs, *((states if case.name == "LSTM" else states[0],) if hx else ()))
+
+    def call(*arguments):
+        return module(*arguments, **OPTIONS[asked])
+
+    compiled, _ = compiled_of(call, dynamic=dynamic)
+    sources += module.parameters()
+    expected = outputs_and_gradients(call, arguments, sources)
+    torch.testing.assert_close(outputs_and_gradients(compiled, arguments, sources), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(tensors_of(compiled(*arguments)), tensors_of(call(*arguments)))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_no_compilation_per_mask(name, backend):
+    """However many segments there are, and whatever the lengths."""
+    module = getattr(fastrnn, name)(3, 4)
+    compiled, counter = compiled_of(module, backend, dynamic=False)
+    x = torch.randn(6, 5, 3)
+    for share in (0.3, 0.0, 1.0, 0.1):
+        options = {"resets": torch.rand(6, 5) < share}
+        options["lengths"] = torch.randint(0, 7, (5,))
+        for result in (compiled, module):
+            module.zero_grad()
+            result(x, **options)[0].square().sum().backward()
+            if result is compiled:
+                found = [p.grad.clone() for p in module.parameters()]
+        torch.testing.assert_close(found, [p.grad for p in module.parameters()])
+    assert counter.frame_count == 1
 
 
 def test_unbatched():
@@ -241,3 +292,18 @@ def test_conversion_after_compilation():
     torch.testing.assert_close(compiled(x), expected)
     handle.remove()
     assert seen == [fastrnn.GRU]
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_func_of_a_module_whose_parameters_record(name):
+    """torch.func's level is the input's alone, which needs_input_grad does not tell of here."""
+    module = getattr(fastrnn, name)(3, 4)
+    x = torch.randn(5, 2, 3)
+
+    def gradient(x):
+        return torch.func.grad(lambda x: module(x)[0].square().sum())(x)
+
+    expected = gradient(x)
+    assert expected.abs().max() > 0
+    compiled = torch.compile(gradient, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), expected)

@@ -5,11 +5,12 @@ import functools
 import pytest
 import torch
 
-from fastrnn import _ops
+from fastrnn import _ops, _options
 from tests import cuda_shim
 from tests.cases import KINDS, Case, module_results
 from tests.test_numbers import PACKED, check
 from tests.test_operators import first_order, leaves, sample
+from tests.test_options import assert_close, both, options_of
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -332,3 +333,14 @@ def test_forced_regimes_that_do_not_fit(engine):
     engine.setenv("FASTRNN_CUDA_REGIME", "C")
     with pytest.raises(Exception, match="holds no cluster of 16 blocks"):
         module(x)
+@pytest.mark.parametrize(
+    ("regime", "kind"),
+    [("P", kind) for kind in KINDS] + [("S", k) for k in KINDS if "proj" not in k],
+)
+def test_lengths_and_states(engine, regime, kind):
+    """Lengths as on a device whose values nobody reads, and gradients of every step's cells."""
+    engine.setenv("FASTRNN_CUDA_REGIME", regime)
+    engine.setattr(_options, "_reads_values", lambda input: False)
+    case = Case(kind, 7, 6, options={"num_layers": 2, "bidirectional": True})
+    options = options_of(case, {"lengths": True, "return_states": True})
+    assert_close(*both(case, options, torch.float32), 3e-5)

@@ -8,6 +8,7 @@ import torch
 from torch.library import opcheck
 
 import fastrnn  # noqa: F401  (loads the operators)
+from tests.test_extended import arguments as extended_arguments
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,14 +20,19 @@ def operators():
 
 def first_order():
     """Those that the CUDA engine implements too."""
-    second = {"layer_tangent", "layer_backward", "layer_backward_tangent"}
-    return [name for name in operators() if name not in second]
+    cpu_only = {"layer_tangent", "layer_backward", "layer_backward_tangent", "quantized_forward",
+                "extended_forward", "extended_backward", "segments", "gather_rows"}  # fmt: skip
+    return [name for name in operators() if name not in cpu_only]
 
 
 def sample(name, packed, bidirectional, proj=False):
     """Arguments of an operator; those of a backward are what its forward returned."""
+    if name == "quantized_forward":
+        return quantized_sample(packed, bidirectional, proj)
+    if name.startswith("extended_"):
+        return extended_sample(name, packed, bidirectional, "lstm" if proj else "gru")
     cell, _, direction = name.partition("_")
-    if cell == "layer":
+    if cell not in ("lstm", "gru", "rnn"):
         cell = "lstm" if proj else "gru"
     gates = {"lstm": 4, "gru": 3, "rnn": 1}[cell]
     d, batch, features, hidden = 2 if bidirectional else 1, 3, 2, 5
@@ -51,6 +57,12 @@ def sample(name, packed, bidirectional, proj=False):
         wanted = [True, True, not packed, True] * d
         input = random(count, features)
         return cell, d_gates, batch_sizes, batch, input, h, states[0], w_ih, wanted
+    if name == "segments":
+        resets = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0], [1, 0, 1]]).bool()
+        return resets, torch.tensor([4, 2, 0]) if packed else None, 4, 3
+    if name == "gather_rows":
+        inputs = [random(2 * d, 5, features), random(d, 5, hidden)]
+        return inputs, torch.tensor([[3, -1, 0], [2, 4, 1]])[:d]
     if name.startswith("layer_"):
         return second_order_sample(name, cell, random, (d, count, batch, hidden, h_size), rows,
                                    batch_sizes, states, params, len(sizes))  # fmt: skip
@@ -60,12 +72,32 @@ def sample(name, packed, bidirectional, proj=False):
     outputs = getattr(torch.ops.fastrnn, f"{cell}_forward")(*forward)
     gradients = [random(*rows, d * h_size), *(random(*s.shape) for s in states)]
     if cell == "lstm":
+        gradients.append(random(d, count, hidden))
+    if cell == "lstm":
         saved = (states[1], outputs[3], outputs[5])
     elif cell == "gru":
         saved = (states[0], outputs[2], outputs[3])
     else:
         saved = (outputs[2],)
     return (*gradients, batch_sizes, *saved, params, *flags, *extra)
+
+
+def quantized_sample(packed, bidirectional, proj):
+    """Arguments of quantized_forward; a layer without projection is a GRU in bfloat16."""
+    layer = (fastrnn.LSTM if proj else fastrnn.GRU)(
+        2, 5, bidirectional=bidirectional, **({"proj_size": 4} if proj else {})
+    )
+    layer = fastrnn.quantize(layer, torch.int8 if proj else torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    batch_sizes = torch.tensor([3, 3, 1]) if packed else None
+    d, params = 2 if bidirectional else 1, [layer._buffers[name] for name in layer._layers[0]]
+    states = (random(d, 3, 4), random(d, 3, 5)) if proj else (random(d, 3, 5), None)
+    input = random(7, 2) if packed else random(4, 3, 2)
+    return layer.cell, input, batch_sizes, *states, params, 5, layer.proj_size, bidirectional
 
 
 def second_order_sample(name, cell, random, sizes, rows, batch_sizes, states, params, each):
@@ -89,7 +121,7 @@ def second_order_sample(name, cell, random, sizes, rows, batch_sizes, states, pa
         return None if tensor is None else random(*tensor.shape)
 
     t_states = like(states[0]), like(c0)
-    v = random(*rows, d * h_size), like(states[0]), like(c0)
+    v = random(*rows, d * h_size), like(states[0]), like(c0), like(cells)
     if name == "layer_tangent":
         brought = [random(d, count, gates * hidden) for _ in range(2)]
         projected = random(d, count, h_size) if w_hr else None
@@ -101,6 +133,21 @@ def second_order_sample(name, cell, random, sizes, rows, batch_sizes, states, pa
     tangents = like(saved), like(h), like(cells)
     received = random(d, count, hidden), like(cells)
     return cell, *v, *through, *t_states, *tangents, *received, *layer
+
+
+def extended_sample(name, packed, bidirectional, cell):
+    """With every option that the cell has."""
+    values = extended_arguments(
+        cell, "recurrent", size=5, directions=2 if bidirectional else 1, cell_norm=True, scale=True,
+        lengths=(3, 2, 2) if packed else None, seed=1, rates=(0.1, 0.2, 0.3),
+    )  # fmt: skip
+    if name == "extended_forward":
+        return *values, True
+    output, h_n, c_n, *saved = torch.ops.fastrnn.extended_forward(*values, True)
+    _, norm, _, batch_sizes, batch, h0, c0, w_hh, bias, gain, *rest = values
+    d_c_n = torch.randn_like(c_n) if cell == "lstm" else None
+    return (cell, norm, torch.randn_like(output), torch.randn_like(h_n), d_c_n, batch_sizes, batch,
+            h0, c0, *saved, w_hh, bias is not None, gain, *rest)  # fmt: skip
 
 
 def leaves(value):
@@ -125,12 +172,15 @@ def test_schema_is_the_contract(name):
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["one", "two"])
 @pytest.mark.parametrize("proj", [False, True], ids=["plain", "proj"])
 def test_opcheck(name, packed, bidirectional, proj):
-    arguments = sample(name, packed, bidirectional, proj and name[:3] in ("lst", "lay"))
+    own = proj and name[:3] in ("lst", "lay", "qua", "ext")
+    arguments = sample(name, packed, bidirectional, own)
     # Without tensors that require gradients: those are fastrnn._autograd's, not the operators'.
     opcheck(getattr(torch.ops.fastrnn, name).default, arguments)
 
 
-@pytest.mark.parametrize("name", operators())
+@pytest.mark.parametrize(
+    "name", sorted({*operators()} - {"segments"})
+)  # sizes that depend on values
 def test_fake_without_saving_or_states(name):
     """Absent optional arguments: the fake kernel's shapes are the kernel's."""
     arguments = list(sample(name, False, True))
@@ -138,7 +188,7 @@ def test_fake_without_saving_or_states(name):
     for i, argument in enumerate(schema.arguments):
         required = (
             "d_output", "input", "hidden", "gates", "cells", "t_gates", "t_hidden", "t_cells",
-            "d_cell_c",
+            "d_cell_c", "gain",
         )  # fmt: skip
         if str(argument.type) == "Optional[Tensor]" and argument.name not in required:
             arguments[i] = None
@@ -166,7 +216,9 @@ def test_targets():
     from fastrnn import _C
 
     targets = _C.cpu_targets()
-    assert targets[0] == "generic" and set(targets) <= {"generic", "avx2", "avx512"}
+    assert targets[0] == "generic" and set(targets) <= {
+        "generic", "avx2", "avx512", "avx512_vnni",
+    }  # fmt: skip
     assert _C.cpu_target() in targets
     with pytest.raises(Exception, match="(?i)target"):
         _C.set_cpu_target("abacus")

@@ -247,3 +247,70 @@ def test_critic_with_gradient_penalty_trains(name):
         penalties.append(gradient_penalty.item())
     assert losses[-1] < losses[0] - 3
     assert penalties[-1] < 0.1 < penalties[0]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_bias_with_a_history_may_change_in_place(name):
+    """What it was at the time of the forward pass counts, for its gradient too."""
+
+    def second(changed):
+        torch.manual_seed(0)
+        module = getattr(fastrnn, name)(4, 3).double()
+        weights = {n: p.detach() for n, p in module.named_parameters()}
+        source = weights["bias_ih_l0"].clone().requires_grad_()
+        bias = source * 2
+        weights["bias_ih_l0"] = bias
+        x = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
+        output = torch.func.functional_call(module, weights, (x,))[0]
+        if changed:
+            bias.mul_(10)
+        (gradient,) = torch.autograd.grad(output.sum(), x, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), source)[0]
+
+    expected = second(False)
+    assert expected.abs().max() > 0.01
+    assert_close([second(True)], [expected])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("what", ["input", "parameters", "cotangent"])
+def test_plain_backward_in_forward_mode(name, what):
+    """No graph of the gradients is recorded, and yet they have tangents."""
+
+    def tangent(library):
+        torch.manual_seed(1)
+        module = getattr(library, name)(2, 3).double()
+        x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
+        v, u = torch.randn_like(x), torch.randn(3, 2, 3, dtype=torch.float64)
+        weights = dict(module.named_parameters())
+        recorded = module(x)[0] if what == "cotangent" else None
+        with forward_ad.dual_level():
+            if what == "cotangent":
+                dual = forward_ad.make_dual(torch.ones_like(u), u)
+                gradients = torch.autograd.grad(recorded, [x, *weights.values()], dual)
+            else:
+                if what == "input":
+                    x = forward_ad.make_dual(x.detach().clone().requires_grad_(), v)
+                else:
+                    weights = {
+                        n: forward_ad.make_dual(p.detach().clone().requires_grad_(), p.sin())
+                        for n, p in weights.items()
+                    }
+                output = torch.func.functional_call(module, weights, (x,))[0]
+                gradients = torch.autograd.grad(output.square().sum(), [x, *weights.values()])
+            return [forward_ad.unpack_dual(g).tangent for g in gradients]
+
+    with torch.backends.mkldnn.flags(enabled=False):
+        expected = tangent(torch.nn)
+    assert all(t is not None for t in expected)
+    assert_close(tangent(fastrnn), expected)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_double_backward_of_no_rows(name):
+    module = getattr(fastrnn, name)(2, 3)
+    x = torch.zeros(3, 0, 2, requires_grad=True)
+    (gradient,) = torch.autograd.grad(module(x)[0].sum(), x, create_graph=True)
+    gradient.square().sum().backward()
+    assert x.grad.shape == x.shape
+    assert all((p.grad == 0).all() for p in module.parameters() if p.grad is not None)

@@ -85,3 +85,29 @@ def assert_accurate(ours, theirs, oracle, dtype, steps, incoming, conditioning=1
         if not actual <= limit:
             failures.append(f"{name}: error {actual:.3g} > {limit:.3g}")
     assert not failures, "; ".join(failures)
+
+
+def quantized_floor(module, dtype, x, states) -> float:
+    """Error that one step of a quantized layer may have beside tests/quantized_reference.py.
+
+    Relative to 1 or the largest value. Sums of int8 are exact; becoming a float, two scales, the
+    bias and the cell cost ten roundings of the largest gate. In bfloat16 the sum of K products
+    rounds like a random walk in float32. What enters a projection is rounded to int8 on both sides
+    and may fall on either side of a tie: two units of it are allowed.
+    """
+    eps = torch.finfo(torch.float32).eps
+    weights = dict(module.named_parameters())
+    w_ih, w_hh = weights["weight_ih_l0"].detach(), weights["weight_hh_l0"].detach()
+    gates = (
+        1.0
+        + magnitude(x) * magnitude(w_ih.norm(dim=1))
+        + magnitude(states[0]) * magnitude(w_hh.norm(dim=1))
+    )
+    terms = w_ih.shape[1] + w_hh.shape[1] if dtype is torch.bfloat16 else 0
+    margin = eps * (10.0 + terms**0.5)
+    # Beyond the domain of sigmoid and tanh only a ReLU keeps the size of a gate.
+    margin *= min(gates, 100.0)
+    if "weight_hr_l0" in weights:
+        unit = 1 / 127 if dtype is torch.int8 else 0.0
+        margin += 2 * unit * magnitude(weights["weight_hr_l0"].detach())
+    return margin

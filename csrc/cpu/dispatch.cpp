@@ -6,12 +6,14 @@
 
 namespace fastrnn::cpu {
 
-#define FASTRNN_DECLARE_TARGET(name) \
-  extern const Kernels k##name##Float, k##name##Double, k##name##Bf16, k##name##Half;
+#define FASTRNN_DECLARE_TARGET(name)                                                  \
+  extern const Kernels k##name##Float, k##name##Double, k##name##Bf16, k##name##Half; \
+  extern const QuantizedKernels k##name##Quantized;
 FASTRNN_DECLARE_TARGET(Generic)
 #if defined(__x86_64__)
 FASTRNN_DECLARE_TARGET(Avx2)
 FASTRNN_DECLARE_TARGET(Avx512)
+extern const QuantizedKernels kAvx512VnniQuantized;
 #endif
 #undef FASTRNN_DECLARE_TARGET
 
@@ -21,6 +23,7 @@ struct Target {
   const char* name;
   bool (*supported)();
   const Kernels* kernels[4];  // in the order of DType
+  const QuantizedKernels* quantized;
 };
 
 #if defined(__x86_64__)
@@ -32,15 +35,24 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+bool has_avx512_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 #endif
 
 const Target kTargets[] = {
     {"generic",
      [] { return true; },
-     {&kGenericFloat, &kGenericDouble, &kGenericBf16, &kGenericHalf}},
+     {&kGenericFloat, &kGenericDouble, &kGenericBf16, &kGenericHalf},
+     &kGenericQuantized},
 #if defined(__x86_64__)
-    {"avx2", has_avx2, {&kAvx2Float, &kAvx2Double, &kAvx2Bf16, &kAvx2Half}},
-    {"avx512", has_avx512, {&kAvx512Float, &kAvx512Double, &kAvx512Bf16, &kAvx512Half}},
+    {"avx2", has_avx2, {&kAvx2Float, &kAvx2Double, &kAvx2Bf16, &kAvx2Half}, &kAvx2Quantized},
+    {"avx512",
+     has_avx512,
+     {&kAvx512Float, &kAvx512Double, &kAvx512Bf16, &kAvx512Half},
+     &kAvx512Quantized},
+    {"avx512_vnni",
+     has_avx512_vnni,
+     {&kAvx512Float, &kAvx512Double, &kAvx512Bf16, &kAvx512Half},
+     &kAvx512VnniQuantized},
 #endif
 };
 
@@ -83,6 +95,10 @@ std::string set_target(const std::string& name) {
 
 const Kernels& kernels(DType dtype) {
   return *current().load(std::memory_order_relaxed)->kernels[static_cast<int>(dtype)];
+}
+
+const QuantizedKernels& quantized_kernels() {
+  return *current().load(std::memory_order_relaxed)->quantized;
 }
 
 }  // namespace fastrnn::cpu

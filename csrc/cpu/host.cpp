@@ -67,9 +67,10 @@ ForwardResult forward(const char* op, CellKind cell, const Tensor& input,
 // saved: hidden, or for the LSTM cells, of shape [D, N, ·].
 BackwardResult backward(const char* op, CellKind cell, const OptionalTensor& d_output,
                         const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
-                        const OptionalTensor& batch_sizes, const OptionalTensor& h0,
-                        const OptionalTensor& c0, const OptionalTensor& gates, const Tensor& saved,
-                        at::TensorList param_list, bool has_biases, bool bidirectional) {
+                        const OptionalTensor& d_cells, const OptionalTensor& batch_sizes,
+                        const OptionalTensor& h0, const OptionalTensor& c0,
+                        const OptionalTensor& gates, const Tensor& saved, at::TensorList param_list,
+                        bool has_biases, bool bidirectional) {
   Layer layer(op, saved, cell, bidirectional ? 2 : 1, has_biases);
   LayerShape& shape = layer.shape;
   layer.set_params(param_list, -1);
@@ -84,6 +85,7 @@ BackwardResult backward(const char* op, CellKind cell, const OptionalTensor& d_o
   const OptionalTensor d_out = layer.contiguous_d_output(d_output);
   const OptionalTensor d_h = layer.contiguous(d_h_n, "d_h_n", {D, B, P});
   const OptionalTensor d_c = layer.contiguous(d_c_n, "d_c_n", {D, B, H});
+  const OptionalTensor d_each_c = layer.contiguous(d_cells, "d_cells", {D, N, H});
   const OptionalTensor h_start = layer.contiguous(h0, "h0", {D, B, P});
   const OptionalTensor c_start = layer.contiguous(c0, "c0", {D, B, H});
 
@@ -104,6 +106,7 @@ BackwardResult backward(const char* op, CellKind cell, const OptionalTensor& d_o
   p.d_output = data(d_out);
   p.d_h_n = data(d_h);
   p.d_c_n = data(d_c);
+  p.d_cells = data(d_each_c);
   p.h0 = data(h_start);
   p.c0 = data(c_start);
   p.gates = data(gates_c);

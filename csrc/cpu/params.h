@@ -53,6 +53,7 @@ struct BackwardParams {
   const void* d_output;  // [N, D*P] or null: zeros
   const void* d_h_n;     // [D, B, P] or null
   const void* d_c_n;     // [D, B, H] or null
+  const void* d_cells;   // [D, N, H] or null, LSTM: of every step's c
   const void* h0;        // [D, B, P] or null, GRU
   const void* c0;        // [D, B, H] or null, LSTM
   const void* gates;     // [D, N, S*H]; RNN: null
@@ -63,7 +64,7 @@ struct BackwardParams {
   void* d_c0;            // [D, B, H], LSTM
   void* d_hidden;        // [D, N, P], only when projected
   void* d_cell_h;        // [D, N, H] or null: the gradient of h that each cell received
-  void* d_cell_c;        // [D, N, H] or null, LSTM: that of c, from the step after
+  void* d_cell_c;        // [D, N, H] or null, LSTM: that of c, but for what its h brings
   const BackwardDirection* direction;  // or null: of the ordinary pass
   void* workspace;
 };
@@ -110,6 +111,67 @@ struct ProductParams {
   void* workspace;
 };
 
+// What the extended recurrence normalises with one mean and variance a row: nothing, the recurrent
+// product, or its sum with the input's.
+enum class Norm { kNone, kRecurrent, kJoint };
+
+// The layer that the extended recurrence runs, beyond its shape. The input product is made.
+struct ExtendedOptions {
+  Norm norm;
+  const void* w_hh;                      // [D, G*H, H]
+  const void* bias;                      // [D, G*H] or null, added after normalisation
+  const void* gain;                      // [D, G*H], null without normalisation
+  const void* cell_gain;                 // [D, H] or null: the LSTM's cell is not normalised
+  const void* cell_bias;                 // [D, H] with cell_gain
+  const void* h_scale;                   // [D, B, H] or null: factor of h before the product
+  double eps;                            // of every normalisation
+  bool random;                           // masks; else zoneout in expectation and no dropout
+  uint64_t seed;                         // key of the masks
+  int64_t layer;                         // in their counter
+  double zoneout_c, zoneout_h, dropout;  // rates
+};
+
+struct ExtendedForwardParams {
+  LayerShape shape;
+  ExtendedOptions options;
+  const void* gates_x;  // [D, N, G*H]
+  const void* h0;       // [D, B, H] or null: zeros
+  const void* c0;       // [D, B, H] or null
+  void* output;         // [N, D*H]
+  void* h_n;            // [D, B, H]
+  void* c_n;            // [D, B, H], LSTM
+  void* gates;          // [D, N, S*H] or null: nothing is saved; RNN: [D, N, H], h before zoneout
+  void* hidden;         // [D, N, H] or null
+  void* cells;          // [D, N, H] or null
+  void* normed;         // [D, N, G*H] or null: what is normalised, before its gain
+  void* rstd;           // [D, N] or null, in the compute type
+  void* workspace;
+};
+
+struct ExtendedBackwardParams {
+  LayerShape shape;
+  ExtendedOptions options;
+  const void* d_output;  // [N, D*H] or null: zeros
+  const void* d_h_n;     // [D, B, H] or null
+  const void* d_c_n;     // [D, B, H] or null
+  const void* h0;        // [D, B, H] or null, GRU
+  const void* c0;        // [D, B, H] or null, LSTM
+  const void* gates;     // as the forward pass saved them, as the next four
+  const void* hidden;
+  const void* cells;
+  const void* normed;
+  const void* rstd;
+  void* d_gates;      // [D, N, G*H], of gates_x
+  void* d_product;    // [D, N, G*H] of w_hh h, or null: the same as d_gates
+  void* d_h0;         // [D, B, H]
+  void* d_c0;         // [D, B, H], LSTM
+  void* d_bias;       // [D, G*H] or null
+  void* d_gain;       // [D, G*H] or null
+  void* d_cell_gain;  // [D, H] or null
+  void* d_cell_bias;  // [D, H] or null
+  void* workspace;
+};
+
 // One thread of the team that runs a kernel.
 class SpinBarrier;
 struct Worker {
@@ -128,6 +190,10 @@ struct Kernels {
   void (*products)(const ProductParams&, const Worker&);
   size_t (*tangent_workspace)(const TangentParams&, int threads);
   void (*tangent)(const TangentParams&, const Worker&);
+  size_t (*extended_forward_workspace)(const ExtendedForwardParams&, int threads);
+  void (*extended_forward)(const ExtendedForwardParams&, const Worker&);
+  size_t (*extended_backward_workspace)(const ExtendedBackwardParams&, int threads);
+  void (*extended_backward)(const ExtendedBackwardParams&, const Worker&);
 };
 
 }  // namespace fastrnn::cpu

@@ -149,13 +149,15 @@ struct SweepResult {
 
 // The backward kernel on what Saved and the caller put into p.
 SweepResult sweep(Saved& s, BackwardParams& p, const OptionalTensor& d_output,
-                  const OptionalTensor& d_h_n, const OptionalTensor& d_c_n) {
+                  const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
+                  const OptionalTensor& d_cells) {
   const Layer& layer = s.layer;
   p.shape = layer.shape;
   std::copy(s.weights, s.weights + 2, p.weights);
   p.d_output = s.output_gradient(d_output, "d_output");
   p.d_h_n = s.pointer(d_h_n, "d_h_n", s.h_state());
   p.d_c_n = s.lstm ? s.pointer(d_c_n, "d_c_n", s.c_state()) : nullptr;
+  p.d_cells = s.lstm ? s.pointer(d_cells, "d_cells", s.rows_of(layer.shape.hidden_size)) : nullptr;
   p.h0 = s.h0;
   p.c0 = s.c0;
   p.gates = s.gates;
@@ -183,10 +185,10 @@ SweepResult sweep(Saved& s, BackwardParams& p, const OptionalTensor& d_output,
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_backward(
     c10::string_view cell, const OptionalTensor& d_output, const OptionalTensor& d_h_n,
-    const OptionalTensor& d_c_n, const OptionalTensor& batch_sizes, c10::SymInt batch,
-    const OptionalTensor& h0, const OptionalTensor& c0, const OptionalTensor& gates,
-    const OptionalTensor& hidden, const OptionalTensor& cells, at::TensorList w_hh,
-    at::TensorList w_hr) {
+    const OptionalTensor& d_c_n, const OptionalTensor& d_cells, const OptionalTensor& batch_sizes,
+    c10::SymInt batch, const OptionalTensor& h0, const OptionalTensor& c0,
+    const OptionalTensor& gates, const OptionalTensor& hidden, const OptionalTensor& cells,
+    at::TensorList w_hh, at::TensorList w_hr) {
   Saved s =
       read("layer_backward", cell, batch_sizes, batch, h0, c0, gates, hidden, cells, w_hh, w_hr);
   const int64_t H = s.layer.shape.hidden_size;
@@ -197,19 +199,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_backward(
     p.d_cell_h = d_cell_h.mutable_data_ptr();
     if (s.lstm) p.d_cell_c = d_cell_c.mutable_data_ptr();
   }
-  SweepResult r = sweep(s, p, d_output, d_h_n, d_c_n);
+  SweepResult r = sweep(s, p, d_output, d_h_n, d_c_n, d_cells);
   return {r.d_gates, r.d_h0, r.d_c0, r.d_hidden, d_cell_h, d_cell_c};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_backward_tangent(
     c10::string_view cell, const OptionalTensor& t_d_output, const OptionalTensor& t_d_h_n,
-    const OptionalTensor& t_d_c_n, const OptionalTensor& through_w_hh,
-    const OptionalTensor& through_w_hr, const OptionalTensor& t_h0, const OptionalTensor& t_c0,
-    const OptionalTensor& t_gates, const OptionalTensor& t_hidden, const OptionalTensor& t_cells,
-    const Tensor& d_cell_h, const OptionalTensor& d_cell_c, const OptionalTensor& batch_sizes,
-    c10::SymInt batch, const OptionalTensor& h0, const OptionalTensor& c0,
-    const OptionalTensor& gates, const OptionalTensor& hidden, const OptionalTensor& cells,
-    at::TensorList w_hh, at::TensorList w_hr) {
+    const OptionalTensor& t_d_c_n, const OptionalTensor& t_d_cells,
+    const OptionalTensor& through_w_hh, const OptionalTensor& through_w_hr,
+    const OptionalTensor& t_h0, const OptionalTensor& t_c0, const OptionalTensor& t_gates,
+    const OptionalTensor& t_hidden, const OptionalTensor& t_cells, const Tensor& d_cell_h,
+    const OptionalTensor& d_cell_c, const OptionalTensor& batch_sizes, c10::SymInt batch,
+    const OptionalTensor& h0, const OptionalTensor& c0, const OptionalTensor& gates,
+    const OptionalTensor& hidden, const OptionalTensor& cells, at::TensorList w_hh,
+    at::TensorList w_hr) {
   Saved s = read("layer_backward_tangent", cell, batch_sizes, batch, h0, c0, gates, hidden, cells,
                  w_hh, w_hr);
   const int64_t H = s.layer.shape.hidden_size;
@@ -229,7 +232,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_backward_tangent(
   direction.through_w_hr = s.pointer(through_w_hr, "through_w_hr", s.rows_of(H));
   BackwardParams p{};
   p.direction = &direction;
-  SweepResult r = sweep(s, p, t_d_output, t_d_h_n, t_d_c_n);
+  SweepResult r = sweep(s, p, t_d_output, t_d_h_n, t_d_c_n, t_d_cells);
   return {r.d_gates, r.d_h0, r.d_c0, r.d_hidden};
 }
 

@@ -25,6 +25,7 @@ struct BackwardCall {
   const host::Layer& layer;
   OptionalTensor d_output;      // N rows by D*P
   OptionalTensor d_h_n, d_c_n;  // [D, B, P], [D, B, H]
+  OptionalTensor d_cells;       // [D, N, H], of every step's c: regime P alone
   OptionalTensor h0, c0;
   OptionalTensor gates;  // [D, N, S*H]
   Tensor saved;          // [D, N, H]: cells of an LSTM, else hidden

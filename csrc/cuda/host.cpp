@@ -88,10 +88,10 @@ host::ForwardResult forward(const char* op, CellKind cell, const Tensor& input,
 
 host::BackwardResult backward(const char* op, CellKind cell, const OptionalTensor& d_output,
                               const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
-                              const OptionalTensor& batch_sizes, const OptionalTensor& h0,
-                              const OptionalTensor& c0, const OptionalTensor& gates,
-                              const Tensor& saved, at::TensorList params, bool has_biases,
-                              bool bidirectional) {
+                              const OptionalTensor& d_cells, const OptionalTensor& batch_sizes,
+                              const OptionalTensor& h0, const OptionalTensor& c0,
+                              const OptionalTensor& gates, const Tensor& saved,
+                              at::TensorList params, bool has_biases, bool bidirectional) {
   TORCH_CHECK(is_ours(saved), op, ": expected saved tensors on ", kDeviceName, ", got ",
               saved.device());
   const DeviceGuard device(saved.device());
@@ -113,6 +113,7 @@ host::BackwardResult backward(const char* op, CellKind cell, const OptionalTenso
                           layer.contiguous_d_output(d_output),
                           layer.contiguous(d_h_n, "d_h_n", {D, B, P}),
                           layer.contiguous(d_c_n, "d_c_n", {D, B, H}),
+                          layer.contiguous(d_cells, "d_cells", {D, N, H}),
                           layer.contiguous(h0, "h0", {D, B, P}),
                           layer.contiguous(c0, "c0", {D, B, H}),
                           layer.contiguous(gates, "gates", {D, N, 4 * H}),
@@ -123,8 +124,12 @@ host::BackwardResult backward(const char* op, CellKind cell, const OptionalTenso
     if (layer.lstm()) call.d_c_n ? r.d_c0.copy_(*call.d_c_n) : r.d_c0.zero_();
     return r;
   }
-  const Plan plan = plan_of(layer, Pass::kBackward);
   const Stream stream = current_stream();
+  if (d_cells) {  // only P has a place for them; it reads what the others saved
+    backward_by_steps(call, stream);
+    return r;
+  }
+  const Plan plan = plan_of(layer, Pass::kBackward);
   follow(
       op, plan, [&] { return backward_persistent(call, plan, stream); },
       [&] { backward_by_steps(call, stream); });

@@ -12,6 +12,7 @@ host::ForwardResult forward(const char* op, CellKind cell, const at::Tensor& inp
 
 host::BackwardResult backward(const char* op, CellKind cell, const host::OptionalTensor& d_output,
                               const host::OptionalTensor& d_h_n, const host::OptionalTensor& d_c_n,
+                              const host::OptionalTensor& d_cells,
                               const host::OptionalTensor& batch_sizes,
                               const host::OptionalTensor& h0, const host::OptionalTensor& c0,
                               const host::OptionalTensor& gates, const at::Tensor& saved,

@@ -197,6 +197,9 @@ void backward_by_steps(const BackwardCall& call, Stream stream) {
       p.gates = at_element(call.gates, (d * N + row) * 4 * H);
       p.current = at_element(call.saved, (d * N + row) * H);
       p.d_gates = at_element_mutable(r.d_gates, (d * N + row) * SH);
+      if (call.d_cells) {
+        d_c.narrow(0, 0, p.rows).add_(call.d_cells->select(0, d).narrow(0, row, p.rows));
+      }
       check_launch(layer.op, kernels.backward(p, stream));
       Tensor product_rows = first[0];
       at::mm_out(product_rows,

@@ -2,8 +2,8 @@
 // once, the work in an Engine with three functions,
 //   ForwardResult forward(op, cell, input, batch_sizes, h0, c0, params, has_biases,
 //                         bidirectional, save)
-//   BackwardResult backward(op, cell, d_output, d_h_n, d_c_n, batch_sizes, h0, c0, gates, saved,
-//                           params, has_biases, bidirectional)
+//   BackwardResult backward(op, cell, d_output, d_h_n, d_c_n, d_cells, batch_sizes, h0, c0, gates,
+//                           saved, params, has_biases, bidirectional)
 //   layer_gradients, as the operator
 // where `saved` is hidden, or for the LSTM cells. docs/design.md has the shapes; what a cell does
 // not have is left undefined.
@@ -33,10 +33,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward(
 template <class Engine>
 std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_backward(
     const OptionalTensor& d_output, const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
-    const OptionalTensor& batch_sizes, const OptionalTensor& c0, const Tensor& gates,
-    const Tensor& cells, at::TensorList params, bool has_biases, bool bidirectional) {
-  auto r = Engine::backward("lstm_backward", CellKind::kLstm, d_output, d_h_n, d_c_n, batch_sizes,
-                            std::nullopt, c0, gates, cells, params, has_biases, bidirectional);
+    const OptionalTensor& d_cells, const OptionalTensor& batch_sizes, const OptionalTensor& c0,
+    const Tensor& gates, const Tensor& cells, at::TensorList params, bool has_biases,
+    bool bidirectional) {
+  auto r = Engine::backward("lstm_backward", CellKind::kLstm, d_output, d_h_n, d_c_n, d_cells,
+                            batch_sizes, std::nullopt, c0, gates, cells, params, has_biases,
+                            bidirectional);
   return {r.d_gates, r.d_h0, r.d_c0, r.d_hidden};
 }
 
@@ -57,9 +59,9 @@ std::tuple<Tensor, Tensor> gru_backward(const OptionalTensor& d_output, const Op
                                         const Tensor& gates, const Tensor& hidden,
                                         at::TensorList params, bool has_biases,
                                         bool bidirectional) {
-  auto r =
-      Engine::backward("gru_backward", CellKind::kGru, d_output, d_h_n, std::nullopt, batch_sizes,
-                       h0, std::nullopt, gates, hidden, params, has_biases, bidirectional);
+  auto r = Engine::backward("gru_backward", CellKind::kGru, d_output, d_h_n, std::nullopt,
+                            std::nullopt, batch_sizes, h0, std::nullopt, gates, hidden, params,
+                            has_biases, bidirectional);
   return {r.d_gates, r.d_h0};
 }
 
@@ -81,9 +83,9 @@ std::tuple<Tensor, Tensor> rnn_backward(const OptionalTensor& d_output, const Op
                                         at::TensorList params, bool has_biases, bool bidirectional,
                                         c10::string_view nonlinearity) {
   const CellKind kind = rnn_kind("rnn_backward", {nonlinearity.data(), nonlinearity.size()});
-  auto r = Engine::backward("rnn_backward", kind, d_output, d_h_n, std::nullopt, batch_sizes,
-                            std::nullopt, std::nullopt, std::nullopt, hidden, params, has_biases,
-                            bidirectional);
+  auto r = Engine::backward("rnn_backward", kind, d_output, d_h_n, std::nullopt, std::nullopt,
+                            batch_sizes, std::nullopt, std::nullopt, std::nullopt, hidden, params,
+                            has_biases, bidirectional);
   return {r.d_gates, r.d_h0};
 }
 

@@ -448,6 +448,8 @@ void run_kernels(const Config& c, const Tensors& t, const std::string& where) {
   }
 }
 
+#include "quantized.h"
+#include "extended.h"
 #include "tangents.h"
 
 // ---- random layers ---------------------------------------------------------
@@ -519,11 +521,17 @@ int main(int argc, char** argv) {
                                 (c.packed ? " packed" : "") + (c.biases ? " bias" : "") +
                                 (c.initial ? " hx" : "") + " threads=" + std::to_string(c.threads);
       // A build may leave dtypes out; their tables are empty then.
+      if (quantized_kernels().forward) {
+        run_quantized(c, t, where);
+        ++runs;
+      }
+      if (target == "avx512_vnni") continue;  // all else is avx512's
       const auto run = [&](auto zero, const char* dtype) {
         using S = decltype(zero);
         if (!kernels(Info<S>::dtype).forward) return;
         run_kernels<S>(c, t, where + " " + dtype);
         run_tangents<S>(c, t, where + " " + dtype);
+        run_extended<S>(c, where + " " + dtype);
         ++runs;
       };
       run(float{}, "float");

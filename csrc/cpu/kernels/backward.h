@@ -388,7 +388,7 @@ class Backward {
       const V c = load_lanes<V>(static_cast<const S*>(p_.cells) + n * H_ + v * L, k);
       const V c_previous = previous(step, p_.cells, p_.c0, v, b, k);
       C* carry = a.d_c + b * stride_ + v * L;
-      V d_c = b < step.joined ? V::load(carry) : load_state(p_.d_c_n, step.d, b, v, H_);
+      V d_c = arriving_d_c(step, n, v, b, k, carry);
       if (p_.d_cell_c) store_lanes(d_c, static_cast<S*>(p_.d_cell_c) + n * H_ + v * L, k);
       const auto d = cells::lstm_cell_backward(gates, c_previous, c, d_h, d_c);
       d_c.store(carry);
@@ -438,8 +438,7 @@ class Backward {
       const D c_previous{previous(step, p_.cells, p_.c0, v, b, k),
                          previous(step, p.t_cells, p.t_c0, v, b, k)};
       C* carry = a.d_c + b * stride_ + v * L;
-      D d_c{load(p.d_cell_c, H_, 0),
-            b < step.joined ? V::load(carry) : load_state(p_.d_c_n, step.d, b, v, H_)};
+      D d_c{load(p.d_cell_c, H_, 0), arriving_d_c(step, n, v, b, k, carry)};
       const auto d = cells::lstm_cell_backward(gates, c_previous, c, d_h, d_c);
       d_c.t.store(carry);
       publish(step, n, v, b, 0, d.i.t, k);
@@ -463,6 +462,15 @@ class Backward {
                                                 : cells::Tanh::backward(h, d_h);
       publish(step, n, v, b, 0, d.t, k);
     }
+  }
+
+  // The gradient of c but for what its h brings: from the step after, or from the final state, and
+  // from outside.
+  FASTRNN_INLINE V arriving_d_c(const Step& step, int64_t n, int64_t v, int64_t b, int k,
+                                const C* carry) const {
+    const V d_c = b < step.joined ? V::load(carry) : load_state(p_.d_c_n, step.d, b, v, H_);
+    if (!p_.d_cells) return d_c;
+    return d_c + load_lanes<V>(static_cast<const S*>(p_.d_cells) + n * H_ + v * L, k);
   }
 
   // The value a state had before this step.

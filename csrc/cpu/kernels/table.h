@@ -2,6 +2,8 @@
 // and puts them behind one table.
 #pragma once
 #include "cpu/kernels/backward.h"
+#include "cpu/kernels/extended_backward.h"
+#include "cpu/kernels/extended_forward.h"
 #include "cpu/kernels/forward.h"
 #include "cpu/kernels/products.h"
 #include "cpu/kernels/tangent.h"
@@ -50,6 +52,24 @@ constexpr Kernels make_kernels() {
       },
       [](const TangentParams& p, const Worker& worker) {
         with_cell(p.shape.cell, [&](auto cell) { Tangent<decltype(cell), S>::run(p, worker); });
+      },
+      [](const ExtendedForwardParams& p, int threads) {
+        return with_cell(p.shape.cell, [&](auto cell) {
+          return ExtendedForward<decltype(cell), S>::workspace_bytes(p, threads);
+        });
+      },
+      [](const ExtendedForwardParams& p, const Worker& worker) {
+        with_cell(p.shape.cell,
+                  [&](auto cell) { ExtendedForward<decltype(cell), S>::run(p, worker); });
+      },
+      [](const ExtendedBackwardParams& p, int threads) {
+        return with_cell(p.shape.cell, [&](auto cell) {
+          return ExtendedBackward<decltype(cell), S>::workspace_bytes(p, threads);
+        });
+      },
+      [](const ExtendedBackwardParams& p, const Worker& worker) {
+        with_cell(p.shape.cell,
+                  [&](auto cell) { ExtendedBackward<decltype(cell), S>::run(p, worker); });
       },
   };
 }

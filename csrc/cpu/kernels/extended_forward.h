@@ -1,0 +1,356 @@
+// The forward pass of the extended recurrence (extended.h), all directions of one layer, any cell.
+//
+// Invariants: h and c in scratch are the states of every row, of rows that are not active too;
+// only the second phase of a step writes them, only the first reads h_in. `products` holds G*H
+// values a row side by side, as gates_x does, so that whole rows are normalised in one sweep.
+#pragma once
+#include "cpu/kernels/extended.h"
+
+namespace fastrnn::cpu {
+namespace {
+
+template <class Cell, class S>
+class ExtendedForward {
+  using C = Compute<S>;
+  using V = Vec<C>;
+  static constexpr int L = V::kLanes;
+  static constexpr int G = Cell::kGates;
+  static constexpr int kSaved = kExtendedSaved<Cell>;
+  using Blocks = VectorBlocks<Cell::kUnitVectors>;
+
+ public:
+  static size_t workspace_bytes(const ExtendedForwardParams& p, int threads) {
+    return ExtendedForward(p, threads, nullptr).bytes_;
+  }
+  static void run(const ExtendedForwardParams& p, const Worker& worker) {
+    ExtendedForward(p, worker.threads, p.workspace).run_worker(worker);
+  }
+
+ private:
+  struct Direction {
+    C* w_hh;      // panels [H][G][NU * L], one a block of units
+    C* h;         // [B][stride]
+    C* h_in;      // [B][stride]: h times h_scale, or h itself
+    C* c;         // [B][stride], LSTM
+    C* products;  // [B][gate_stride]
+  };
+
+  ExtendedForward(const ExtendedForwardParams& p, int threads, void* workspace)
+      : p_(p),
+        s_(p.shape),
+        H_(s_.hidden_size),
+        B_(s_.steps.batch),
+        vectors_(ceil_div(H_, L)),
+        stride_(vectors_ * L),
+        gate_stride_(G * H_ + L),
+        weight_bytes_(G * H_ * H_ * static_cast<int64_t>(sizeof(C))),
+        direct_(s_.steps.rows < kDirectRows),
+        masks_(p.options, H_) {
+    Arena arena(workspace);
+    for (int d = 0; d < s_.directions; ++d) {
+      Direction& a = directions_[d];
+      a.w_hh = arena.take<C>(direct_ ? 0 : G * stride_ * H_);
+      a.h = arena.take<C>(B_ * stride_);
+      a.h_in = p.options.h_scale ? arena.take<C>(B_ * stride_) : a.h;
+      a.c = arena.take<C>(Cell::kIsLstm ? B_ * stride_ : 0);
+      a.products = arena.take<C>(B_ * gate_stride_);
+    }
+    cells_ = arena.take<C>(Cell::kIsLstm ? threads * stride_ : 0);
+    masks_.allocate(arena, threads);
+    bytes_ = arena.used();
+  }
+
+  void run_worker(const Worker& worker) {
+    const Place place =
+        place_of(worker.thread, worker.threads, s_.directions, B_, vectors_, weight_bytes_);
+    if (!direct_) pack(worker, place.split.unit_groups);
+    worker.barriers[0].wait(worker.threads);
+    cells_ += Cell::kIsLstm ? worker.thread * stride_ : 0;
+    for (int d = place.first_direction; d <= place.last_direction; ++d) {
+      run_direction(d, place, worker);
+    }
+  }
+
+  const S* w_hh(int d) const { return static_cast<const S*>(p_.options.w_hh) + d * G * H_ * H_; }
+
+  void pack(const Worker& worker, int unit_groups) const {
+    int64_t job = 0;
+    for (int d = 0; d < s_.directions; ++d) {
+      for (int g = 0; g < unit_groups; ++g) {
+        const Range units = part(vectors_, unit_groups, g);
+        const Blocks blocks{units.begin, units.end};
+        for (int64_t i = 0; i < blocks.count(); ++i) {
+          if (job++ % worker.threads != worker.thread) continue;
+          blocks.call(i, [&](auto nu, int64_t v) {
+            pack_rows<G, nu()>(w_hh(d), H_, H_, v, directions_[d].w_hh + v * L * G * H_);
+          });
+        }
+      }
+    }
+  }
+
+  void run_direction(int d, const Place& place, const Worker& worker) const {
+    const Steps& steps = s_.steps;
+    const int64_t T = steps.seq_len;
+    const Range rows = batch_rows(steps, place.split.batch_groups, place.batch_group);
+    const Range units = part(vectors_, place.split.unit_groups, place.unit_group);
+    SpinBarrier& barrier = worker.barriers[place.barrier];
+    const int peers = place.split.unit_groups;
+    const auto share = [&](Range of) {
+      const Range r = part(of.size(), peers, place.unit_group);
+      return Range{of.begin + r.begin, of.begin + r.end};
+    };
+    const Range own = share(rows);
+    start(d, own);
+    barrier.wait(peers);
+    for (int64_t s = 0; s < T; ++s) {
+      const int64_t t = d == 1 ? T - 1 - s : s;
+      const Range active{rows.begin, larger(rows.begin, smaller(rows.end, steps.count(t)))};
+      multiply(d, s, active, units);
+      barrier.wait(peers);
+      const Range mine = share(active);
+      for (int64_t b = mine.begin; b < mine.end; ++b) {
+        apply_row(d, t, b, masks_.row(worker.thread, d, t, b));
+      }
+      barrier.wait(peers);
+    }
+    finish(d, own);
+  }
+
+  void start(int d, Range rows) const {
+    const Direction& a = directions_[d];
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      for (int64_t v = 0; v < vectors_; ++v) {
+        set_h(d, b, v, load_state(p_.h0, d, b, v));
+        if constexpr (Cell::kIsLstm) {
+          load_state(p_.c0, d, b, v).store(a.c + b * stride_ + v * L);
+        }
+      }
+    }
+  }
+
+  void finish(int d, Range rows) const {
+    const Direction& a = directions_[d];
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      for (int64_t v = 0; v < vectors_; ++v) {
+        const int64_t to = (d * B_ + b) * H_ + v * L;
+        store_lanes(V::load(a.h + b * stride_ + v * L), static_cast<S*>(p_.h_n) + to, lanes(v));
+        if constexpr (Cell::kIsLstm) {
+          store_lanes(V::load(a.c + b * stride_ + v * L), static_cast<S*>(p_.c_n) + to, lanes(v));
+        }
+      }
+    }
+  }
+
+  // ---- the recurrent product -------------------------------------------------
+
+  void multiply(int d, int64_t s, Range active, Range units) const {
+    if (direct_) return multiply_direct(d, active, units);
+    const Blocks blocks{units.begin, units.end};
+    const int64_t count = blocks.count();
+    for (int64_t i = 0; i < count; ++i) {
+      // Back and forth, so that what is still in the cache is used first.
+      blocks.call(s % 2 ? count - 1 - i : i, [&](auto nu, int64_t v) {
+        RowBlocks<Cell::kRows>::each(active.begin, active.end,
+                                     [&](auto mr, int64_t b) { tile<mr(), nu()>(d, v, b); });
+      });
+    }
+  }
+
+  template <int MR, int NU>
+  FASTRNN_NOINLINE void tile(int d, int64_t v, int64_t b) const {
+    const Direction& a = directions_[d];
+    V acc[MR][G * NU];
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+      for (int i = 0; i < G * NU; ++i) acc[m][i] = V::zero();
+    }
+    accumulate<MR, G * NU>(H_, a.h_in + b * stride_, stride_, a.w_hh + v * L * G * H_, G * NU * L,
+                           acc);
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+      for (int g = 0; g < G; ++g) {
+#pragma GCC unroll 8
+        for (int u = 0; u < NU; ++u) {
+          C* to = a.products + (b + m) * gate_stride_ + g * H_ + (v + u) * L;
+          store_lanes(acc[m][g * NU + u], to, lanes(v + u));
+        }
+      }
+    }
+  }
+
+  // Few rows in all: w_hh is read where it lies.
+  FASTRNN_NOINLINE void multiply_direct(int d, Range active, Range units) const {
+    const Direction& a = directions_[d];
+    const int64_t end = smaller(units.end * L, H_);
+    for (int64_t b = active.begin; b < active.end; ++b) {
+      C* to = a.products + b * gate_stride_;
+      for (int64_t j = units.begin * L; j < end; ++j) {
+        const S* w[G];
+        C sums[G];
+        for (int g = 0; g < G; ++g) w[g] = w_hh(d) + (g * H_ + j) * H_;
+        dots<G, V>(H_, a.h_in + b * stride_, w, sums);
+        for (int g = 0; g < G; ++g) to[g * H_ + j] = sums[g];
+      }
+    }
+  }
+
+  // ---- the rest of a step, one row -------------------------------------------
+
+  FASTRNN_NOINLINE void apply_row(int d, int64_t t, int64_t b, RowMasks<C> masks) const {
+    const ExtendedOptions& o = p_.options;
+    const int64_t row = s_.steps.offset(t) + b, n = d * s_.steps.rows + row;
+    C* u = directions_[d].products + b * gate_stride_;
+    const S* x = static_cast<const S*>(p_.gates_x) + n * G * H_;
+    finish_product(d, n, x, u);
+    if (o.norm == Norm::kJoint) x = nullptr;
+    if constexpr (Cell::kIsLstm) {
+      apply_lstm(d, n, row, b, x, u, masks);
+    } else {
+      for (int64_t v = 0; v < vectors_; ++v) {
+        const int k = lanes(v);
+        const auto input = [&](int g) { return gate_input(x, g, v, k); };
+        const auto product = [&](int g) { return load_lanes<V>(u + g * H_ + v * L, k); };
+        const V h_prev = V::load(directions_[d].h + b * stride_ + v * L);
+        V h;
+        if constexpr (Cell::kIsGru) {
+          cells::GruGates<V> a{input(0) + product(0), input(1) + product(1), input(2), product(2)};
+          a.r = sigmoid(a.r);
+          a.z = sigmoid(a.z);
+          a.n = tanh(fma(a.r, a.u, a.n));
+          const V n_kept = masks.dropout ? a.n * V::load(masks.dropout + v * L) : a.n;
+          h = fma(a.z, h_prev - n_kept, n_kept);
+          save_gate(n, v, 0, a.r, k);
+          save_gate(n, v, 1, a.z, k);
+          save_gate(n, v, 2, a.n, k);
+          save_gate(n, v, 3, a.u, k);
+        } else {
+          const V a = input(0) + product(0);
+          h = s_.cell == CellKind::kRnnRelu ? cells::Relu::forward(a) : cells::Tanh::forward(a);
+          save_gate(n, v, 0, h, k);
+        }
+        publish(d, n, row, b, v, blend(masks.zoneout_h, v, h_prev, h), k);
+      }
+    }
+  }
+
+  // w_hh h_in to what the cell adds to its input: normalised, scaled, shifted.
+  FASTRNN_NOINLINE void finish_product(int d, int64_t n, const S* x, C* u) const {
+    const ExtendedOptions& o = p_.options;
+    const S* bias = o.bias ? static_cast<const S*>(o.bias) + d * G * H_ : nullptr;
+    if (o.norm == Norm::kNone) {
+      if (!bias) return;
+      each_vector<V>(G * H_, [&](int64_t i, int k) {
+        store_lanes(load_lanes<V>(u + i, k) + load_lanes<V>(bias + i, k), u + i, k);
+      });
+      return;
+    }
+    if (o.norm == Norm::kJoint) {
+      each_vector<V>(G * H_, [&](int64_t i, int k) {
+        store_lanes(load_lanes<V>(u + i, k) + load_lanes<V>(x + i, k), u + i, k);
+      });
+    }
+    const auto of = row_statistics<V>(u, G * H_, o.eps);
+    const S* gain = static_cast<const S*>(o.gain) + d * G * H_;
+    S* normed = p_.normed ? static_cast<S*>(p_.normed) + n * G * H_ : nullptr;
+    if (p_.rstd) static_cast<C*>(p_.rstd)[n] = of.rstd;
+    each_vector<V>(G * H_, [&](int64_t i, int k) {
+      const V y = (load_lanes<V>(u + i, k) - V::set1(of.mean)) * V::set1(of.rstd);
+      if (normed) store_lanes(y, normed + i, k);
+      const V shift = bias ? load_lanes<V>(bias + i, k) : V::zero();
+      store_lanes(fma(y, load_lanes<V>(gain + i, k), shift), u + i, k);
+    });
+  }
+
+  FASTRNN_INLINE void apply_lstm(int d, int64_t n, int64_t row, int64_t b, const S* x, C* u,
+                                 RowMasks<C> masks) const {
+    const ExtendedOptions& o = p_.options;
+    C* state = directions_[d].c + b * stride_;
+    for (int64_t v = 0; v < vectors_; ++v) {
+      const int k = lanes(v);
+      const auto gate = [&](int g) {
+        return gate_input(x, g, v, k) + load_lanes<V>(u + g * H_ + v * L, k);
+      };
+      const V i = sigmoid(gate(0)), f = sigmoid(gate(1)), g = tanh(gate(2));
+      const V out = sigmoid(gate(3));
+      const V g_kept = masks.dropout ? g * V::load(masks.dropout + v * L) : g;
+      fma(f, V::load(state + v * L), i * g_kept).store(cells_ + v * L);
+      store_lanes(out, u + 3 * H_ + v * L, k);
+      save_gate(n, v, 0, i, k);
+      save_gate(n, v, 1, f, k);
+      save_gate(n, v, 2, g, k);
+      save_gate(n, v, 3, out, k);
+    }
+    RowStatistics<C> of{};
+    if (o.cell_gain) of = row_statistics<V>(cells_, H_, o.eps);
+    const S* gain = static_cast<const S*>(o.cell_gain) + d * H_;
+    const S* bias = static_cast<const S*>(o.cell_bias) + d * H_;
+    for (int64_t v = 0; v < vectors_; ++v) {
+      const int k = lanes(v);
+      const V fresh = V::load(cells_ + v * L);
+      V y = fresh;
+      if (o.cell_gain) {
+        y = (fresh - V::set1(of.mean)) * V::set1(of.rstd);
+        y = fma(y, load_lanes<V>(gain + v * L, k), load_lanes<V>(bias + v * L, k));
+      }
+      const V h = load_lanes<V>(u + 3 * H_ + v * L, k) * tanh(y);
+      const V h_prev = V::load(directions_[d].h + b * stride_ + v * L);
+      const V c = blend(masks.zoneout_c, v, V::load(state + v * L), fresh);
+      c.store(state + v * L);
+      if (p_.cells) store_lanes(c, static_cast<S*>(p_.cells) + n * H_ + v * L, k);
+      publish(d, n, row, b, v, blend(masks.zoneout_h, v, h_prev, h), k);
+    }
+  }
+
+  FASTRNN_INLINE V gate_input(const S* x, int gate, int64_t v, int k) const {
+    return x ? load_lanes<V>(x + gate * H_ + v * L, k) : V::zero();
+  }
+
+  // Exactly the old value where the mask is 1, exactly the new one where it is 0.
+  static FASTRNN_INLINE V blend(const C* mask, int64_t v, V old_value, V new_value) {
+    if (!mask) return new_value;
+    const V keep = V::load(mask + v * L);
+    return fma(keep, old_value, (V::set1(1) - keep) * new_value);
+  }
+
+  FASTRNN_INLINE void save_gate(int64_t n, int64_t v, int gate, V x, int k) const {
+    if (!p_.gates) return;
+    store_lanes(x, static_cast<S*>(p_.gates) + (n * kSaved + gate) * H_ + v * L, k);
+  }
+
+  FASTRNN_INLINE void publish(int d, int64_t n, int64_t row, int64_t b, int64_t v, V h,
+                              int k) const {
+    set_h(d, b, v, h);
+    store_lanes(h, static_cast<S*>(p_.output) + (row * s_.directions + d) * H_ + v * L, k);
+    if (p_.hidden) store_lanes(h, static_cast<S*>(p_.hidden) + n * H_ + v * L, k);
+  }
+
+  FASTRNN_INLINE void set_h(int d, int64_t b, int64_t v, V h) const {
+    h.store(directions_[d].h + b * stride_ + v * L);
+    if (!p_.options.h_scale) return;
+    (h * load_state(p_.options.h_scale, d, b, v)).store(directions_[d].h_in + b * stride_ + v * L);
+  }
+
+  FASTRNN_INLINE V load_state(const void* state, int d, int64_t b, int64_t v) const {
+    if (!state) return V::zero();
+    return load_lanes<V>(static_cast<const S*>(state) + (d * B_ + b) * H_ + v * L, lanes(v));
+  }
+
+  FASTRNN_INLINE int lanes(int64_t v) const { return static_cast<int>(smaller(L, H_ - v * L)); }
+
+  const ExtendedForwardParams& p_;
+  const LayerShape& s_;
+  const int64_t H_, B_;
+  const int64_t vectors_, stride_, gate_stride_;
+  const int64_t weight_bytes_;  // of w_hh in the compute type
+  const bool direct_;
+  Masks<C> masks_;
+  C* cells_;  // a thread's c of one row before zoneout, LSTM
+  Direction directions_[2];
+  size_t bytes_;
+};
+
+}  // namespace
+}  // namespace fastrnn::cpu

@@ -1,0 +1,134 @@
+// The CPU operator of layers with packed int8 or bfloat16 weights, for inference.
+#include "cpu/layer.h"
+
+namespace fastrnn::cpu {
+namespace {
+
+constexpr const char* kOp = "quantized_forward";
+
+// The parameters of one call, checked as they are taken, in order.
+class Parameters {
+ public:
+  Parameters(at::TensorList list, std::vector<Tensor>& held) : list_(list), held_(held) {
+    held_.reserve(list.size());
+  }
+  bool done() const { return next_ == list_.size(); }
+  const Tensor& peek() const {
+    TORCH_CHECK(next_ < list_.size(), kOp, ": expected more params than ", list_.size());
+    return list_[next_];
+  }
+
+  template <class T>
+  const T* take(const char* name, at::ScalarType dtype, at::IntArrayRef size) {
+    const Tensor& t = peek();
+    TORCH_CHECK(t.device().is_cpu() && t.scalar_type() == dtype && t.sizes() == size, kOp,
+                ": expected ", name, " of shape ", size, " and dtype ", dtype, " on cpu, got ",
+                t.sizes(), " ", t.scalar_type(), " on ", t.device());
+    held_.push_back(t.contiguous());
+    ++next_;
+    return static_cast<const T*>(held_.back().const_data_ptr());
+  }
+
+  // A packed weight of `blocks` blocks of V vectors, for products over `terms` terms.
+  QuantizedMatrix matrix(const char* name, bool int8, int64_t blocks, int64_t V, int64_t terms) {
+    QuantizedMatrix m{};
+    const int64_t group = int8 ? kInt8Group : kBFloat16Group;
+    const int64_t groups = (terms + group - 1) / group;
+    m.panels =
+        take<void>(name, int8 ? at::kChar : at::kBFloat16, {blocks, groups, V, kBlockLanes, group});
+    if (!int8) return m;
+    m.scales = take<float>("scales", at::kFloat, {blocks, V, kBlockLanes});
+    m.sums = take<int32_t>("sums", at::kInt, {blocks, V, kBlockLanes});
+    return m;
+  }
+
+ private:
+  at::TensorList list_;
+  std::vector<Tensor>& held_;
+  size_t next_ = 0;
+};
+
+CellKind kind_of(c10::string_view cell) {
+  if (cell == "lstm") return CellKind::kLstm;
+  if (cell == "gru") return CellKind::kGru;
+  TORCH_CHECK(cell == "rnn_tanh" || cell == "rnn_relu", kOp,
+              ": expected cell lstm, gru, rnn_tanh or rnn_relu, got ", cell);
+  return cell == "rnn_tanh" ? CellKind::kRnnTanh : CellKind::kRnnRelu;
+}
+
+std::tuple<Tensor, Tensor, Tensor> quantized_forward(c10::string_view cell, const Tensor& input,
+                                                     const OptionalTensor& batch_sizes,
+                                                     const OptionalTensor& h0,
+                                                     const OptionalTensor& c0,
+                                                     at::TensorList param_list, int64_t hidden_size,
+                                                     int64_t proj_size, bool bidirectional) {
+  Layer layer(kOp, input, kind_of(cell), bidirectional ? 2 : 1, true);
+  LayerShape& shape = layer.shape;
+  const int64_t dim = batch_sizes ? 2 : 3;
+  TORCH_CHECK(input.device().is_cpu() && input.dim() == dim && shape.dtype == DType::kFloat, kOp,
+              ": expected float32 input with ", dim, " dimensions on cpu, got ",
+              input.scalar_type(), " ", input.sizes(), " on ", input.device());
+  const int64_t D = shape.directions, G = layer.gates(), I = input.size(-1), H = hidden_size;
+  TORCH_CHECK(I > 0 && H > 0, kOp, ": expected input_size and hidden_size > 0, got ", I, " and ",
+              H);
+  const Tensor x = input.stride(-1) == 1 && input.stride(-2) >= 0 ? input : input.contiguous();
+  if (batch_sizes) {
+    layer.set_packed(*batch_sizes, input.size(0));
+  } else {
+    TORCH_CHECK(input.size(0) > 0, kOp, ": expected input with at least one step, got shape ",
+                input.sizes());
+    shape.steps = {input.size(0), input.size(1), input.size(0) * input.size(1), nullptr, nullptr};
+  }
+
+  QuantizedParams p{};
+  Parameters params(param_list, layer.params);
+  p.int8 = params.peek().scalar_type() == at::kChar;
+  TORCH_CHECK(proj_size >= 0 && (proj_size == 0 || layer.lstm()), kOp,
+              ": expected proj_size 0, or > 0 of an lstm, got ", proj_size);
+  shape.projected = proj_size > 0;
+  const size_t matrix = p.int8 ? 3 : 1, each = (shape.projected ? 3 : 2) * matrix + 1;
+  TORCH_CHECK(param_list.size() == static_cast<size_t>(D) * each, kOp, ": expected ", each,
+              " params for each of ", D, " directions, got ", param_list.size());
+  shape.input_size = I;
+  shape.hidden_size = H;
+  shape.proj_size = shape.projected ? proj_size : H;
+  const int64_t P = shape.proj_size, N = layer.rows(), B = layer.batch();
+  const int64_t V = G == 1 ? kSingleVectors : G;
+  const int64_t units = (G == 1 ? V : 1) * kBlockLanes, blocks = (H + units - 1) / units;
+  for (int64_t d = 0; d < D; ++d) {
+    QuantizedWeights& w = p.weights[d];
+    w.w_ih = params.matrix("w_ih", p.int8, blocks, V, I);
+    w.w_hh = params.matrix("w_hh", p.int8, blocks, V, P);
+    w.bias = params.take<float>("bias", at::kFloat, {blocks, layer.gru() ? 4 : V, kBlockLanes});
+    if (shape.projected) {
+      constexpr int64_t kValues = kSingleVectors * kBlockLanes;
+      w.w_hr = params.matrix("w_hr", p.int8, (P + kValues - 1) / kValues, kSingleVectors, H);
+    }
+  }
+  const OptionalTensor h_start = layer.contiguous(h0, "h0", {D, B, P});
+  const OptionalTensor c_start = layer.contiguous(c0, "c0", {D, B, H});
+
+  const Tensor output =
+      batch_sizes ? layer.empty({N, D * P}) : layer.empty({input.size(0), B, D * P});
+  const Tensor h_n = layer.empty({D, B, P});
+  const Tensor c_n = layer.lstm() ? layer.empty({D, B, H}) : layer.empty({0});
+  if (N == 0) return {output, h_n, c_n};
+  p.shape = shape;
+  p.input = x.const_data_ptr<float>();
+  p.input_step_stride = batch_sizes ? 0 : x.stride(0);
+  p.input_row_stride = x.stride(-2);
+  p.h0 = static_cast<const float*>(data(h_start));
+  p.c0 = static_cast<const float*>(data(c_start));
+  p.output = output.mutable_data_ptr<float>();
+  p.h_n = h_n.mutable_data_ptr<float>();
+  if (layer.lstm()) p.c_n = c_n.mutable_data_ptr<float>();
+  const QuantizedKernels& k = quantized_kernels();
+  run(layer, p, I, k.forward_workspace, k.forward);
+  return {output, h_n, c_n};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fastrnn, CPU, m) { m.impl("quantized_forward", &quantized_forward); }
+
+}  // namespace fastrnn::cpu

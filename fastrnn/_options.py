@@ -1,0 +1,259 @@
+"""What a stack can do beyond torch.nn's: resets, lengths, every step's states.
+
+Padded rows between two resets, or up to a sequence's length, are a sequence of their own: a
+*segment*. Segments are run as packed data, by the kernels for it and with their derivatives of any
+kind; short ones run side by side, which is often faster than the plain layer. Rows are moved twice,
+before the first layer and after the last. `fastrnn.functional` says what the options mean.
+
+Which segments there are must be known on the host. So lengths alone, on any device but the CPU, run
+on padded data instead, each direction in an order of rows in which sequences begin at step 0: what
+is behind a sequence's end takes no part in it.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastrnn import _ops
+from fastrnn._autograd import gather_rows
+
+
+class States(NamedTuple):
+    """Every step's states, of every layer and direction: index `layer * D + direction`, as of h_n.
+
+    Steps are in the order of the input, in the second direction too. With batch_first `[L*D, B, T,
+    ...]`, without a batch `[L*D, T, ...]`. Where a sequence has ended (lengths), zeros.
+    """
+
+    hidden: Tensor
+    """h_t, `[L*D, T, B, P]`: outputs of all layers, before dropout."""
+    cells: Tensor | None
+    """c_t, `[L*D, T, B, H]`, of an LSTM."""
+    gates: Tensor | None
+    """Gates after their nonlinearity, `[L*D, T, B, G*H]`: i, f, g, o of an LSTM, r, z, n of a GRU.
+    Values alone, without gradients."""
+
+
+class Options(NamedTuple):
+    """What a call asks for."""
+
+    resets: Tensor | None
+    reset_to: str
+    lengths: Tensor | None
+    return_states: bool
+
+
+def of_call(name, batch_sizes, resets, reset_to, lengths, return_states):
+    """The Options of a call, None where it asks for nothing."""
+    if reset_to != "zeros" and reset_to != "hx":
+        raise ValueError(f"{name}: expected reset_to 'zeros' or 'hx', got {reset_to!r}")
+    if resets is None and lengths is None and not return_states:
+        return None
+    if batch_sizes is not None:
+        given = (
+            "resets" if resets is not None else "return_states" if lengths is None else "lengths"
+        )
+        raise ValueError(f"{name}: expected padded input with {given}, got packed input")
+    return Options(resets, reset_to, lengths, return_states)
+
+
+def check(name, options, seq_len, batch, batch_first):
+    """The Options with resets `[T, B]`; raises where they or lengths do not fit the input."""
+    times, sizes = ("seq_len", "batch"), (seq_len, batch)
+    if batch_first:
+        times, sizes = times[::-1], sizes[::-1]
+    _check(name, "resets", options.resets, torch.bool, ", ".join(times), sizes)
+    _check(name, "lengths", options.lengths, torch.int64, "batch,", (batch,))
+    if options.resets is None or not batch_first:
+        return options
+    return options._replace(resets=options.resets.t())
+
+
+def _check(name, argument, value, dtype, layout, sizes):
+    if value is None:
+        return
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected {argument} to be a Tensor, got {type(value).__name__}")
+    if value.dtype is not dtype:
+        raise RuntimeError(f"{name}: expected {argument} of dtype {dtype}, got {value.dtype}")
+    if value.shape != sizes:
+        raise RuntimeError(
+            f"{name}: expected {argument} of shape ({layout}) = {tuple(sizes)}, "
+            f"got {tuple(value.shape)}"
+        )
+
+
+def unbatched(name, resets, lengths):
+    """resets `[T]` and lengths `[]` of unbatched input as those of a batch of one."""
+    results = []
+    for argument, value, dim in (("resets", resets, 1), ("lengths", lengths, 0)):
+        if isinstance(value, Tensor):
+            if value.dim() != dim:
+                raise RuntimeError(
+                    f"{name}: expected {argument} of {dim} dimensions for 2-D input, "
+                    f"got {tuple(value.shape)}"
+                )
+            value = value.unsqueeze(-1)
+        results.append(value)
+    return results
+
+
+# -- Running a stack -----------------------------------------------------------------------------
+
+
+def apply(options, run, layer, input, initial, directions, native):
+    """`(output, final states, States or None)` of a stack on `[T, B, I]`.
+
+    run: `(input, batch_sizes, states, layer, keep) -> (output, final states, kept)`, the stack with
+    a function for one layer; kept are `(output, cells, gates)` of each, if keep. native: whether
+    our kernels compute it.
+    """
+    seq_len, batch = input.shape[:2]
+    resets, lengths = (
+        None if t is None else t.to(input.device) for t in (options.resets, options.lengths)
+    )
+    states, keep, held = initial, options.return_states, False
+    if resets is not None and (seq_len == 1 or _starts_alone(resets)):
+        states = _reset_at_start(options.reset_to, resets[0], lengths, states, directions)
+        resets = None
+    if resets is None and lengths is None:
+        output, finals, kept = run(input, None, states, layer, keep)
+        # Backward reads what the layers kept, but for the copies that rows in order are.
+        held = output.requires_grad or torch._C._are_functorch_transforms_active()
+    elif resets is None and native and not _reads_values(input):
+        layer = _Masked(layer, lengths, seq_len, batch)
+        output, finals, kept = run(input, None, states, layer, keep)
+    else:
+        segments = _Segments(resets, lengths, seq_len, batch, directions, input.device)
+        rows, states = segments.rows(input), segments.initial(states, options.reset_to)
+        output, finals, kept = run(rows, segments.batch_sizes, states, layer, keep)
+        output, finals = segments.padded(output), segments.final(finals)
+        kept = [
+            (segments.padded(h) if i + 1 < len(kept) else output, *map(segments.padded, rest))
+            for i, (h, *rest) in enumerate(kept)
+        ]
+        output = output.view(seq_len, batch, -1)
+    if lengths is not None and initial[0] is not None:
+        ran = (lengths > 0)[:, None]
+        finals = [torch.where(ran, *pair) for pair in zip(finals, initial, strict=True)]
+    return output, finals, _states(kept, seq_len, batch, directions, held) if keep else None
+
+
+def _reads_values(input):
+    """Whether values of tensors beside this one can be read without waiting for a device."""
+    return input.is_cpu
+
+
+def _starts_alone(resets):
+    """Whether it is known that no step but the first has a reset: then nothing has to be split."""
+    eager = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    return eager and resets.is_cpu and not resets[1:].any()
+
+
+def _reset_at_start(reset_to, resets, lengths, states, directions):
+    """States that the first step starts from: a reset is before a step, so the second direction,
+    which gets there from the other side, has none."""
+    if reset_to == "hx" or states[0] is None:
+        return states
+    if lengths is not None:
+        resets = resets & (lengths > 0)
+    index = torch.arange(states[0].shape[0], device=resets.device)
+    mask = (index % directions == 0)[:, None] & resets
+    return tuple(state.masked_fill(mask[..., None], 0) for state in states)
+
+
+def _states(kept, seq_len, batch, directions, held):
+    """States of the layers' outputs, `T*B` rows of `D*P`, and `[D, T*B, ...]` cells and gates.
+
+    held: whether somebody else has cells and gates too.
+    """
+    outputs, cells, gates = zip(*kept, strict=True)
+    h = [part for o in outputs for part in o.view(seq_len, batch, directions, -1).unbind(2)]
+    size = h[0].shape[-1]
+
+    def stacked(layers, columns):
+        if layers[0] is None:
+            return None
+        parts = [each[..., :columns] for each in layers]
+        part = torch.cat(parts) if held or len(parts) > 1 else parts[0]
+        return part.unflatten(1, (seq_len, batch))
+
+    # Of a GRU, W_hn h + b_hn is kept beside its three gates.
+    columns = 3 * size if cells[0] is None else None
+    return States(torch.stack(h), stacked(cells, None), stacked(gates, columns))
+
+
+class _Segments:
+    """Padded rows as the packed rows of their segments, and back."""
+
+    def __init__(self, resets, lengths, seq_len, batch, directions, device):
+        host = (None if t is None else t.cpu() for t in (resets, lengths))
+        self.batch_sizes, *indices = _ops.segments(*host, seq_len, batch)
+        if device.type != "cpu":
+            indices = [index.to(device) for index in indices]
+        self.order, self.places, self.owners, *of_states = indices
+        self.starts, self.started, self.ends, self.ended = (i[:directions] for i in of_states)
+
+    def rows(self, input):
+        """`[T, B, I]` as packed rows `[N, I]`."""
+        input = input.reshape(1, -1, input.shape[-1])
+        return gather_rows([input], self.order, self.places)[0].squeeze(0)
+
+    def initial(self, states, reset_to):
+        """The states `[L*D, B, ...]` that a batch starts from, as those of its segments."""
+        if states[0] is None:
+            return states
+        if reset_to == "hx":
+            return tuple(state.index_select(1, self.owners) for state in states)
+        return gather_rows(states, self.starts, self.started)
+
+    def final(self, states):
+        """The states that segments end with, as the batch's; zeros where a sequence has none."""
+        return list(gather_rows(states, self.ends, self.ended))
+
+    def padded(self, rows):
+        """Packed rows `[N, C]` or `[X, N, C]` as padded ones `[1, T*B, C]` or `[X, T*B, C]`."""
+        if rows is None:
+            return None
+        rows = rows.unsqueeze(0) if rows.dim() == 2 else rows
+        return gather_rows([rows], self.places, self.order)[0]
+
+
+class _Masked:
+    """A layer on padded input whose sequences have lengths that only the device knows."""
+
+    def __init__(self, layer, lengths, seq_len, batch):
+        self.layer, self.sizes = layer, (seq_len, batch)
+        lengths = lengths.clamp(0, seq_len)
+        t = torch.arange(seq_len, device=lengths.device)[:, None]
+        b = torch.arange(batch, device=lengths.device)
+        # The row at each step of a direction, from its own begin on; the inverse is the same.
+        self.orders = [
+            torch.where(t < lengths, at * batch + b, -1).view(1, -1) for at in (t, lengths - 1 - t)
+        ]
+        self.last = torch.where(lengths > 0, (lengths - 1) * batch + b, -1)[None]
+        self.is_last = torch.where(t == lengths - 1, b, -1).view(1, -1)
+
+    def __call__(self, input, batch_sizes, states, params, has_biases, bidirectional, keep=False):
+        directions = 2 if bidirectional else 1
+        each, rows = len(params) // directions, input.reshape(1, -1, input.shape[-1])
+        lstm = len(states) == 2
+        results = []
+        for d in range(directions):
+            own = params[d * each : (d + 1) * each]
+            initial = tuple(None if state is None else state[d : d + 1] for state in states)
+            x = self._ordered(rows, d).view(*self.sizes, -1)
+            # The last cell of a sequence is one of every step's.
+            output, *finals = self.layer(x, None, initial, own, has_biases, False, keep or lstm)
+            cells, gates = finals[len(states) :] if keep or lstm else (None, None)
+            output = output.view(1, -1, output.shape[-1])
+            ends = gather_rows([output, cells][: len(states)], self.last, self.is_last)
+            kept = [self._ordered(e, d) for e in (cells, gates)] if keep else []
+            results.append((self._ordered(output, d).view(*self.sizes, -1), *ends, *kept))
+        outputs, *others = zip(*results, strict=True)
+        return torch.cat(outputs, -1), *(None if o[0] is None else torch.cat(o) for o in others)
+
+    def _ordered(self, rows, direction):
+        order = self.orders[direction]
+        return None if rows is None else gather_rows([rows], order, order)[0]

@@ -1,0 +1,442 @@
+"""Recurrent layers whose weights are kept in int8 or bfloat16, for inference on the CPU.
+
+`quantize` replaces the recurrent modules of a model; what it puts there are `QuantizedLayer` and
+`QuantizedCell`. docs/quantization.md has the equations, what they cost and when to use which.
+
+Weights are packed once, when a module is quantized, in the order in which a step reads them. The
+order (csrc/cpu/quantized_params.h) is the same on every machine, so that files can be moved.
+"""
+
+import copy
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn import _ops, functional
+from fastrnn.conversion import _TO_OURS, _TO_TORCH, _is_parametrized
+
+__all__ = ["QuantizedCell", "QuantizedLayer", "quantize"]
+
+_LANES = 16  # units in a vector of a panel
+_SINGLE = 4  # vectors of a panel where there is one gate
+_GROUP = {torch.int8: 4, torch.bfloat16: 2}  # terms that lie side by side
+_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+# An int32 holds this many products of int8.
+_MOST_TERMS = 2**17
+# Smaller numbers count as zero: their reciprocals would be too large.
+_SMALLEST = 2.0**-100
+
+
+def quantize(
+    model: nn.Module, dtype: torch.dtype = torch.int8, *, inplace: bool = False
+) -> nn.Module:
+    """A copy of a model for inference whose recurrent layers and cells have int8 or bf16 weights.
+
+    ::
+
+        small = fastrnn.quantize(model)                        # or dtype=torch.bfloat16
+        with torch.inference_mode():
+            output, (h, c) = small(x)
+
+    Every LSTM, GRU, RNN, LSTMCell, GRUCell and RNNCell of torch.nn or fastrnn becomes a
+    `QuantizedLayer` or `QuantizedCell`, called with the same arguments; everything else in the
+    model stays as it is. As with `torch.ao.quantization.quantize_dynamic`, the model is copied
+    unless `inplace`, and what is returned is in eval mode.
+
+    * int8: a weight is rounded to integers from -127 to 127 times one scale a row, and so is, at
+      every step, each row of the input and of h: sums of products are exact, everything else is
+      float32 (Jacob et al., "Quantization and Training of Neural Networks for Efficient
+      Integer-Arithmetic-Only Inference", arXiv:1712.05877, without zero points).
+    * bfloat16: weights are rounded to bfloat16; inputs, states and sums are float32.
+
+    Left alone, with a warning: modules of classes derived from torch.nn's or fastrnn's, and
+    modules whose `forward` was replaced on the instance. Weights are taken as they stand:
+    parametrizations are applied for good; what the older weight_norm or spectral_norm recompute
+    before each call is what it was at the last one. Forward hooks stay, but for those of
+    torch.nn.utils. A module that is in several places stays one module.
+
+    Args:
+        model: any module on the CPU. A recurrent layer itself is one too: then the new layer is
+            returned, also where `inplace`.
+        dtype: torch.int8 (or torch.qint8, which means the same here) or torch.bfloat16.
+        inplace: change `model` itself instead of a copy.
+
+    Returns:
+        The quantized model. Its modules compute in float32 on the CPU whatever `.to()` or autocast
+        say, have no parameters, can be copied, pickled, saved as a state_dict and loaded into
+        another model quantized to the same dtype, and have no backward.
+
+    Raises:
+        TypeError: model is not a module. ValueError: another dtype; a weight that is not on the
+        CPU or has a NaN or an infinity in it; more than 131,072 features.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"quantize: expected a torch.nn.Module, got {type(model).__name__}")
+    if dtype is torch.qint8:
+        dtype = torch.int8
+    if dtype not in _GROUP:
+        raise ValueError(f"quantize: expected dtype torch.int8 or torch.bfloat16, got {dtype}")
+    if not inplace:
+        model = copy.deepcopy(model)
+    model.eval()
+    new = {}  # by id, of a module that is kept alive by `old`
+    old = []
+    for name, module in list(model.named_modules()):
+        if reason := _reason_to_leave(module):
+            if reason is not _NOT_RECURRENT:
+                warnings.warn(f"quantize: {name or 'the model'} left alone: {reason}", stacklevel=2)
+            continue
+        make = QuantizedCell if isinstance(module, nn.RNNCellBase) else QuantizedLayer
+        try:
+            new[id(module)] = make(module, dtype)
+        except ValueError as error:
+            raise ValueError(f"quantize: {name or 'the model'}: {error}") from None
+        old.append(module)
+    if id(model) in new:
+        return new[id(model)]
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if id(child) in new:
+                module._modules[name] = new[id(child)]
+    return model
+
+
+_NOT_RECURRENT = "no recurrent module"
+
+
+def _reason_to_leave(module):
+    """Why a module is not quantized, None where it is."""
+    cls = type(module)
+    base = cls.__bases__[0] if _is_parametrized(cls) else cls
+    if base in _TO_OURS or base in _TO_TORCH:
+        return "its forward was replaced on the instance" if "forward" in vars(module) else None
+    if isinstance(module, (*_TO_OURS, *_TO_TORCH)):
+        return f"{cls.__qualname__} is a subclass of torch.nn's or fastrnn's"
+    return _NOT_RECURRENT
+
+
+# -- Weights ------------------------------------------------------------------------------------
+
+
+def _arrange(rows, gates):
+    """Rows `[gates*H, ...]` in the order of panels: `[blocks, V, 16, ...]`, zeros beyond H."""
+    rows = rows.reshape(gates, -1, *rows.shape[1:])
+    vectors = _SINGLE if gates == 1 else 1
+    size = vectors * _LANES
+    missing = -rows.shape[1] % size
+    rows = torch.cat([rows, rows.new_zeros(gates, missing, *rows.shape[2:])], 1)
+    blocks = rows.shape[1] // size
+    rows = rows.reshape(gates, blocks, vectors, _LANES, *rows.shape[2:])
+    return rows.transpose(0, 1).flatten(1, 2).contiguous()  # one of gates and vectors is 1
+
+
+def _panels(rows, gates, group):
+    """A weight `[gates*H, K]` as `[blocks, groups, V, 16, group]`, zeros beyond K."""
+    missing = -rows.shape[1] % group
+    rows = torch.cat([rows, rows.new_zeros(len(rows), missing)], 1)
+    blocks = _arrange(rows, gates).unflatten(3, (-1, group))
+    return blocks.permute(0, 3, 1, 2, 4).contiguous()
+
+
+def _pack(weight, gates, dtype):
+    """The tensors of a packed weight: panels, and in int8 scales and sums."""
+    if dtype is torch.bfloat16:
+        return [_panels(weight.to(torch.bfloat16), gates, _GROUP[dtype])]
+    largest = weight.abs().amax(1)
+    zeros = largest < _SMALLEST
+    scales = torch.where(zeros, 0.0, largest / 127)
+    integers = (weight * torch.where(zeros, 0.0, 127 / largest)[:, None]).round()
+    sums = 128 * integers.sum(1, dtype=torch.float64).to(torch.int32)
+    panels = _panels(integers.to(torch.int8), gates, _GROUP[dtype])
+    return [panels, _arrange(scales, gates), _arrange(sums, gates)]
+
+
+class _Refuse(torch.autograd.Function):
+    """A call whose arguments require gradients: it computes, but nothing goes back through it."""
+
+    @staticmethod
+    def forward(ctx, run, *states):
+        return run(*states)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(
+            "quantize: a quantized layer has no backward: train the model before it is quantized, "
+            "and compute under torch.no_grad() or torch.inference_mode()"
+        )
+
+
+class _Quantized(nn.Module):
+    """What layers and cells share: packed weights as buffers, and the call of the operator."""
+
+    def __init__(self, module, cell, dtype):
+        super().__init__()
+        self.cell, self.dtype = cell, dtype
+        self.input_size, self.hidden_size = module.input_size, module.hidden_size
+        self.bias = module.bias
+        self.proj_size = getattr(module, "proj_size", 0)
+        for hooks in ("_forward_pre_hooks", "_forward_hooks"):
+            for hook in getattr(module, hooks).values():
+                if not type(hook).__module__.startswith("torch.nn.utils"):
+                    pre = hooks == "_forward_pre_hooks"
+                    (self.register_forward_pre_hook if pre else self.register_forward_hook)(hook)
+        self.eval()
+
+    def _take(self, module, suffix, prefixes):
+        """Packs what one direction of one layer has."""
+        gates = _GATES[self.cell]
+        tensors = []
+        for prefix in prefixes:
+            name = prefix + suffix
+            weight = getattr(module, name).detach()
+            if weight.device.type != "cpu":
+                raise ValueError(f"expected {name} on cpu, got {weight.device}")
+            weight = weight.to(torch.float32)
+            if not weight.isfinite().all():
+                raise ValueError(f"expected {name} to be finite, got a NaN or an infinity in it")
+            tensors.append(weight)
+            if weight.dim() == 1:
+                continue
+            if weight.shape[1] > _MOST_TERMS:
+                raise ValueError(
+                    f"expected at most {_MOST_TERMS:,} columns in {name}, got {weight.shape[1]:,}"
+                )
+            parts = _pack(weight, 1 if prefix == "weight_hr" else gates, self.dtype)
+            for kind, part in zip(("", "_scales", "_sums"), parts):
+                self.register_buffer(name + kind, part)
+        if self.bias:
+            b_ih, b_hh = tensors[2:4]
+        else:
+            b_ih = b_hh = tensors[0].new_zeros(gates * self.hidden_size)
+        both, h = b_ih + b_hh, self.hidden_size
+        if self.cell == "gru":  # the reset gate scales b_hn, so that stays apart
+            both = torch.cat([both[: 2 * h], b_ih[2 * h :], b_hh[2 * h :]])
+        self.register_buffer("biases" + suffix, _arrange(both, 4 if self.cell == "gru" else gates))
+
+    def _names(self, suffix):
+        """Buffers of one direction, in the order in which the operator takes them."""
+        kinds = ("", "_scales", "_sums") if self.dtype is torch.int8 else ("",)
+        names = [p + suffix + k for p in ("weight_ih", "weight_hh") for k in kinds]
+        names.append("biases" + suffix)
+        if self.proj_size:
+            names += ["weight_hr" + suffix + kind for kind in kinds]
+        return names
+
+    def _run(self, names, input, batch_sizes, states, bidirectional):
+        """One layer: `(output, h_n, c_n)`."""
+        params = [self._buffers[name] for name in names]
+
+        def run(input, h0, c0=None):
+            return _ops.quantized_forward(
+                self.cell, input, batch_sizes, h0, c0, params, self.hidden_size, self.proj_size,
+                bidirectional,
+            )  # fmt: skip
+
+        if torch.is_grad_enabled() and any(
+            t is not None and t.requires_grad for t in (input, *states)
+        ):
+            return _Refuse.apply(run, input, *states)
+        return run(input, *states)
+
+    def _check_call(self, input):
+        """The input in float32, or what is wrong with the call."""
+        name = self._get_name()
+        if self.training:
+            raise RuntimeError(f"{name}: quantized layers are for inference: call eval() first")
+        if input.dtype is not torch.float32:
+            if torch.is_autocast_enabled("cpu") and input.dtype in (torch.bfloat16, torch.float16):
+                return input.float()  # of a product under autocast
+            raise ValueError(f"{name}: expected input of dtype torch.float32, got {input.dtype}")
+        if input.device.type not in ("cpu", "meta"):
+            raise RuntimeError(f"{name}: expected input on cpu, got {input.device}")
+        if input.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"{name}: expected input.size(-1) to be input_size = {self.input_size}, "
+                f"got shape {tuple(input.shape)}"
+            )
+        return input
+
+    def _check_states(self, states, sizes):
+        for what, state, size in zip(("h", "c"), states, sizes):
+            if state.shape != size:
+                raise RuntimeError(
+                    f"{self._get_name()}: expected {what} of hx of shape {size}, "
+                    f"got {tuple(state.shape)}"
+                )
+            if state.dtype is not torch.float32:
+                raise RuntimeError(
+                    f"{self._get_name()}: expected hx of dtype torch.float32, got {state.dtype}"
+                )
+
+    def _states(self, hx, dim, indexed):
+        """`(h,)` or `(h, c)`, None where zeros."""
+        if self.cell == "lstm":
+            return (None, None) if hx is None else functional._lstm_states(hx, dim, indexed)
+        if hx is not None and not isinstance(hx, Tensor):
+            raise AttributeError(
+                f"{self._get_name()}: expected hx to be a Tensor, got {functional._what(hx)}"
+            )
+        return (hx,)
+
+    def _apply(self, fn, recurse=True):
+        # .to(), .half() and the like move the buffers, but packed weights stay what they are.
+        def move(tensor):
+            moved = fn(tensor)
+            return moved if moved.dtype is tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
+
+    def _get_name(self):
+        return f"Quantized{self._kind}"
+
+    def extra_repr(self):
+        options = [f"{self.input_size}, {self.hidden_size}"]
+        for name, default in self._options:
+            if getattr(self, name, default) != default:
+                options.append(f"{name}={getattr(self, name)}")
+        return ", ".join([*options, f"dtype={self.dtype}"])
+
+
+class QuantizedLayer(_Quantized):
+    """An LSTM, GRU or RNN whose weights are int8 or bfloat16; made by `quantize`.
+
+    Call: as the layer it was made of (see `fastrnn.LSTM`), with float32 input and states.
+
+    Attributes: `input_size`, `hidden_size`, `num_layers`, `bias`, `batch_first`, `dropout` (which
+        inference ignores), `bidirectional`, `proj_size` and `mode` as that layer's; `dtype` of the
+        weights, which are buffers.
+
+    Raises what that layer raises; besides RuntimeError in training mode, for a device other than
+    the CPU, and in backward; ValueError for input that is not float32.
+    """
+
+    _options = (
+        ("num_layers", 1), ("bias", True), ("batch_first", False), ("dropout", 0.0),
+        ("bidirectional", False), ("proj_size", 0),
+    )  # fmt: skip
+
+    def __init__(self, layer: nn.RNNBase, dtype: torch.dtype) -> None:
+        super().__init__(layer, layer.mode.lower(), dtype)
+        self.mode, self._kind = layer.mode, layer.mode.partition("_")[0]
+        self.num_layers, self.bidirectional = layer.num_layers, layer.bidirectional
+        self.batch_first, self.dropout = layer.batch_first, layer.dropout
+        self._layers = []  # names of the buffers of each
+        stems = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * self.bias
+        stems += ["weight_hr"] * bool(self.proj_size)
+        for index in range(self.num_layers):
+            names = []
+            for suffix in (f"_l{index}", f"_l{index}_reverse")[: 1 + self.bidirectional]:
+                self._take(layer, suffix, stems)
+                names += self._names(suffix)
+            self._layers.append(names)
+
+    def flatten_parameters(self) -> None:
+        """Nothing: weights are packed. Models call it before their layers."""
+
+    def forward(self, input: Tensor | PackedSequence, hx=None):
+        """Runs the layers; see the class."""
+        name = self._get_name()
+        if isinstance(input, PackedSequence):
+            data, batch_sizes, order, back = input
+            states = self._states(hx, 3, True)
+            if order is not None:
+                states = tuple(None if s is None else s.index_select(1, order) for s in states)
+            output, states = self._stack(self._check_call(data), batch_sizes, states)
+            output = PackedSequence(output, batch_sizes, order, back)
+            if back is not None:
+                states = tuple(state.index_select(1, back) for state in states)
+            return output, states if self.cell == "lstm" else states[0]
+        if not isinstance(input, Tensor):
+            raise AttributeError(
+                f"{name}: expected input to be a Tensor or a PackedSequence, "
+                f"got {functional._what(input)}"
+            )
+        if input.dim() not in (2, 3):
+            raise ValueError(f"{name}: expected input of 2 or 3 dimensions, got {input.dim()}")
+        input = self._check_call(input)
+        states = self._states(hx, 3, False)
+        batched, turned = input.dim() == 3, input.dim() == 3 and self.batch_first
+        if not batched:
+            for state in states:
+                if state is not None and state.dim() != 2:
+                    raise RuntimeError(
+                        f"{name}: expected hx of 2 dimensions for 2-D input, "
+                        f"got {tuple(state.shape)}"
+                    )
+            input = input.unsqueeze(1)
+            states = tuple(None if s is None else s.unsqueeze(1) for s in states)
+        output, states = self._stack(input.transpose(0, 1) if turned else input, None, states)
+        if turned:
+            output = output.transpose(0, 1)
+        if not batched:
+            output, states = output.squeeze(1), tuple(s.squeeze(1) for s in states)
+        return output, states if self.cell == "lstm" else states[0]
+
+    def _stack(self, input, batch_sizes, states):
+        directions = 2 if self.bidirectional else 1
+        if input.shape[0] == 0:
+            raise RuntimeError(f"{self._get_name()}: expected seq_len > 0, got 0")
+        if states[0] is not None:
+            batch = input.shape[1] if batch_sizes is None else int(batch_sizes[0])
+            indices = self.num_layers * directions
+            sizes = (self.proj_size or self.hidden_size, self.hidden_size)
+            self._check_states(states, [(indices, batch, size) for size in sizes])
+        finals = []
+        for index, names in enumerate(self._layers):
+            part = slice(index * directions, (index + 1) * directions)
+            initial = tuple(None if s is None else s[part] for s in states)
+            input, *final = self._run(names, input, batch_sizes, initial, self.bidirectional)
+            finals.append(final[: len(states)])
+        if len(finals) == 1:
+            return input, tuple(finals[0])
+        return input, tuple(torch.cat(states) for states in zip(*finals))
+
+
+class QuantizedCell(_Quantized):
+    """An LSTMCell, GRUCell or RNNCell whose weights are int8 or bfloat16; made by `quantize`.
+
+    Call: as the cell it was made of (see `fastrnn.LSTMCell`), with float32 input and states.
+
+    Attributes: `input_size`, `hidden_size`, `bias` as that cell's; `dtype` of the weights, which
+        are buffers.
+
+    Raises what that cell raises, and what `QuantizedLayer` raises besides.
+    """
+
+    _options = (("bias", True),)
+
+    def __init__(self, cell: nn.RNNCellBase, dtype: torch.dtype) -> None:
+        kind = {4: "lstm", 3: "gru", 1: "rnn"}[len(cell.weight_hh) // cell.hidden_size]
+        if kind == "rnn":
+            if cell.nonlinearity not in ("tanh", "relu"):
+                raise ValueError(
+                    f"expected nonlinearity 'tanh' or 'relu', got {cell.nonlinearity!r}"
+                )
+            kind += "_" + cell.nonlinearity
+        super().__init__(cell, kind, dtype)
+        self._kind = kind.partition("_")[0].upper() + "Cell"
+        self._take(cell, "", ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * self.bias)
+        self._all = self._names("")
+
+    def forward(self, input: Tensor, hx=None):
+        """Runs the step; see the class."""
+        name = self._get_name()
+        if not isinstance(input, Tensor):
+            raise AttributeError(
+                f"{name}: expected input to be a Tensor, got {functional._what(input)}"
+            )
+        if input.dim() not in (1, 2):
+            raise ValueError(f"{name}: expected input of 1 or 2 dimensions, got {input.dim()}")
+        input = self._check_call(input)
+        states = self._states(hx, 2, input.dim() == 1)
+        batched = input.dim() == 2
+        if states[0] is not None:
+            size = (*input.shape[:-1], self.hidden_size)
+            self._check_states(states, [size] * len(states))
+            states = tuple(s.unsqueeze(0) if batched else s[None, None] for s in states)
+        rows = input.unsqueeze(0) if batched else input[None, None]
+        _, *finals = self._run(self._all, rows, None, states, False)
+        finals = tuple(s.squeeze(0) if batched else s[0, 0] for s in finals[: len(states)])
+        return finals if self.cell == "lstm" else finals[0]

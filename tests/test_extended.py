@@ -1,0 +1,303 @@
+"""The operators of the extended recurrence against its equations: values, gradients, masks."""
+
+import itertools
+
+import pytest
+import torch
+
+from fastrnn import _extended, variants_reference
+from fastrnn.variants_reference import recurrence
+from tests.tolerances import error
+
+CELLS = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+NORMS = ("none", "recurrent", "joint")
+NAMES = ("gates_x", "h0", "c0", "w_hh", "bias", "gain", "cell_gain", "cell_bias")
+
+
+def arguments(
+    cell,
+    norm="none",
+    *,
+    steps=4,
+    batch=5,
+    size=17,
+    directions=1,
+    lengths=None,
+    bias=True,
+    states=True,
+    cell_norm=False,
+    scale=False,
+    seed=None,
+    rates=(0.0, 0.0, 0.0),
+    dtype=torch.float64,
+    layer=0,
+):
+    """What `recurrence` and `_extended.layer` take; random, and gains near 1."""
+    gates, d = CELLS[cell] * size, directions
+
+    def random(*shape):
+        return torch.randn(*shape, dtype=torch.float64).to(dtype)
+
+    batch_sizes, rows = None, steps * batch
+    if lengths:
+        batch, rows = len(lengths), sum(lengths)
+        batch_sizes = torch.tensor([sum(n > t for n in lengths) for t in range(max(lengths))])
+    lstm, normalises = cell == "lstm", norm != "none"
+    return [
+        cell,
+        norm,
+        random(d, rows, gates),
+        batch_sizes,
+        batch,
+        random(d, batch, size) if states else None,
+        random(d, batch, size) if states and lstm else None,
+        random(d, gates, size) * size**-0.5,
+        random(d, gates) if bias else None,
+        1 + 0.3 * random(d, gates) if normalises else None,
+        1 + 0.3 * random(d, size) if lstm and cell_norm else None,
+        random(d, size) if lstm and cell_norm else None,
+        (torch.rand(d, batch, size) < 0.7).to(dtype) / 0.7 if scale else None,
+        None if seed is None else torch.tensor([seed]),
+        layer,
+        rates,
+        1e-5,
+    ]
+
+
+def with_gradients(run, values, losses=None):
+    """Results and gradients by name, and the weights of the loss."""
+    values = [
+        v.detach().clone().requires_grad_() if torch.is_tensor(v) and v.is_floating_point() else v
+        for v in values
+    ]
+    if values[12] is not None:
+        values[12] = values[12].detach()
+    results = [r for r in run(*values) if r.numel()]
+    if losses is None:
+        losses = [torch.randn_like(r) for r in results]
+    loss = sum((w * r).sum() for w, r in zip(losses, results, strict=True))
+    indices = (2, 5, 6, 7, 8, 9, 10, 11)
+    named = {n: values[i] for n, i in zip(NAMES, indices, strict=True) if values[i] is not None}
+    gradients = torch.autograd.grad(loss, list(named.values()))
+    out = dict(zip(("output", "h_n", "c_n"), results))
+    out |= {f"d_{name}": g for name, g in zip(named, gradients, strict=True)}
+    return {name: t.detach() for name, t in out.items()}, losses
+
+
+def assert_close(ours, expected, limit):
+    assert ours.keys() == expected.keys()
+    # A gain's gradient may cancel to almost nothing: terms are of the size of the others.
+    largest = max(t.abs().max().item() for n, t in expected.items() if n[:2] == "d_")
+    for name, value in expected.items():
+        size = largest * 1e-2 if name[:2] == "d_" else 0.0
+        assert error(ours[name], value, size) <= limit, name
+
+
+def check(values, limit=1e-11):
+    ours, losses = with_gradients(_extended.layer, values)
+    theirs, _ = with_gradients(recurrence, values, losses)
+    assert_close(ours, theirs, limit)
+
+
+# -- Random words ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "counter, key, words",
+    [
+        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        (
+            (0xFFFFFFFF,) * 4,
+            (0xFFFFFFFF,) * 2,
+            (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD),
+        ),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_philox_known_answers(counter, key, words):
+    """Those that the authors' library Random123 publishes for philox4x32 with 10 rounds."""
+    counter, key = ([torch.tensor(v) for v in values] for values in (counter, key))
+    assert [int(w) for w in variants_reference.philox(counter, key)] == list(words)
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 64, 65, 200])
+@pytest.mark.parametrize("seed", [0, 1, -1, 2**63 - 1, -(2**63), 0x123456789ABCDEF])
+def test_masks_are_the_reference_ones(cpu_target, size, seed):
+    """A kernel's masks, read off states that are kept (1) or not (0), of c and of h apart."""
+    values = arguments("lstm", steps=3, batch=4, size=size, directions=2, seed=seed, layer=3,
+                       rates=(0.3, 0.6, 0.5), dtype=torch.float32, bias=False)  # fmt: skip
+    values[2], values[7] = torch.zeros_like(values[2]), torch.zeros_like(values[7])
+    values[5], values[6] = torch.full_like(values[5], 9.0), torch.full_like(values[6], 8.0)
+    # Gates of 1/2 and a candidate of 0: c halves where it is not kept.
+    output, h_n, c_n = _extended.layer(*values)
+    expected = recurrence(*values)
+    for ours, theirs in zip((output, h_n, c_n), expected, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-5)
+    kept = (h_n == 9.0).float().mean()
+    if size >= 64:
+        assert abs(kept - 0.6**3) < 0.06
+
+
+def test_masks_statistics():
+    """Rates are met, and words of neighbours, steps, rows, layers and streams are unrelated."""
+    like = torch.empty(64, 256)
+    seed = torch.tensor([7])
+    for rate in (0.05, 0.5, 0.9):
+        c, h, factor = variants_reference.masks(seed, (rate, rate, rate), 0, 0, 0, 64, like)
+        deviation = 5 * (rate * (1 - rate) / like.numel()) ** 0.5
+        assert abs(c.mean() - rate) < deviation and abs(h.mean() - rate) < deviation
+        assert abs((factor == 0).float().mean() - rate) < deviation
+        assert abs(factor.mean() - 1) < deviation / (1 - rate)
+    half = (0.5, 0.5, 0.5)
+    base = variants_reference.masks(seed, half, 0, 0, 0, 64, like)[0]
+    others = [
+        variants_reference.masks(seed, half, 0, 0, 1, 64, like)[0],
+        variants_reference.masks(seed, half, 0, 1, 0, 64, like)[0],
+        variants_reference.masks(seed, half, 1, 0, 0, 64, like)[0],
+        variants_reference.masks(seed + 1, half, 0, 0, 0, 64, like)[0],
+        variants_reference.masks(seed, half, 0, 0, 0, 64, like)[1],
+        base.roll(1, 0),
+        base.roll(1, 1),
+    ]
+    for other in others:
+        agree = (base == other).float().mean()
+        assert abs(agree - 0.5) < 5 * 0.5 / like.numel() ** 0.5
+
+
+# -- Values and gradients --------------------------------------------------------------------------
+
+OPTIONS = {
+    "plain": {},
+    "no_bias_no_states": {"bias": False, "states": False},
+    "cell_norm": {"cell_norm": True},
+    "scale": {"scale": True},
+    "zoneout": {"seed": 5, "rates": (0.3, 0.2, 0.0)},
+    "zoneout_h": {"seed": 5, "rates": (0.0, 0.4, 0.0)},
+    "zoneout_eval": {"rates": (0.3, 0.2, 0.5)},
+    "dropout": {"seed": 6, "rates": (0.0, 0.0, 0.4)},
+    "all": {"seed": 7, "rates": (0.1, 0.2, 0.3), "scale": True, "cell_norm": True},
+}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_options(cpu_target, cell, norm, options):
+    for directions, lengths in ((1, None), (2, None), (2, (5, 3, 3, 1))):
+        check(arguments(cell, norm, directions=directions, lengths=lengths, **options))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("batch", [1, 2, 13])
+@pytest.mark.parametrize("size", [1, 15, 16, 33])
+def test_shapes(cpu_target, cell, batch, size):
+    """Around vector widths and tile edges; one step and several."""
+    for steps, norm in itertools.product((1, 3), ("none", "joint")):
+        check(arguments(cell, norm, steps=steps, batch=batch, size=size, seed=1, cell_norm=True,
+                        scale=True, rates=(0.2, 0.2, 0.2)))  # fmt: skip
+
+
+def test_long_reductions(cpu_target):
+    """More terms than the backward product takes at a time."""
+    check(arguments("lstm", "recurrent", steps=3, batch=9, size=300, cell_norm=True))
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_accuracy(cpu_target, cell, norm, dtype):
+    """At most 2 times the error of the equations in plain PyTorch in the same dtype, plus a floor.
+
+    The floor: 8 eps of a result's size; terms of a gradient cancel, so 64 eps of the largest.
+    """
+    options = {"steps": 12, "batch": 9, "size": 40, "cell_norm": True, "seed": 2,
+               "rates": (0.1, 0.1, 0.1), "dtype": dtype}  # fmt: skip
+    values = arguments(cell, norm, **options)
+    exact = [v.double() if torch.is_tensor(v) and v.is_floating_point() else v for v in values]
+    oracle, losses = with_gradients(recurrence, exact)
+    losses = [w.to(dtype) for w in losses]
+    oracle, _ = with_gradients(recurrence, exact, [w.double() for w in losses])
+    ours, _ = with_gradients(_extended.layer, values, losses)
+    theirs, _ = with_gradients(recurrence, values, losses)
+    eps = torch.finfo(dtype).eps
+    largest = max(t.abs().max().item() for n, t in oracle.items() if n[:2] == "d_")
+    for name, expected in oracle.items():
+        size = largest if name[:2] == "d_" else 0.0
+        limit = 2 * error(theirs[name], expected, size) + (8 if size == 0 else 64) * eps
+        assert error(ours[name], expected, size) <= limit, name
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("batch", [1, 3, 24])
+def test_threads_do_not_change_a_bit(cpu_target, cell, batch):
+    values = arguments(cell, "recurrent", steps=20, batch=batch, size=150, directions=2, seed=3,
+                       cell_norm=True, scale=True, rates=(0.2, 0.2, 0.2),
+                       dtype=torch.float32)  # fmt: skip
+    torch.set_num_threads(1)
+    one, losses = with_gradients(_extended.layer, values)
+    for threads in (2, 3, 4):
+        torch.set_num_threads(threads)
+        several, _ = with_gradients(_extended.layer, values, losses)
+        for name, value in one.items():
+            assert torch.equal(value, several[name]), (name, threads)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_numerical_derivatives(cell, norm):
+    """First derivatives of the kernels, second ones of the equations."""
+    values = arguments(cell, norm, steps=3, batch=2, size=3, cell_norm=True, scale=True, seed=4,
+                       rates=(0.3, 0.3, 0.3))  # fmt: skip
+    indices = [i for i in (2, 5, 6, 7, 8, 9, 10, 11) if values[i] is not None]
+
+    def call(*tensors):
+        mine = list(values)
+        for i, tensor in zip(indices, tensors, strict=True):
+            mine[i] = tensor
+        return tuple(r for r in _extended.layer(*mine) if r.numel())
+
+    tensors = [values[i].requires_grad_() for i in indices]
+    assert torch.autograd.gradcheck(call, tensors, check_forward_ad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(call, tensors, fast_mode=True)
+
+
+def test_backward_twice_gives_the_same():
+    values = arguments("lstm", "recurrent", cell_norm=True, seed=1, rates=(0.2, 0.2, 0.2))
+    w_hh = values[7].requires_grad_()
+    output, _, _ = _extended.layer(*values)
+    loss = output.square().sum()
+    first = torch.autograd.grad(loss, w_hh, retain_graph=True)[0]
+    assert torch.equal(first, torch.autograd.grad(loss, w_hh)[0])
+
+
+def test_rows_of():
+    values = torch.randn(2, 3, 4)
+    assert torch.equal(_extended.rows_of(values, 6, 3, None), torch.cat([values, values], 1))
+    packed = _extended.rows_of(values, 6, 3, torch.tensor([3, 2, 1]))
+    assert torch.equal(packed, torch.cat([values, values[:, :2], values[:, :1]], 1))
+
+
+@pytest.mark.parametrize(
+    "index, value, message",
+    [
+        (0, "elman", "expected cell"),
+        (1, "batch", "expected norm"),
+        (4, 3, "batch that divides"),
+        (5, torch.zeros(1, 5, 3), "expected h0"),
+        (7, torch.zeros(1, 68, 3), "expected w_hh"),
+        (9, None, "expected gain"),
+        (10, None, "cell_gain and cell_bias together"),
+        (13, torch.zeros(1), "expected seed"),
+        (14, -1, "expected layer"),
+        (15, (0.0, 1.0, 0.0), "rates in"),
+    ],
+)
+def test_errors(index, value, message):
+    values = arguments("lstm", "recurrent", cell_norm=True)
+    values[index] = value
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.fastrnn.extended_forward(*values, False)
