@@ -333,9 +333,12 @@ def test_forced_regimes_that_do_not_fit(engine):
     engine.setenv("FASTRNN_CUDA_REGIME", "C")
     with pytest.raises(Exception, match="holds no cluster of 16 blocks"):
         module(x)
+
+
 @pytest.mark.parametrize(
     ("regime", "kind"),
-    [("P", kind) for kind in KINDS] + [("S", k) for k in KINDS if "proj" not in k],
+    [("P", kind) for kind in KINDS]
+    + [(regime, k) for regime in "SCG" for k in KINDS if "proj" not in k],
 )
 def test_lengths_and_states(engine, regime, kind):
     """Lengths as on a device whose values nobody reads, and gradients of every step's cells."""
