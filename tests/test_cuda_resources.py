@@ -50,3 +50,8 @@ def test_table_holds_what_the_plan_assumes():
             threads = hidden * (4 if numeric == 0 else 2)
             # Registers are given out to warps in units of 8 a thread.
             assert threads * -(-kernels[kernel] // 8) * 8 <= 65536, kernel
+        teams = [k for k in kernels if k.startswith("team_") and "pack" not in k]
+        # Cells, number formats, passes: four grids, and one or two clusters.
+        assert len(teams) == 3 * 2 * (4 * 4 + 2 + 2 * 2)
+        for kernel in teams:
+            assert 256 * -(-kernels[kernel] // 8) * 8 <= 65536, kernel
