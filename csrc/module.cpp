@@ -54,9 +54,10 @@ pybind11::dict cuda_plan(const std::string& cell, bool backward, const std::stri
                               seq_len};
   const auto [capability, multiprocessors, shared_bytes, blocks, clusters_of_8, clusters_of_16] =
       limits;
-  const cuda::Plan plan = cuda::make_plan(
-      problem, {capability, multiprocessors, shared_bytes, blocks, {clusters_of_8, clusters_of_16}},
-      cuda::forced_regime());
+  const cuda::DeviceLimits device{capability, multiprocessors, shared_bytes,
+                                  cuda::cooperative_ruled_out() ? 0 : blocks,
+                                  {clusters_of_8, clusters_of_16}};
+  const cuda::Plan plan = cuda::make_plan(problem, device, cuda::forced_regime());
   pybind11::dict result;
   result["regime"] = cuda::name_of(plan.regime);
   result["hidden"] = plan.hidden;
@@ -66,6 +67,8 @@ pybind11::dict cuda_plan(const std::string& cell, bool backward, const std::stri
   result["shared_bytes"] = plan.shared_bytes;
   result["blocks"] = plan.blocks;
   result["row_tiles"] = plan.row_tiles;
+  result["step_us"] = plan.step_us;
+  result["start_us"] = plan.start_us;
   result["text"] = cuda::describe(plan);
   return result;
 }

@@ -23,7 +23,7 @@ def cuda_plan(
     projected: bool,
     seq_len: int,
     limits: tuple[int, int, int, int, int, int],
-) -> dict[str, str | int]:
+) -> dict[str, str | int | float]:
     """The CUDA engine's regime and tiles for a layer on a device of these limits."""
 
 def cuda_devices() -> dict[str, tuple[int, int, int, int, int, int]]:

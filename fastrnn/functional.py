@@ -59,7 +59,7 @@ from typing import NamedTuple
 import torch
 from torch import _VF, Tensor
 
-from fastrnn import _autograd, _checkpoint, _ops, _options
+from fastrnn import _autograd, _checkpoint, _ops, _options, _overlap
 from fastrnn._options import States
 
 __all__ = ["States", "gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
@@ -352,13 +352,22 @@ def _stack(
                              bidirectional, batch_first, batch_sizes), None  # fmt: skip
     if transposed:
         input = input.transpose(0, 1)
-    layer = cell.layer
+    layer, chunks = cell.layer, 1
     if checkpoint_every is not None:
         check_checkpoint_every(cell.name, checkpoint_every)
         layer = partial(_checkpoint.layer, layer, cell.kind, checkpoint_every)
+    elif input.is_cuda and batch_sizes is None:
+        chunks = _overlap.chunk_count(
+            cell.kind, input, states, params, num_layers, 2 if bidirectional else 1
+        )
     try:
         if num_layers == 1:
             output, *states = layer(input, batch_sizes, states, params, has_biases, bidirectional)
+        elif chunks > 1:
+            output, states = _overlap.layers(
+                layer, input, states, params, num_layers, has_biases, dropout if training else 0.0,
+                chunks,
+            )  # fmt: skip
         else:
             output, states, _ = _layers(
                 layer, input, batch_sizes, states, params, num_layers, has_biases,

@@ -1,0 +1,151 @@
+"""Layers of a stack side by side on a CUDA device: a wavefront of chunks of time.
+
+A layer of few rows fills few multiprocessors. Time is cut into chunks, and layer l runs chunk k
+while layer l + 1 runs chunk k - 1 (Appleyard et al., "Optimizing Performance of Recurrent Neural
+Networks on GPUs", arXiv:1604.01946), each layer on a stream of its own.
+
+Invariants
+* A chunk of a layer comes after the layer's chunk before (same stream) and after the same chunk of
+  the layer below (an event); everything comes after what the caller's stream held at the call, and
+  that stream goes on after everything.
+* What a stream reads and another one allocated is recorded there, so that its memory is not given
+  away before it was read: outputs of a layer below are freed in backward, too.
+* autograd runs the backward of a node on the stream of its forward and orders the streams.
+"""
+
+import functools
+import os
+
+import torch
+
+from fastrnn import _autograd, _ops
+
+_CHUNKS = (2, 4, 8)
+# What the host needs to launch a layer, with a graph of derivatives and without: a guess until
+# benchmarks/gpu.py has measured it. Nothing, where a CUDA graph is captured.
+_HOST_US = {True: 150.0, False: 60.0}
+
+
+def chunk_count(cell, input, states, params, num_layers, directions):
+    """Into how many chunks to cut the time of a padded stack on a CUDA device; 1: do not.
+
+    cell: "lstm", "gru", "rnn_tanh" or "rnn_relu". input `[T, B, I]`. A second direction begins at
+    the end, so nothing overlaps there; transforms and tracing see the plain stack.
+    """
+    if (
+        num_layers == 1
+        or directions == 2
+        or input.shape[0] < _CHUNKS[0]
+        or os.environ.get("FASTRNN_CUDA_OVERLAP") == "0"
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or _autograd._in_forward_mode()
+        or len(params) not in (2 * num_layers, 4 * num_layers)  # projected: only by steps
+    ):
+        return 1
+    tf32 = input.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    records = _autograd._records(input, *states, *params)
+    return chunks_that_pay(
+        cell,
+        str(input.dtype).removeprefix("torch."),
+        tf32,
+        params[1].shape[-1],
+        *input.shape[:2],
+        num_layers,
+        records,
+        0.0 if torch.cuda.is_current_stream_capturing() else _HOST_US[records],
+        _limits(input.device.index),
+    )
+
+
+@functools.cache
+def _limits(index):
+    """The device's limits, as of fastrnn._C.cuda_devices."""
+    device = torch.cuda.get_device_properties(index)
+    blocks = device.multi_processor_count
+    clusters = (blocks // 8, blocks // 16) if device.major >= 9 else (0, 0)
+    capability = 10 * device.major + device.minor
+    return capability, blocks, device.shared_memory_per_block_optin, blocks, *clusters
+
+
+@functools.lru_cache(1024)
+def chunks_that_pay(
+    cell, dtype, tf32, hidden_size, seq_len, batch, num_layers, training, host_us, limits
+):
+    """`chunk_count` as a function of numbers alone, by the plan's costs of a step.
+
+    Only where all layers fit on the device side by side, in each pass, and their steps are costed
+    (regimes C and G): P fills the device, and S takes so little time that the host is slower.
+    """
+    if dtype == "float64":
+        return 1
+
+    def pass_us(backward, chunks):
+        """Time of a pass, infinite where it does not overlap."""
+        plan = _ops.cuda_plan(
+            cell, backward, dtype, tf32, hidden_size, batch, 1, False, seq_len // chunks, limits
+        )
+        blocks = plan["blocks"] * plan["replicas"] * (num_layers if chunks > 1 else 1)
+        if plan["regime"] not in ("C", "G") or blocks > limits[1]:
+            return float("inf")
+        layer = plan["start_us"] + plan["step_us"] * -(-seq_len // chunks)
+        if chunks == 1:
+            return num_layers * max(layer, host_us)
+        return (num_layers + chunks - 1) * max(layer, num_layers * host_us)
+
+    def total_us(chunks):
+        return sum(pass_us(backward, chunks) for backward in ((False, True)[: 1 + training]))
+
+    best = min((1, *(c for c in _CHUNKS if c <= seq_len)), key=total_us)
+    # Chunks cost copies that the plan knows nothing of.
+    return best if total_us(best) < 0.9 * total_us(1) else 1
+
+
+def layers(layer, input, states, params, num_layers, has_biases, dropout, chunks):
+    """A stack of one direction in a wavefront: `(output, final states)`.
+
+    layer: as of fastrnn._autograd, of the cell. input `[T, B, I]`, chunks at most T; the rest as of
+    fastrnn.functional.
+    """
+    module = torch.get_device_module(input.device)
+    home = module.current_stream(input.device)
+    lanes = _lanes(module, input.device, num_layers)
+    each = len(params) // num_layers
+    weights = [params[i * each : (i + 1) * each] for i in range(num_layers)]
+    parts = list(input.tensor_split(chunks))
+    current = [tuple(s if s is None else s[i : i + 1] for s in states) for i in range(num_layers)]
+    for index, lane in enumerate(lanes):
+        lane.wait_stream(home)
+        _record(lane, *weights[index], *current[index])
+    _record(lanes[0], *parts)
+    ready = [None] * chunks  # by the layer that had the chunk last
+    for wave in range(num_layers + chunks - 1):
+        for index in range(max(0, wave - chunks + 1), min(num_layers, wave + 1)):
+            chunk, lane = wave - index, lanes[index]
+            with module.stream(lane):
+                if index > 0:
+                    lane.wait_event(ready[chunk])
+                    _record(lane, parts[chunk])
+                parts[chunk], *current[index] = layer(
+                    parts[chunk], None, tuple(current[index]), weights[index], has_biases, False
+                )
+                if dropout and index < num_layers - 1:
+                    parts[chunk] = torch.dropout(parts[chunk], dropout, True)
+                ready[chunk] = lane.record_event()
+    for lane, final in zip(lanes, current):
+        home.wait_stream(lane)
+        _record(home, *final)
+    _record(home, *parts)
+    return torch.cat(parts), [torch.cat(state) for state in zip(*current)]
+
+
+@functools.cache
+def _lanes(module, device, count):
+    """A stream for each layer. Calls on several streams share them, which costs time alone."""
+    return [module.Stream(device) for _ in range(count)]
+
+
+def _record(stream, *tensors):
+    for tensor in tensors:
+        if tensor is not None and tensor.is_cuda:
+            tensor.record_stream(stream)
