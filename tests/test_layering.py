@@ -35,12 +35,13 @@ IMPORTS = {
     "_vmap": {"_ops", "_rows"},
     "initialization": set(),
     "_options": {"_autograd", "_ops"},
-    "functional": {"_autograd", "_checkpoint", "_ops", "_options"},
-    "modules": {"_options", "functional"},
+    "_checks": set(),
+    "functional": {"_autograd", "_checkpoint", "_checks", "_ops", "_options"},
+    "modules": {"_checks", "_options", "functional"},
     "onnx": {"_ops"},
-    "quantization": {"_ops", "conversion", "functional"},
+    "quantization": {"_checks", "_ops", "conversion"},
     "reference": set(),
-    "variants": {"_extended", "functional", "modules"},
+    "variants": {"_checks", "_extended", "functional", "modules"},
     "variants_reference": set(),
 }
 # Optional packages: imported inside a function, which says what to install.
