@@ -59,7 +59,7 @@ from typing import NamedTuple
 import torch
 from torch import _VF, Tensor
 
-from fastrnn import _autograd, _checkpoint, _ops, _options, _overlap
+from fastrnn import _autograd, _checkpoint, _checks, _ops, _options, _overlap
 from fastrnn._options import States
 
 __all__ = ["States", "gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
@@ -142,7 +142,7 @@ def lstm(
     elif type(hx) is tuple and len(hx) == 2 and hx[0] is not None and hx[1] is not None:
         states = hx
     else:
-        states = _lstm_states(hx, 3, batch_sizes is not None)
+        states = _checks.lstm_states(hx, 3, batch_sizes is not None)
     output, states, each = _stack(
         _LSTM, input, states, params, num_layers, has_biases, bidirectional, dropout, training,
         batch_first, batch_sizes, checkpoint_every, options,
@@ -263,7 +263,7 @@ def lstm_cell(
     elif type(hx) is tuple and len(hx) == 2 and hx[0] is not None and hx[1] is not None:
         states = hx
     else:
-        states = _lstm_states(hx, 2, isinstance(input, Tensor) and input.dim() == 1)
+        states = _checks.lstm_states(hx, 2, isinstance(input, Tensor) and input.dim() == 1)
     return _step(_LSTM, input, states, w_ih, w_hh, b_ih, b_hh)
 
 
@@ -337,10 +337,10 @@ def _stack(
             )
             dtype = input.dtype
         supported = input.is_cpu and dtype in _ops.DTYPES or _is_supported(input)
-        _check_stack(cell, input, states, params, num_layers, has_biases, bidirectional,
+        _checks.check_stack(cell.name, input, states, params, num_layers, has_biases, bidirectional,
                      batch_first, batch_sizes)  # fmt: skip
     except AttributeError:
-        _check_tensors(cell.name, input, states, params)
+        _checks.check_tensors(cell.name, input, states, params)
         raise
     transposed = batch_first and batch_sizes is None
     if options is not None:
@@ -354,7 +354,7 @@ def _stack(
         input = input.transpose(0, 1)
     layer, chunks = cell.layer, 1
     if checkpoint_every is not None:
-        check_checkpoint_every(cell.name, checkpoint_every)
+        _checks.check_checkpoint_every(cell.name, checkpoint_every)
         layer = partial(_checkpoint.layer, layer, cell.kind, checkpoint_every)
     elif input.is_cuda and batch_sizes is None:
         chunks = _overlap.chunk_count(
@@ -374,7 +374,7 @@ def _stack(
                 bidirectional, dropout if training else 0.0,
             )  # fmt: skip
     except (AttributeError, RuntimeError, TypeError):
-        _check_tensors(cell.name, input, (), params)
+        _checks.check_tensors(cell.name, input, (), params)
         raise
     if transposed:
         output = output.transpose(0, 1)
@@ -409,7 +409,7 @@ def _stack_with_options(
             options, run, cell.layer, input, states, 2 if bidirectional else 1, supported
         )
     except (AttributeError, RuntimeError, TypeError):
-        _check_tensors(cell.name, input, (), params)
+        _checks.check_tensors(cell.name, input, (), params)
         raise
     if narrow is not None:
         output, states[0] = output.to(narrow), states[0].to(narrow)
@@ -477,7 +477,7 @@ def _step(cell, input, states, w_ih, w_hh, b_ih, b_hh):
             input, states, weights, _ = _autocast(cell, input, states, weights, True, False)
             w_ih, w_hh, b_ih, b_hh = weights
         supported = input.is_cpu and input.dtype in _ops.DTYPES or _is_supported(input)
-        _check_step(name, cell.gates, input, states, w_ih, w_hh)
+        _checks.check_step(name, cell.gates, input, states, w_ih, w_hh)
         promotes = (
             len(states) == 2
             and states[1] is not None
@@ -486,7 +486,7 @@ def _step(cell, input, states, w_ih, w_hh, b_ih, b_hh):
         # A c of another dtype promotes the result, and sizes may be 0: seldom enough for torch's.
         supported = supported and not promotes and w_ih.numel() > 0 and w_hh.numel() > 0
     except AttributeError:
-        _check_tensors(name, input, states, (w_ih, w_hh))
+        _checks.check_tensors(name, input, states, (w_ih, w_hh))
         raise
     if not supported:
         result = _torch_step(cell, input, states, w_ih, w_hh, b_ih, b_hh)
@@ -502,166 +502,6 @@ def _step(cell, input, states, w_ih, w_hh, b_ih, b_hh):
     return result if dim == 2 else tuple([state.squeeze(0) for state in result])
 
 
-# -- Checks: of whole stacks here, of one layer's parameters in the operators -------------------
-
-
-def check_checkpoint_every(name, every):
-    """Raises unless it is None or a number of steps."""
-    if every is not None and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
-        raise ValueError(
-            f"{name}: expected checkpoint_every to be None or steps > 0, got {every!r}"
-        )
-
-
-def _check_stack(
-    cell, input, states, params, num_layers, has_biases, bidirectional, batch_first, batch_sizes
-):
-    name, shape, w_ih = cell.name, input.shape, params[0]
-    if batch_sizes is None:
-        if len(shape) != 3:
-            layout = (
-                "(batch, seq_len, input_size)" if batch_first else "(seq_len, batch, input_size)"
-            )
-            raise ValueError(f"{name}: expected input of shape {layout}, got {tuple(shape)}")
-        seq_len, batch = (shape[1], shape[0]) if batch_first else (shape[0], shape[1])
-    else:
-        if len(shape) != 2:
-            raise RuntimeError(
-                f"{name}: expected packed input of shape (sum(batch_sizes), input_size), "
-                f"got {tuple(shape)}"
-            )
-        seq_len = batch_sizes.numel()
-        if seq_len == 0:
-            raise IndexError(f"{name}: expected batch_sizes with at least one step, got none")
-        batch = _leading_batch(states, batch_sizes)
-    if input.dtype is not w_ih.dtype:
-        # torch.nn.LSTM makes this check on padded input only, and fails in a product later.
-        error = RuntimeError if batch_sizes is not None and cell is _LSTM else ValueError
-        raise error(
-            f"{name}: expected input of the weights' dtype {w_ih.dtype}, got {input.dtype}; "
-            f"convert one of them: input.to({w_ih.dtype}) or model.to({input.dtype})"
-        )
-    if shape[-1] != w_ih.shape[1]:
-        raise RuntimeError(
-            f"{name}: expected input.size(-1) to be input_size = {w_ih.shape[1]}, "
-            f"got shape {tuple(shape)}"
-        )
-    if seq_len == 0:
-        raise RuntimeError(f"{name}: expected seq_len > 0, got input of shape {tuple(shape)}")
-    indices = num_layers * 2 if bidirectional else num_layers
-    per_direction = 4 if has_biases else 2
-    if len(params) != indices * per_direction and (
-        cell is not _LSTM or len(params) != indices * (per_direction + 1)
-    ):
-        raise RuntimeError(
-            f"{name}: expected num_layers*directions*{per_direction} = {indices * per_direction} "
-            f"params, got {len(params)}"
-        )
-    h0 = states[0]
-    if h0 is not None:
-        size = params[1].shape[1]
-        if h0.shape != (indices, batch, size):
-            _raise_state(name, "h_0", h0, "hidden_size", (indices, batch, size), batch_sizes)
-        if cell is _LSTM:
-            c0, size = states[1], w_ih.shape[0] // 4
-            if c0.shape != (indices, batch, size):
-                _raise_state(name, "c_0", c0, "hidden_size", (indices, batch, size), batch_sizes)
-
-
-def _leading_batch(states, batch_sizes):
-    """batch_sizes[0]. Where it has no value yet, the rows of h_0: then the operator compares."""
-    if _has_value(batch_sizes):
-        return int(batch_sizes[0])
-    return None if states[0] is None else states[0].shape[1]
-
-
-def _has_value(tensor):
-    """False while torch.compile or torch.export trace, and of fake tensors."""
-    return type(tensor) is Tensor and not torch.compiler.is_compiling()
-
-
-def _raise_state(name, argument, state, size_name, expected, batch_sizes):
-    # torch.nn.LSTM lets a state of too few dimensions run into an index.
-    packed_lstm = name == "lstm" and batch_sizes is not None
-    raise (IndexError if packed_lstm and state.dim() < 3 else RuntimeError)(
-        f"{name}: expected {argument} of shape (num_layers*directions, batch, {size_name}) = "
-        f"{tuple(expected)}, got {tuple(state.shape)}"
-    )
-
-
-def _check_step(name, gates, input, states, w_ih, w_hh):
-    batch, input_size = input.shape
-    rows, hidden_size = w_ih.shape[0], w_hh.shape[1]
-    if input_size != w_ih.shape[1]:
-        raise RuntimeError(
-            f"{name}: expected input of shape (batch, input_size) = ({batch}, {w_ih.shape[1]}), "
-            f"got {tuple(input.shape)}"
-        )
-    if input.dtype is not w_ih.dtype:
-        raise RuntimeError(
-            f"{name}: expected input of the weights' dtype {w_ih.dtype}, got {input.dtype}"
-        )
-    if rows != gates * hidden_size:
-        raise RuntimeError(
-            f"{name}: expected w_ih of shape ({gates}*hidden_size, input_size) = "
-            f"({gates * hidden_size}, {input_size}), got {tuple(w_ih.shape)}"
-        )
-    for state in states:
-        if state is not None and state.shape != (batch, hidden_size):
-            # torch.nn looks at the batch first and then at a dimension that may not be there.
-            raise (IndexError if state.shape == (batch,) else RuntimeError)(
-                f"{name}: expected hx of shape (batch, hidden_size) = ({batch}, {hidden_size}), "
-                f"got {tuple(state.shape)}"
-            )
-
-
-def _check_tensors(name, input, states, params):
-    """Raises for an argument that is no tensor, with the type that torch.nn raises."""
-    arguments = [("input", input), *(("hx", s) for s in states if s is not None)]
-    for argument, value in arguments:
-        if not isinstance(value, Tensor):
-            raise AttributeError(f"{name}: expected {argument} to be a Tensor, got {_what(value)}")
-    for index, value in enumerate(params):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: expected params[{index}] to be a Tensor, got {_what(value)}")
-
-
-def _lstm_states(hx, dim, indexed):
-    """The pair of states of hx, or the error that torch.nn raises for this hx.
-
-    dim: 3 for a layer, 2 for a cell. indexed: a layer's packed or a cell's unbatched input, where
-    torch.nn meets a wrong hx in another place.
-    """
-    name = "lstm" if dim == 3 else "lstm_cell"
-    message = f"{name}: expected hx to be a tuple (h_0, c_0) of two tensors, got {_what(hx)}"
-    packed = dim == 3 and indexed
-    if isinstance(hx, tuple | list):
-        if not all(isinstance(state, Tensor) for state in hx):
-            raise (TypeError if packed else AttributeError)(message)
-        if len(hx) != 2:
-            by_index = len(hx) < 2 and (dim == 3) != indexed
-            raise (IndexError if by_index else RuntimeError)(message)
-        return tuple(hx)
-    if packed:
-        raise TypeError(message)
-    if not isinstance(hx, Tensor):
-        raise AttributeError(message)
-    if dim == 2:
-        elements_fit = 2 <= hx.dim() <= 3
-        raise (TypeError if elements_fit else ValueError)(message)
-    if hx.dim() == 0 or len(hx) < 2:
-        raise IndexError(message)
-    raise (TypeError if hx.dim() == dim + 1 else RuntimeError)(message)
-
-
-def _what(value):
-    if isinstance(value, Tensor):
-        return f"a Tensor of shape {tuple(value.shape)}"
-    if isinstance(value, tuple | list):
-        return f"{type(value).__name__}({', '.join(type(v).__name__ for v in value)})"
-    return type(value).__name__
-
-
 # -- Autocast, and what torch computes ------------------------------------------------------------
 
 
@@ -674,7 +514,7 @@ def _autocasts(input):
 
 def _is_ragged(batch_sizes):
     """Whether packed data has different lengths; while a graph is traced, whether it may have."""
-    if batch_sizes is None or not _has_value(batch_sizes):
+    if batch_sizes is None or not _checks.has_value(batch_sizes):
         return batch_sizes is not None
     return bool(batch_sizes[0] != batch_sizes[-1])
 

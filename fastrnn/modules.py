@@ -15,7 +15,7 @@ from typing import overload
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import _options, functional
+from fastrnn import _checks, _options, functional
 from fastrnn.functional import States
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
@@ -83,7 +83,7 @@ def _forward(module, run, input, hx, resets, reset_to, lengths, return_states, *
 
 def _unsqueeze_states(module, hx, pair):
     """States `[L*D, H]` of unbatched input as `[L*D, 1, H]`."""
-    states = functional._lstm_states(hx, 3, False) if pair else (hx,)
+    states = _checks.lstm_states(hx, 3, False) if pair else (hx,)
     for state in states:
         if state.dim() != 2:
             raise RuntimeError(
@@ -332,7 +332,7 @@ class RNN(nn.RNNBase):
 
 
 def _set_checkpoint_every(module, every):
-    functional.check_checkpoint_every(module._get_name().lower(), every)
+    _checks.check_checkpoint_every(module._get_name().lower(), every)
     if every is not None:  # else the class has it: instances have the attributes of torch.nn's
         module.checkpoint_every = every
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import _ops, functional
+from fastrnn import _checks, _ops
 from fastrnn.conversion import _TO_OURS, _TO_TORCH, _is_parametrized
 
 __all__ = ["QuantizedCell", "QuantizedLayer", "quantize"]
@@ -273,10 +273,10 @@ class _Quantized(nn.Module):
     def _states(self, hx, dim, indexed):
         """`(h,)` or `(h, c)`, None where zeros."""
         if self.cell == "lstm":
-            return (None, None) if hx is None else functional._lstm_states(hx, dim, indexed)
+            return (None, None) if hx is None else _checks.lstm_states(hx, dim, indexed)
         if hx is not None and not isinstance(hx, Tensor):
             raise AttributeError(
-                f"{self._get_name()}: expected hx to be a Tensor, got {functional._what(hx)}"
+                f"{self._get_name()}: expected hx to be a Tensor, got {_checks.what(hx)}"
             )
         return (hx,)
 
@@ -351,7 +351,7 @@ class QuantizedLayer(_Quantized):
         if not isinstance(input, Tensor):
             raise AttributeError(
                 f"{name}: expected input to be a Tensor or a PackedSequence, "
-                f"got {functional._what(input)}"
+                f"got {_checks.what(input)}"
             )
         if input.dim() not in (2, 3):
             raise ValueError(f"{name}: expected input of 2 or 3 dimensions, got {input.dim()}")
@@ -425,7 +425,7 @@ class QuantizedCell(_Quantized):
         name = self._get_name()
         if not isinstance(input, Tensor):
             raise AttributeError(
-                f"{name}: expected input to be a Tensor, got {functional._what(input)}"
+                f"{name}: expected input to be a Tensor, got {_checks.what(input)}"
             )
         if input.dim() not in (1, 2):
             raise ValueError(f"{name}: expected input of 1 or 2 dimensions, got {input.dim()}")

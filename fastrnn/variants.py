@@ -61,7 +61,7 @@ from torch.nn.functional import layer_norm as normalise
 from torch.nn.functional import linear
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import _extended, functional, modules
+from fastrnn import _checks, _extended, functional, modules
 
 __all__ = ["GRU", "LSTM", "RNN", "DreamerGRU", "DreamerGRUCell"]
 
@@ -111,6 +111,11 @@ class _Layers:
         if not isinstance(layer_norm, bool):
             raise TypeError(f"{name}: expected layer_norm to be a bool, got {layer_norm!r}")
         _check_eps(name, eps)
+        if self.checkpoint_every is not None:
+            raise ValueError(
+                f"{name}: expected checkpoint_every = None with options inside the recurrence, "
+                f"got {self.checkpoint_every}"
+            )
         if self.mode != "LSTM" and isinstance(zoneout, tuple | list):
             raise ValueError(f"{name}: expected zoneout to be one number, got {zoneout!r}")
         self.layer_norm, self.eps = layer_norm, float(eps)
@@ -216,7 +221,7 @@ class _Layers:
                 f"got shape {tuple(input.shape)}"
             )
         if hx is not None:
-            states = functional._lstm_states(hx, 3, batch_sizes is not None) if pair else (hx,)
+            states = _checks.lstm_states(hx, 3, batch_sizes is not None) if pair else (hx,)
             # RNNBase's checks read the batch where batch_first says: input is time first by now.
             batch = int(batch_sizes[0]) if batch_sizes is not None else input.shape[1]
             sizes = (self.proj_size or self.hidden_size, self.hidden_size)
@@ -586,7 +591,7 @@ class DreamerGRUCell(nn.RNNCellBase):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Runs the step; see the class."""
         input, hx = _without_autocast(input, hx, self.weight_ih.dtype)
-        functional._check_tensors("DreamerGRUCell", input, () if hx is None else (hx,), ())
+        _checks.check_tensors("DreamerGRUCell", input, () if hx is None else (hx,), ())
         for argument, value in (("input", input), ("hx", hx)):
             if value is not None and value.dim() not in (1, 2):
                 raise ValueError(
@@ -595,7 +600,7 @@ class DreamerGRUCell(nn.RNNCellBase):
                 )
         rows = input if input.dim() == 2 else input.unsqueeze(0)
         h0 = hx if hx is None or hx.dim() == 2 else hx.unsqueeze(0)
-        functional._check_step("DreamerGRUCell", 3, rows, (h0,), self.weight_ih, self.weight_hh)
+        _checks.check_step("DreamerGRUCell", 3, rows, (h0,), self.weight_ih, self.weight_hh)
         gain, bias = _dreamer_affine(
             self.norm.unsqueeze(0), self.norm_bias.unsqueeze(0), self.update_bias
         )

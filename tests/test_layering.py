@@ -36,12 +36,13 @@ IMPORTS = {
     "initialization": set(),
     "_options": {"_autograd", "_ops"},
     "_overlap": {"_autograd", "_ops"},
+    "_checks": set(),
     "functional": {"_autograd", "_checkpoint", "_checks", "_ops", "_options", "_overlap"},
-    "modules": {"_options", "functional"},
+    "modules": {"_checks", "_options", "functional"},
     "onnx": {"_ops"},
-    "quantization": {"_ops", "conversion", "functional"},
+    "quantization": {"_checks", "_ops", "conversion"},
     "reference": set(),
-    "variants": {"_extended", "functional", "modules"},
+    "variants": {"_checks", "_extended", "functional", "modules"},
     "variants_reference": set(),
 }
 # Optional packages: imported inside a function, which says what to install.

@@ -58,6 +58,10 @@ void write(double v, Half* x) {
     x->bits = 0x7e00;
     return;
   }
+  if (std::fabs(v) < 0x1p-14) {  // relu's slope must stay what it was
+    x->bits = static_cast<uint16_t>((v < 0 ? 0x8000 : 0) | static_cast<int>(std::fabs(v) * 0x1p24));
+    return;
+  }
   int exponent;
   const double m = std::frexp(std::fabs(v), &exponent);  // m in [0.5, 1)
   x->bits = static_cast<uint16_t>((v < 0 ? 0x8000 : 0) | ((exponent + 14) << 10) |
@@ -73,8 +77,7 @@ void round_to(double v, BFloat16* x) {
 }
 void round_to(double v, Half* x) {
   const double ulp = std::ldexp(1, std::max(v == 0 ? -14 : std::ilogb(v), -14) - 10);
-  const double rounded = std::nearbyint(v / ulp) * ulp;
-  write(std::fabs(rounded) < 0x1p-14 ? 0 : rounded, x);
+  write(std::nearbyint(v / ulp) * ulp, x);
 }
 
 template <class S>

@@ -1,0 +1,167 @@
+"""Checks of arguments: torch.nn's type of exception, what was expected and what came."""
+
+import torch
+from torch import Tensor
+
+
+def check_checkpoint_every(name, every):
+    """Raises unless it is None or a number of steps."""
+    if every is not None and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
+        raise ValueError(
+            f"{name}: expected checkpoint_every to be None or steps > 0, got {every!r}"
+        )
+
+
+def check_stack(
+    name, input, states, params, num_layers, has_biases, bidirectional, batch_first, batch_sizes
+):
+    """Raises where the arguments of a stack do not fit each other.
+
+    Parameters are checked by the operators, a layer at a time.
+    """
+    shape, w_ih, lstm = input.shape, params[0], name == "lstm"
+    if batch_sizes is None:
+        if len(shape) != 3:
+            layout = (
+                "(batch, seq_len, input_size)" if batch_first else "(seq_len, batch, input_size)"
+            )
+            raise ValueError(f"{name}: expected input of shape {layout}, got {tuple(shape)}")
+        seq_len, batch = (shape[1], shape[0]) if batch_first else (shape[0], shape[1])
+    else:
+        if len(shape) != 2:
+            raise RuntimeError(
+                f"{name}: expected packed input of shape (sum(batch_sizes), input_size), "
+                f"got {tuple(shape)}"
+            )
+        seq_len = batch_sizes.numel()
+        if seq_len == 0:
+            raise IndexError(f"{name}: expected batch_sizes with at least one step, got none")
+        batch = _leading_batch(states, batch_sizes)
+    if input.dtype is not w_ih.dtype:
+        # torch.nn.LSTM makes this check on padded input only, and fails in a product later.
+        error = RuntimeError if batch_sizes is not None and lstm else ValueError
+        raise error(
+            f"{name}: expected input of the weights' dtype {w_ih.dtype}, got {input.dtype}; "
+            f"convert one of them: input.to({w_ih.dtype}) or model.to({input.dtype})"
+        )
+    if shape[-1] != w_ih.shape[1]:
+        raise RuntimeError(
+            f"{name}: expected input.size(-1) to be input_size = {w_ih.shape[1]}, "
+            f"got shape {tuple(shape)}"
+        )
+    if seq_len == 0:
+        raise RuntimeError(f"{name}: expected seq_len > 0, got input of shape {tuple(shape)}")
+    indices = num_layers * 2 if bidirectional else num_layers
+    per_direction = 4 if has_biases else 2
+    if len(params) != indices * per_direction and (
+        not lstm or len(params) != indices * (per_direction + 1)
+    ):
+        raise RuntimeError(
+            f"{name}: expected num_layers*directions*{per_direction} = {indices * per_direction} "
+            f"params, got {len(params)}"
+        )
+    h0 = states[0]
+    if h0 is not None:
+        size = params[1].shape[1]
+        if h0.shape != (indices, batch, size):
+            _raise_state(name, "h_0", h0, "hidden_size", (indices, batch, size), batch_sizes)
+        if lstm:
+            c0, size = states[1], w_ih.shape[0] // 4
+            if c0.shape != (indices, batch, size):
+                _raise_state(name, "c_0", c0, "hidden_size", (indices, batch, size), batch_sizes)
+
+
+def _leading_batch(states, batch_sizes):
+    """batch_sizes[0]. Where it has no value yet, the rows of h_0: then the operator compares."""
+    if has_value(batch_sizes):
+        return int(batch_sizes[0])
+    return None if states[0] is None else states[0].shape[1]
+
+
+def has_value(tensor):
+    """False while torch.compile or torch.export trace, and of fake tensors."""
+    return type(tensor) is Tensor and not torch.compiler.is_compiling()
+
+
+def _raise_state(name, argument, state, size_name, expected, batch_sizes):
+    # torch.nn.LSTM lets a state of too few dimensions run into an index.
+    packed_lstm = name == "lstm" and batch_sizes is not None
+    raise (IndexError if packed_lstm and state.dim() < 3 else RuntimeError)(
+        f"{name}: expected {argument} of shape (num_layers*directions, batch, {size_name}) = "
+        f"{tuple(expected)}, got {tuple(state.shape)}"
+    )
+
+
+def check_step(name, gates, input, states, w_ih, w_hh):
+    """Raises where the arguments of a cell do not fit each other."""
+    batch, input_size = input.shape
+    rows, hidden_size = w_ih.shape[0], w_hh.shape[1]
+    if input_size != w_ih.shape[1]:
+        raise RuntimeError(
+            f"{name}: expected input of shape (batch, input_size) = ({batch}, {w_ih.shape[1]}), "
+            f"got {tuple(input.shape)}"
+        )
+    if input.dtype is not w_ih.dtype:
+        raise RuntimeError(
+            f"{name}: expected input of the weights' dtype {w_ih.dtype}, got {input.dtype}"
+        )
+    if rows != gates * hidden_size:
+        raise RuntimeError(
+            f"{name}: expected w_ih of shape ({gates}*hidden_size, input_size) = "
+            f"({gates * hidden_size}, {input_size}), got {tuple(w_ih.shape)}"
+        )
+    for state in states:
+        if state is not None and state.shape != (batch, hidden_size):
+            # torch.nn looks at the batch first and then at a dimension that may not be there.
+            raise (IndexError if state.shape == (batch,) else RuntimeError)(
+                f"{name}: expected hx of shape (batch, hidden_size) = ({batch}, {hidden_size}), "
+                f"got {tuple(state.shape)}"
+            )
+
+
+def check_tensors(name, input, states, params):
+    """Raises for an argument that is no tensor, with the type that torch.nn raises."""
+    arguments = [("input", input), *(("hx", s) for s in states if s is not None)]
+    for argument, value in arguments:
+        if not isinstance(value, Tensor):
+            raise AttributeError(f"{name}: expected {argument} to be a Tensor, got {what(value)}")
+    for index, value in enumerate(params):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected params[{index}] to be a Tensor, got {what(value)}")
+
+
+def lstm_states(hx, dim, indexed):
+    """The pair of states of hx, or the error that torch.nn raises for this hx.
+
+    dim: 3 for a layer, 2 for a cell. indexed: a layer's packed or a cell's unbatched input, where
+    torch.nn meets a wrong hx in another place.
+    """
+    name = "lstm" if dim == 3 else "lstm_cell"
+    message = f"{name}: expected hx to be a tuple (h_0, c_0) of two tensors, got {what(hx)}"
+    packed = dim == 3 and indexed
+    if isinstance(hx, tuple | list):
+        if not all(isinstance(state, Tensor) for state in hx):
+            raise (TypeError if packed else AttributeError)(message)
+        if len(hx) != 2:
+            by_index = len(hx) < 2 and (dim == 3) != indexed
+            raise (IndexError if by_index else RuntimeError)(message)
+        return tuple(hx)
+    if packed:
+        raise TypeError(message)
+    if not isinstance(hx, Tensor):
+        raise AttributeError(message)
+    if dim == 2:
+        elements_fit = 2 <= hx.dim() <= 3
+        raise (TypeError if elements_fit else ValueError)(message)
+    if hx.dim() == 0 or len(hx) < 2:
+        raise IndexError(message)
+    raise (TypeError if hx.dim() == dim + 1 else RuntimeError)(message)
+
+
+def what(value):
+    """The kind of a wrong argument, for a message."""
+    if isinstance(value, Tensor):
+        return f"a Tensor of shape {tuple(value.shape)}"
+    if isinstance(value, tuple | list):
+        return f"{type(value).__name__}({', '.join(type(v).__name__ for v in value)})"
+    return type(value).__name__
