@@ -274,22 +274,9 @@ def shares(call):
     return {phase: round(time / total, 3) for phase, time in times.items()}
 
 
-def limits():
-    """What the plan knows of this device: those of the known one with its capability, resized."""
-    from fastrnn import _ops
-
-    properties = torch.cuda.get_device_properties(0)
-    capability = 10 * properties.major + properties.minor
-    near = [d for d in _ops.cuda_devices().values() if d[0] <= capability]
-    known = max(near or _ops.cuda_devices().values())
-    shared = getattr(properties, "shared_memory_per_block_optin", known[2])
-    count = properties.multi_processor_count
-    return (capability, count, shared, count, *known[4:])
-
-
 def row(cell, numeric, hidden, batch, packed, backward, steps=STEPS, **options):
     """One row of the grid."""
-    from fastrnn import _ops
+    from fastrnn import _ops, _overlap
 
     facts = {"cell": cell, "numeric": numeric, "hidden": hidden, "batch": batch, "packed": packed,
              "pass": "forward+backward" if backward else "forward", "steps": steps,
@@ -301,7 +288,7 @@ def row(cell, numeric, hidden, batch, packed, backward, steps=STEPS, **options):
     facts["plan"] = {
         way: _ops.cuda_plan(
             cell.lower(), way == "backward", str(dtype).removeprefix("torch."), tf32, hidden, batch,
-            directions, False, steps, limits(),
+            directions, False, steps, _overlap.limits(0),
         )["text"]
         for way in (("forward", "backward") if backward else ("forward",))
     }  # fmt: skip
@@ -319,6 +306,12 @@ def row(cell, numeric, hidden, batch, packed, backward, steps=STEPS, **options):
         except RuntimeError as error:  # cuDNN cannot be captured everywhere
             torch.cuda.synchronize()
             facts[name]["no_graph"] = str(error).splitlines()[0][:200]
+    if options.get("num_layers", 1) > 1:
+        os.environ["FASTRNN_CUDA_OVERLAP"] = "0"
+        apart = {"us": 1e3 * median_ms(calls[1]) / steps,
+                 "graph_us": 1e3 * graph_ms(calls[1]) / steps}  # fmt: skip
+        del os.environ["FASTRNN_CUDA_OVERLAP"]
+        facts["fastrnn, layers one after the other"] = apart
     for name, peer in peers(cell, numeric, hidden, packed, options, x, backward).items():
         try:
             facts[name] = {"us": 1e3 * median_ms(peer) / steps}

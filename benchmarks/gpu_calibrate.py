@@ -46,13 +46,13 @@ def solved(times, row_tiles):
 
 def row_tiles_of(cell, way, numeric, hidden, batch, regime):
     """Row tiles that a team, or for P the whole batch, has; None where the regime cannot run."""
-    from fastrnn import _ops
+    from fastrnn import _ops, _overlap
 
     dtype, tf32 = gpu.NUMERICS[numeric]
     name = "rnn_tanh" if cell == "rnn" else cell
     try:
         plan = _ops.cuda_plan(name, way == "backward", str(dtype).removeprefix("torch."), tf32,
-                              hidden, batch, 1, False, 512, gpu.limits())  # fmt: skip
+                              hidden, batch, 1, False, 512, _overlap.limits(0))  # fmt: skip
     except ValueError:
         return None
     return plan["row_tiles"] if regime != "steps" else -(-batch // 8)

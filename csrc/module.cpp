@@ -54,7 +54,9 @@ pybind11::dict cuda_plan(const std::string& cell, bool backward, const std::stri
                               seq_len};
   const auto [capability, multiprocessors, shared_bytes, blocks, clusters_of_8, clusters_of_16] =
       limits;
-  const cuda::DeviceLimits device{capability, multiprocessors, shared_bytes,
+  const cuda::DeviceLimits device{capability,
+                                  multiprocessors,
+                                  shared_bytes,
                                   cuda::cooperative_ruled_out() ? 0 : blocks,
                                   {clusters_of_8, clusters_of_16}};
   const cuda::Plan plan = cuda::make_plan(problem, device, cuda::forced_regime());

@@ -54,18 +54,20 @@ def chunk_count(cell, input, states, params, num_layers, directions):
         num_layers,
         records,
         0.0 if torch.cuda.is_current_stream_capturing() else _HOST_US[records],
-        _limits(input.device.index),
+        limits(input.device.index),
     )
 
 
 @functools.cache
-def _limits(index):
+def limits(index):
     """The device's limits, as of fastrnn._C.cuda_devices."""
     device = torch.cuda.get_device_properties(index)
     blocks = device.multi_processor_count
     clusters = (blocks // 8, blocks // 16) if device.major >= 9 else (0, 0)
     capability = 10 * device.major + device.minor
-    return capability, blocks, device.shared_memory_per_block_optin, blocks, *clusters
+    # A torch that does not tell gets no overlap.
+    shared_bytes = getattr(device, "shared_memory_per_block_optin", 0)
+    return capability, blocks, shared_bytes, blocks, *clusters
 
 
 @functools.lru_cache(1024)
@@ -76,6 +78,7 @@ def chunks_that_pay(
 
     Only where all layers fit on the device side by side, in each pass, and their steps are costed
     (regimes C and G): P fills the device, and S takes so little time that the host is slower.
+    Kept for a process's life: the engine's environment variables are read once for a shape.
     """
     if dtype == "float64":
         return 1

@@ -9,6 +9,7 @@ import torch
 from torch.nn.utils.rnn import pack_sequence
 
 import fastrnn
+from fastrnn import _overlap
 from tests.cases import KINDS, LAYERS, Case, module_results
 from tests.test_numbers import OPTIONS, PACKED, SHAPES, check
 from tests.test_operators import first_order, leaves, sample
@@ -263,6 +264,34 @@ def test_beyond_32_bits(regime):
     torch.testing.assert_close(output[:, -8:], expected, rtol=2e-2, atol=2e-2)
     expected[-1].float().sum().backward()
     torch.testing.assert_close(x.grad[-9:, -8:], part.grad[-9:], rtol=5e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("chunks", [2, 4])
+def test_overlapped_layers(cuda, monkeypatch, name, chunks):
+    """A wavefront on streams gives what the layers give one after the other, however often."""
+    module = layer(name, (24, 256), num_layers=3)
+    x = torch.randn(200, 9, 24, device="cuda")
+    monkeypatch.setenv("FASTRNN_CUDA_OVERLAP", "0")
+    expected = results(module, x)
+    monkeypatch.delenv("FASTRNN_CUDA_OVERLAP")
+    monkeypatch.setattr(_overlap, "chunk_count", lambda *arguments: chunks)
+    first = results(module, x)
+    for a, b in zip(first, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * b.abs().max().item())
+    for _ in range(20):
+        late = torch.zeros_like(x)
+        torch.cuda._sleep(2_000_000)
+        late.copy_(x)
+        assert same(first, results(module, late))
+    graph, still = torch.cuda.CUDAGraph(), torch.zeros_like(x)
+    with torch.no_grad():
+        module(still)
+        with torch.cuda.graph(graph):
+            output = module(still)[0]
+    still.copy_(x)
+    graph.replay()
+    assert torch.equal(output, first[0])
 
 
 @pytest.mark.parametrize("value", [20.0, 90.0, 200.0, 1e4, 3e38])

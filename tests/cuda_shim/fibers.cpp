@@ -15,13 +15,11 @@
 // scheduler's, not the block's. It is then compiled with FASTRNN_SHIM_TSAN.
 #if defined(FASTRNN_SHIM_TSAN)
 #include <sanitizer/tsan_interface.h>
-// A stack that threads of two blocks used one after the other would look shared.
-static const bool kFreshStacks = true;
+static const bool kTsan = true;
 #else
-static const bool kFreshStacks = false;
+static const bool kTsan = false;
 static void* __tsan_get_current_fiber() { return nullptr; }
 static void* __tsan_create_fiber(unsigned) { return nullptr; }
-static void __tsan_destroy_fiber(void*) {}
 static void __tsan_switch_to_fiber(void*, unsigned) {}
 static void __tsan_acquire(void*) {}
 static void __tsan_release(void*) {}
@@ -36,6 +34,9 @@ unsigned char* shared;
 namespace {
 
 constexpr size_t kStack = 64 * 1024;
+// ThreadSanitizer takes what one fiber does for ordered, so under it blocks take turns over at
+// least this many: eight blocks of 256 threads before one is used again. It has room for 8,128.
+constexpr size_t kLeastFibers = kTsan ? 2048 : 0;
 
 enum class State { kReady, kAtBarrier, kAtWarp, kWaiting, kDone };
 
@@ -98,9 +99,11 @@ struct Keys {
 };
 
 struct Fiber {
-  int block_barriers, warp_barriers, cluster_barriers;  // that it has met
   Context context;
   void* tsan;
+  std::unique_ptr<unsigned char[]> stack;
+  // Of the block that it is in:
+  int block_barriers, warp_barriers, cluster_barriers;  // that it has met
   State state;
   Combine combine;
 };
@@ -115,14 +118,14 @@ struct Block {
   Place place;
   std::unique_ptr<unsigned char[]> memory;
   unsigned char* shared;
-  std::vector<Fiber> fibers;
+  std::vector<Fiber*> fibers;
   std::vector<Warp> warps;
   bool descending;
   Keys keys;
 };
 
 std::mutex one_grid_at_a_time;
-std::vector<std::unique_ptr<unsigned char[]>> stacks;  // of the fibers that run together
+std::vector<std::unique_ptr<Fiber>> all_fibers;
 std::vector<std::unique_ptr<Block>> together;
 Block* running;
 Context scheduler;
@@ -133,7 +136,7 @@ uint64_t events;
 int cluster_arrived;
 uint64_t cluster_phase;
 Keys cluster_keys;
-char at_end;  // an address that ThreadSanitizer orders by
+char at_begin, at_end;  // of a grid: addresses that ThreadSanitizer orders by
 
 [[noreturn]] void fail(const char* what) {
   std::fprintf(stderr, "cuda shim: %s (block %lld, %d)\n", what,
@@ -142,7 +145,7 @@ char at_end;  // an address that ThreadSanitizer orders by
 }
 
 // The running fiber.
-Fiber& self() { return running->fibers[static_cast<size_t>(place.thread)]; }
+Fiber& self() { return *running->fibers[static_cast<size_t>(place.thread)]; }
 
 // Gives the CPU back to the scheduler until it resumes this fiber.
 void yield(State state) {
@@ -167,7 +170,7 @@ void set_place(Block& block, int thread) {
 }
 
 void resume(Block& block, int thread) {
-  Fiber& fiber = block.fibers[static_cast<size_t>(thread)];
+  Fiber& fiber = *block.fibers[static_cast<size_t>(thread)];
   fiber.state = State::kReady;
   set_place(block, thread);
   __tsan_switch_to_fiber(fiber.tsan, __tsan_switch_to_fiber_no_sync);
@@ -177,6 +180,7 @@ void resume(Block& block, int thread) {
 // A fiber's life: one thread of every block that it is given.
 void enter() {
   for (;;) {
+    __tsan_acquire(&at_begin);
     (*body)();
     __tsan_release(&at_end);
     yield(State::kDone);
@@ -187,7 +191,7 @@ void enter() {
 void run_warp(Block& block, int warp) {
   const int threads = block.place.threads;
   const int first = warp * kWarp, end = first + kWarp < threads ? first + kWarp : threads;
-  const auto fiber = [&](int t) -> Fiber& { return block.fibers[static_cast<size_t>(t)]; };
+  const auto fiber = [&](int t) -> Fiber& { return *block.fibers[static_cast<size_t>(t)]; };
   for (int t = first; t < end; ++t) {
     if (fiber(t).state == State::kWaiting) resume(block, t);
   }
@@ -220,15 +224,15 @@ bool run_block(Block& block) {
   for (;;) {
     for (int i = 0; i < count; ++i) run_warp(block, block.descending ? count - 1 - i : i);
     int at_barrier_now = 0, waiting = 0, done = 0;
-    for (const Fiber& fiber : block.fibers) {
-      at_barrier_now += fiber.state == State::kAtBarrier;
-      waiting += fiber.state == State::kWaiting;
-      done += fiber.state == State::kDone;
+    for (const Fiber* fiber : block.fibers) {
+      at_barrier_now += fiber->state == State::kAtBarrier;
+      waiting += fiber->state == State::kWaiting;
+      done += fiber->state == State::kDone;
     }
     if (done == threads) return true;
     if (waiting > 0) return false;
     if (at_barrier_now != threads) fail("a barrier is not reached by all threads of the block");
-    for (Fiber& fiber : block.fibers) fiber.state = State::kReady;
+    for (Fiber* fiber : block.fibers) fiber->state = State::kReady;
     block.descending = !block.descending;
     ++events;
   }
@@ -251,6 +255,33 @@ void run_together() {
     if (events == before) fail("blocks wait for each other without end");
   }
 }
+
+// Fibers for the threads of blocks that run together.
+class Turns {
+ public:
+  explicit Turns(size_t threads) {
+    while (all_fibers.size() < threads || all_fibers.size() < kLeastFibers) {
+      all_fibers.emplace_back(new Fiber{});
+      Fiber& fiber = *all_fibers.back();
+      fiber.stack.reset(new unsigned char[kStack]);
+      fiber.context.start(fiber.stack.get(), kStack, enter);
+      fiber.tsan = __tsan_create_fiber(0);
+    }
+  }
+  Fiber* next() {
+    Fiber* const fiber = all_fibers[index_++ % all_fibers.size()].get();
+    fiber->block_barriers = fiber->warp_barriers = fiber->cluster_barriers = 0;
+    fiber->state = State::kReady;
+    return fiber;
+  }
+  // Those used last are in the caches; under ThreadSanitizer they are not to be used again.
+  void blocks_have_ended() {
+    if (!kTsan) index_ = 0;
+  }
+
+ private:
+  size_t index_ = 0;
+};
 
 void copy_words(uint32_t* to, const uint32_t* from, int count) {
   for (int i = 0; i < count; ++i) to[i] = from[i];
@@ -348,18 +379,12 @@ const char* run_grid(const Shape& shape, const std::function<void()>& kernel) {
     return "invalid configuration argument";
   }
   const std::lock_guard<std::mutex> lock(one_grid_at_a_time);
-  std::vector<void*> tsan_fibers;
   std::vector<std::unique_ptr<Block>> past;  // ThreadSanitizer would see its memory used again
-  std::vector<std::unique_ptr<unsigned char[]>> past_stacks;
   scheduler_tsan = __tsan_get_current_fiber();
   body = &kernel;
   const int64_t group = cooperative ? x * y : cluster;
+  Turns turns(static_cast<size_t>(group * threads));
   for (int64_t begin = 0; begin < x * y; begin += group) {
-    if (kFreshStacks) {
-      for (auto& stack : stacks) past_stacks.push_back(std::move(stack));
-      stacks.clear();
-    }
-    size_t fiber_count = 0;
     for (int64_t i = begin; i < begin + group; ++i) {
       together.emplace_back(new Block{});
       Block& block = *together.back();
@@ -371,25 +396,19 @@ const char* run_grid(const Shape& shape, const std::function<void()>& kernel) {
       block.shared =
           block.memory.get() + (16 - reinterpret_cast<uintptr_t>(block.memory.get()) % 16) % 16;
       block.warps.resize(static_cast<size_t>((threads + kWarp - 1) / kWarp));
-      block.fibers.resize(static_cast<size_t>(threads));
-      for (Fiber& fiber : block.fibers) {
-        if (fiber_count == stacks.size()) stacks.emplace_back(new unsigned char[kStack]);
-        fiber.context.start(stacks[fiber_count++].get(), kStack, enter);
-        fiber.tsan = __tsan_create_fiber(0);
-        tsan_fibers.push_back(fiber.tsan);
-        fiber.state = State::kReady;
-      }
+      for (int t = 0; t < threads; ++t) block.fibers.push_back(turns.next());
     }
     cluster_arrived = 0;
+    __tsan_release(&at_begin);
     run_together();
     for (auto& block : together) {
-      if (kFreshStacks) past.push_back(std::move(block));
+      if (kTsan) past.push_back(std::move(block));
     }
     together.clear();
+    turns.blocks_have_ended();
   }
   // Only now: had this thread seen the end of one block, those after it would be ordered.
   __tsan_acquire(&at_end);
-  for (void* fiber : tsan_fibers) __tsan_destroy_fiber(fiber);
   return nullptr;
 }
 
