@@ -42,25 +42,17 @@ def layer(
     return _Checkpointed.apply(input, h0, c0, cell, every, has_biases, bidirectional, *params)
 
 
-def _plain(cell):
+def _run(cell, input, h, c, params, has_biases, save, bidirectional=False):
+    """One chunk, of one direction by default: `(output, h_n, c_n, gates, hidden, cells)`."""
     if cell == "lstm":
-        return _autograd.lstm_layer
-    if cell == "gru":
-        return _autograd.gru_layer
-    return lambda *arguments: _autograd.rnn_layer(cell[4:], *arguments)
-
-
-def _run(cell, input, h, c, params, has_biases, save):
-    """One chunk of one direction: `(output, h_n, c_n, gates, hidden, cells)`."""
-    if cell == "lstm":
-        return _ops.lstm_forward(input, None, h, c, params, has_biases, False, save)
+        return _ops.lstm_forward(input, None, h, c, params, has_biases, bidirectional, save)
     if cell == "gru":
         output, h_n, gates, hidden = _ops.gru_forward(
-            input, None, h, params, has_biases, False, save
+            input, None, h, params, has_biases, bidirectional, save
         )
         return output, h_n, None, gates, hidden, None
     output, h_n, hidden = _ops.rnn_forward(
-        input, None, h, params, has_biases, False, cell[4:], save
+        input, None, h, params, has_biases, bidirectional, cell[4:], save
     )
     return output, h_n, None, None, hidden, None
 
@@ -124,13 +116,18 @@ class _Checkpointed(Function):
         return *results[:3], None, None, None, None, *results[3:]
 
 
+def _stems(ctx):
+    """Of the parameters of one direction."""
+    stems = _STEMS if ctx.has_biases else ("w_ih", "w_hh", "w_hr")
+    return stems[: ctx.params // (2 if ctx.bidirectional else 1)]
+
+
 def _gradients(ctx, needs, arguments, starts, d_output, d_h_n, d_c_n):
     """`[d_input, d_h0, d_c0, *d_params]`, None where needs has False."""
     input, h0, c0, *params = arguments
     directions = 2 if ctx.bidirectional else 1
     each, size, lstm = len(params) // directions, params[1].shape[1], ctx.cell == "lstm"
-    stems = _STEMS if ctx.has_biases else ("w_ih", "w_hh", "w_hr")
-    stems = stems[:each]
+    stems = _stems(ctx)
     d_input = torch.empty_like(input) if needs[0] else None
     d_starts, d_params = [], []
     # Of every chunk, forward's order; the first of a direction starts from h0 and c0.
@@ -181,19 +178,17 @@ def _gradients(ctx, needs, arguments, starts, d_output, d_h_n, d_c_n):
 
 
 def _differentiable(ctx, needs, arguments, d_output, d_h_n, d_c_n):
-    """The same, with a graph of their own: from the plain layer, which saves everything."""
+    """The same as a Function with derivatives, which wants what the plain layer saves."""
     input, h0, c0, *params = arguments
-    states = (h0, c0) if ctx.cell == "lstm" else (h0,)
-    outputs = _plain(ctx.cell)(input, None, states, params, ctx.has_biases, ctx.bidirectional)
-    known = [(o, d) for o, d in zip(outputs, (d_output, d_h_n, d_c_n)) if d is not None]
-    sources = [tensor for tensor, needed in zip(arguments, needs) if needed]
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        _, _, _, *saved = _run(
+            ctx.cell, input, h0, c0, params, ctx.has_biases, True, ctx.bidirectional
+        )
+    gates, hidden, cells = saved
+    layer = Layer(ctx.cell, 2 if ctx.bidirectional else 1, _stems(ctx), input.shape, needs)
     found = iter(
-        torch.autograd.grad(
-            [o for o, _ in known],
-            sources,
-            [d for _, d in known],
-            create_graph=True,
-            allow_unused=True,
-        )  # fmt: skip
+        _derivatives.Gradients.apply(
+            layer, d_output, d_h_n, d_c_n, None, input, None, hidden, h0, c0, gates, cells, *params
+        )
     )
     return [next(found) if needed else None for needed in needs]

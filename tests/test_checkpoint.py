@@ -132,6 +132,51 @@ def test_second_derivatives(kind):
         torch.testing.assert_close(a, b)
 
 
+def through_states(module, x, hx):
+    _, hx = module(x, hx)
+    return module(x, hx)
+
+
+def through_input(module, x, hx):
+    return module(x * module.weight_hh_l0.sum(), hx)
+
+
+def twice(module, x, hx):
+    """One tensor, computed from a weight, as both states."""
+    if module.mode != "LSTM":
+        return module(x, hx * module.weight_hh_l0.sum())
+    h = hx[0] * module.weight_hh_l0.sum()
+    return module(x, (h, h))
+
+
+def tied(module, x, hx):
+    module.weight_hh_l0_reverse = module.weight_hh_l0
+    return module(x, hx)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("call", [through_states, through_input, twice, tied])
+def test_first_order_with_graph_where_arguments_share_history(name, call):
+    """create_graph counts no path through another argument twice."""
+    module = getattr(fastrnn, name)(3, 4, bidirectional=True, checkpoint_every=2).double()
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+    h = torch.randn(2, 2, 4, dtype=torch.float64, requires_grad=True)
+    hx = (h, h) if name == "LSTM" else h
+    results = {}
+    for every in (2, None):
+        module.checkpoint_every = every
+        sources = [x, h, *module.parameters()]
+        first = torch.autograd.grad(
+            call(module, x, hx)[0].square().sum(), sources, create_graph=True, allow_unused=True
+        )
+        first = [g for g in first if g is not None]
+        total = sum(g.square().sum() for g in first)
+        second = torch.autograd.grad(total, sources, allow_unused=True)
+        results[every] = [*first, *(g for g in second if g is not None)]
+    for a, b in zip(results[2], results[None], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
 def test_gradcheck():
     layer = fastrnn.LSTM(2, 3, bidirectional=True, dtype=torch.float64, checkpoint_every=2)
     x = torch.randn(5, 2, 2, dtype=torch.float64, requires_grad=True)

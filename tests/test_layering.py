@@ -85,7 +85,7 @@ INCLUDES = {
     "cpu/second_order.cpp": (*TORCH, "cpu/layer.h"),
     "cpu/quantized.cpp": (*TORCH, "cpu/layer.h"),
     "cpu/extended.cpp": (*TORCH, "cpu/layer.h"),
-    "cpu/segments.cpp": (*TORCH, "cpu/memory.h"),
+    "cpu/segments.cpp": (*TORCH, "cpu/memory.h", "cpu/team.h"),
     "cuda/tiles.h": (),
     "cuda/plan.h": ("cuda/tiles.h", "layer_shape.h"),
     "cuda/plan.cpp": ("cuda/plan.h", "cuda/step_costs.h"),

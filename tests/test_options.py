@@ -501,3 +501,18 @@ def test_errors_of_unbatched_and_packed_input(name):
 def test_options_are_keywords_alone(name):
     with pytest.raises(TypeError):
         getattr(fastrnn, name)(3, 4)(torch.zeros(5, 2, 3), None, torch.zeros(5, 2).bool())
+
+
+def test_any_byte_but_zero_resets():
+    """A bool tensor may view memory in which true is not 1."""
+    mask = torch.zeros(5, 2, dtype=torch.uint8)
+    mask[2, 1] = 254
+    layer, x = fastrnn.GRU(3, 4), torch.randn(5, 2, 3)
+    expected = layer(x, resets=mask != 0)[0]
+    torch.testing.assert_close(layer(x, resets=mask.view(torch.bool))[0], expected)
+
+
+@pytest.mark.parametrize("seq_len", [2**62, 2**62 + 1, 2**60])
+def test_more_rows_than_there_can_be(seq_len):
+    with pytest.raises(RuntimeError, match="segments: expected fewer rows"):
+        torch.ops.fastrnn.segments(None, torch.ones(4, dtype=torch.int64), seq_len, 4)

@@ -5,9 +5,11 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "cpu/memory.h"
+#include "cpu/team.h"
 
 namespace fastrnn::cpu {
 namespace {
@@ -20,13 +22,14 @@ struct Segment {
 };
 
 // Every segment of the batch, in the order of their ends. One that holds no row is none.
-std::vector<Segment> split(const bool* resets, const int64_t* lengths, int64_t T, int64_t B) {
+// resets: bytes, for a bool tensor may view memory in which true is another byte than 1.
+std::vector<Segment> split(const uint8_t* resets, const int64_t* lengths, int64_t T, int64_t B) {
   std::vector<Segment> segments;
   std::vector<int64_t> begins(static_cast<size_t>(B), 0);
   const auto length_of = [&](int64_t b) { return lengths ? lengths[b] : T; };
   for (int64_t t = 1; resets && t < T; ++t) {
-    const bool* row = resets + t * B;
-    if (std::memchr(row, 1, static_cast<size_t>(B)) == nullptr) continue;
+    const uint8_t* row = resets + t * B;
+    if (std::all_of(row, row + B, [](uint8_t reset) { return reset == 0; })) continue;
     for (int64_t b = 0; b < B; ++b) {
       if (!row[b] || t >= length_of(b)) continue;
       int64_t& begin = begins[static_cast<size_t>(b)];
@@ -53,6 +56,8 @@ Results segments(const OptionalTensor& resets, const OptionalTensor& lengths, c1
                  c10::SymInt batch) {
   const int64_t T = seq_len.expect_int(), B = batch.expect_int();
   TORCH_CHECK(T > 0 && B >= 0, "segments: expected at least one step, got ", T);
+  TORCH_CHECK(B == 0 || T <= INT64_MAX / 16 / B, "segments: expected fewer rows than ", T, " * ",
+              B);
   TORCH_CHECK(!resets || (resets->device().is_cpu() && resets->scalar_type() == at::kBool &&
                           resets->sizes() == at::IntArrayRef({T, B})),
               "segments: expected resets as bool (", T, ", ", B, ") on cpu");
@@ -61,7 +66,7 @@ Results segments(const OptionalTensor& resets, const OptionalTensor& lengths, c1
               "segments: expected lengths as int64 (", B, ") on cpu");
   const Tensor mask = resets ? resets->contiguous() : Tensor();
   const Tensor counts = lengths ? lengths->contiguous() : Tensor();
-  const bool* at_resets = resets ? mask.const_data_ptr<bool>() : nullptr;
+  const uint8_t* at_resets = resets ? static_cast<const uint8_t*>(mask.const_data_ptr()) : nullptr;
   const int64_t* at_lengths = lengths ? counts.const_data_ptr<int64_t>() : nullptr;
   for (int64_t b = 0; lengths && b < B; ++b) {
     TORCH_CHECK(at_lengths[b] >= 0 && at_lengths[b] <= T,
@@ -136,12 +141,17 @@ Tensor gathered(const Tensor& input, const Tensor& index) {
   char* to = static_cast<char*>(result.mutable_data_ptr());
   advise_huge_pages(to, result.nbytes());
   const int64_t* at = of.const_data_ptr<int64_t>();
-  const int64_t indices = index.numel();
-  const int64_t grain = std::max<int64_t>(1, int64_t{65536} / static_cast<int64_t>(bytes));
-  at::parallel_for(0, input.size(0) * M, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
+  const int64_t indices = index.numel(), rows = input.size(0) * M;
+  const int64_t largest = *std::max_element(at, at + indices);
+  TORCH_CHECK(largest < R, "gather_rows: expected indices below ", R, ", got ", largest);
+  // A thread must have 64 KiB to move.
+  const int64_t worth = static_cast<int64_t>(result.nbytes() / 65536);
+  const int64_t available = at::in_parallel_region() ? 1 : at::get_num_threads();
+  const int threads = static_cast<int>(std::clamp<int64_t>(worth, 1, available));
+  run_team(threads, [&](const Worker& worker) {
+    const int64_t end = rows * (worker.thread + 1) / worker.threads;
+    for (int64_t i = rows * worker.thread / worker.threads; i < end; ++i) {
       const int64_t source = at[i % indices];
-      TORCH_CHECK(source < R, "gather_rows: expected indices below ", R, ", got ", source);
       char* target = to + static_cast<size_t>(i) * bytes;
       if (source < 0) {
         std::memset(target, 0, bytes);
