@@ -58,25 +58,31 @@ def of_call(name, batch_sizes, resets, reset_to, lengths, return_states):
     return Options(resets, reset_to, lengths, return_states)
 
 
-def check(name, options, seq_len, batch, batch_first):
-    """The Options with resets `[T, B]`; raises where they or lengths do not fit the input."""
+def check(name, options, input, batch_first):
+    """The Options with resets `[T, B]`; raises where an option does not fit input `[T, B, I]`."""
+    seq_len, batch = input.shape[:2]
     times, sizes = ("seq_len", "batch"), (seq_len, batch)
     if batch_first:
         times, sizes = times[::-1], sizes[::-1]
-    _check(name, "resets", options.resets, torch.bool, ", ".join(times), sizes)
-    _check(name, "lengths", options.lengths, torch.int64, "batch,", (batch,))
+    _check(name, "resets", options.resets, torch.bool, ", ".join(times), sizes, input)
+    _check(name, "lengths", options.lengths, torch.int64, "batch,", (batch,), input)
     if options.resets is None or not batch_first:
         return options
     return options._replace(resets=options.resets.t())
 
 
-def _check(name, argument, value, dtype, layout, sizes):
+def _check(name, argument, value, dtype, layout, sizes, input):
     if value is None:
         return
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected {argument} to be a Tensor, got {type(value).__name__}")
     if value.dtype is not dtype:
         raise RuntimeError(f"{name}: expected {argument} of dtype {dtype}, got {value.dtype}")
+    if value.layout is not torch.strided or value.is_meta and not input.is_meta:
+        raise RuntimeError(
+            f"{name}: expected {argument} as a dense tensor with values, "
+            f"got {value.layout} on {value.device}"
+        )
     if value.shape != sizes:
         raise RuntimeError(
             f"{name}: expected {argument} of shape ({layout}) = {tuple(sizes)}, "
@@ -113,6 +119,8 @@ def apply(options, run, layer, input, initial, directions, native):
     resets, lengths = (
         None if t is None else t.to(input.device) for t in (options.resets, options.lengths)
     )
+    if batch == 0:  # no row that could be split
+        resets = lengths = None
     states, keep, held = initial, options.return_states, False
     if resets is not None and (seq_len == 1 or _starts_alone(resets)):
         states = _reset_at_start(options.reset_to, resets[0], lengths, states, directions)
@@ -169,8 +177,8 @@ def _states(kept, seq_len, batch, directions, held):
     held: whether somebody else has cells and gates too.
     """
     outputs, cells, gates = zip(*kept, strict=True)
-    h = [part for o in outputs for part in o.view(seq_len, batch, directions, -1).unbind(2)]
-    size = h[0].shape[-1]
+    size = outputs[0].shape[-1] // directions
+    h = [part for o in outputs for part in o.view(seq_len, batch, directions, size).unbind(2)]
 
     def stacked(layers, columns):
         if layers[0] is None:

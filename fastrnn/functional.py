@@ -342,6 +342,8 @@ def _stack(
     except AttributeError:
         _checks.check_tensors(cell.name, input, states, params)
         raise
+    if checkpoint_every is not None:
+        _checks.check_checkpoint_every(cell.name, checkpoint_every)
     transposed = batch_first and batch_sizes is None
     if options is not None:
         return _stack_with_options(cell, input, states, params, num_layers, has_biases,
@@ -354,7 +356,6 @@ def _stack(
         input = input.transpose(0, 1)
     layer, chunks = cell.layer, 1
     if checkpoint_every is not None:
-        _checks.check_checkpoint_every(cell.name, checkpoint_every)
         layer = partial(_checkpoint.layer, layer, cell.kind, checkpoint_every)
     elif input.is_cuda and batch_sizes is None:
         chunks = _overlap.chunk_count(
@@ -390,7 +391,7 @@ def _stack_with_options(
     """What `_stack` does where more is asked for than a plain layer."""
     if transposed:
         input = input.transpose(0, 1)
-    options = _options.check(cell.name, options, *input.shape[:2], transposed)
+    options = _options.check(cell.name, options, input, transposed)
     if options.return_states and not supported:
         raise RuntimeError(
             f"{cell.name}: expected input of a device and dtype that fastrnn has kernels for with "

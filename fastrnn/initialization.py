@@ -1,5 +1,7 @@
 """Initial weights and biases of recurrent layers; docs/initialisation.md compares them."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -59,21 +61,31 @@ def init_(
         The module.
 
     Raises:
-        TypeError: module is not a torch.nn.Module. ValueError: there is no recurrent module in it;
-        an unknown scheme; chrono below 2, or together with forget_bias; chrono or forget_bias for a
-        module without biases, chrono for an RNN; a weight that is no parameter (as under
-        weight_norm or a parametrization, whose own tensors decide).
+        TypeError: module is not a torch.nn.Module, chrono or forget_bias is no number.
+        ValueError: there is no recurrent module in it; an unknown scheme; chrono below 2, or
+        together with forget_bias; chrono or forget_bias for a module without biases, chrono for an
+        RNN; a weight that is no parameter (as under weight_norm or a parametrization, whose own
+        tensors decide).
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"init_: expected a torch.nn.Module, got {type(module).__name__}")
     for name, scheme in (
         ("weight_ih", weight_ih), ("weight_hh", weight_hh), ("weight_hr", weight_hr)
     ):  # fmt: skip
-        if scheme is not None and scheme not in _SCHEMES:
+        if scheme is not None and not (isinstance(scheme, str) and scheme in _SCHEMES):
             known = ", ".join(map(repr, _SCHEMES))
             raise ValueError(f"init_: expected {name} to be None or of {known}, got {scheme!r}")
     if bias not in (None, "zeros"):
         raise ValueError(f"init_: expected bias to be 'zeros' or None, got {bias!r}")
+    for name, number in (("forget_bias", forget_bias), ("chrono", chrono)):
+        if number is None:
+            continue
+        if not isinstance(number, int | float):
+            raise TypeError(
+                f"init_: expected {name} to be None or a number, got {type(number).__name__}"
+            )
+        if not math.isfinite(number):
+            raise ValueError(f"init_: expected {name} to be finite, got {number}")
     if chrono is not None and forget_bias is not None:
         raise ValueError("init_: expected forget_bias or chrono, got both")
     if chrono is not None and not chrono >= 2:

@@ -516,3 +516,32 @@ def test_any_byte_but_zero_resets():
 def test_more_rows_than_there_can_be(seq_len):
     with pytest.raises(RuntimeError, match="segments: expected fewer rows"):
         torch.ops.fastrnn.segments(None, torch.ones(4, dtype=torch.int64), seq_len, 4)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("reset_to", ["zeros", "hx"])
+def test_empty_batch(name, reset_to):
+    layer = getattr(fastrnn, name)(3, 4, 2, bidirectional=True)
+    x = torch.randn(5, 0, 3, requires_grad=True)
+    h = torch.zeros(4, 0, 4)
+    masks = {"resets": torch.zeros(5, 0, dtype=torch.bool), "lengths": torch.zeros(0).long()}
+    for asked in ({"resets"}, {"lengths"}, {"resets", "lengths"}):
+        for hx in (None, (h, h) if name == "LSTM" else h):
+            given = {key: masks[key] for key in asked}
+            output, _, states = layer(x, hx, **given, reset_to=reset_to, return_states=True)
+            assert output.shape == (5, 0, 8) and states.hidden.shape == (4, 5, 0, 4)
+            output.sum().backward()
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    assert compiled(x, **masks, reset_to=reset_to)[0].shape == (5, 0, 8)
+
+
+def test_masks_without_values():
+    layer, x = fastrnn.LSTM(3, 4), torch.randn(5, 2, 3)
+    resets, lengths = torch.zeros(5, 2, dtype=torch.bool), torch.ones(2, dtype=torch.int64)
+    for name, value in (
+        ("lengths", lengths.to("meta")), ("resets", resets.to("meta")),
+        ("resets", resets.to_sparse()), ("lengths", lengths.to_sparse()),
+    ):  # fmt: skip
+        with pytest.raises(RuntimeError, match=f"lstm: expected {name} as a dense tensor"):
+            layer(x, **{name: value})
