@@ -12,10 +12,10 @@ Invariants
 """
 
 import torch
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
 from fastrnn import _derivatives, _ops, _vmap
-from fastrnn._derivatives import Layer, Saved, signed
+from fastrnn._derivatives import Layer, Saved, in_forward_mode, requires_grad, signed
 from fastrnn._rows import fold, unfold
 
 # -- Layers: the operator alone where no graph is wanted, else the Function ---------------------
@@ -28,28 +28,7 @@ def _records(*tensors):
     """Whether this call must leave a graph behind, or may have tangents."""
     if _is_exporting():
         return False  # what is exported is the operator: a Function would save, to no end
-    if torch.is_grad_enabled():
-        for tensor in tensors:
-            if tensor is not None and tensor.requires_grad:
-                return True
-        if torch._C._are_functorch_transforms_active() and any(map(_requires_grad, tensors)):
-            return True
-    return _in_forward_mode()
-
-
-def _requires_grad(tensor):
-    """At any level of torch.func: a tensor that vmap maps does not tell of those around it."""
-    while isinstance(tensor, torch.Tensor):
-        if tensor.requires_grad:
-            return True
-        if not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-            return False
-        tensor = torch._C._functorch.get_unwrapped(tensor)
-    return False
-
-
-def _in_forward_mode():
-    return getattr(forward_ad, "_current_level", -1) >= 0
+    return requires_grad(*tensors) or in_forward_mode()
 
 
 # Shapes are those of the forward operators. keep: every step's `cells` (LSTM, with derivatives) and
@@ -104,7 +83,7 @@ def gather_rows(inputs, index, inverse):
     the row x % Y of it. inverse `[Y, R]` the same the other way: no row is taken twice.
     """
     if _records(*inputs):
-        return (_DualGather if _in_forward_mode() else _Gather).apply(index, inverse, *inputs)
+        return (_DualGather if in_forward_mode() else _Gather).apply(index, inverse, *inputs)
     return _gather(inputs, index)
 
 
@@ -146,7 +125,7 @@ def _keep(ctx, cell, bidirectional, has_biases, params, saved):
     transformed = torch._C._are_functorch_transforms_active()
     # While torch.compile traces torch.func, needs_input_grad does not tell of its levels.
     ctx.needs_all = transformed and torch.compiler.is_compiling()
-    if _in_forward_mode() or transformed:
+    if in_forward_mode() or transformed:
         ctx.save_for_forward(*saved, *weights)
         ctx.save_for_backward(*saved, *weights)
         return
@@ -160,7 +139,7 @@ def _keep(ctx, cell, bidirectional, has_biases, params, saved):
 
 def _as_of_now(bias):
     """The bias with its history at this time: changing it in place later changes its history."""
-    if torch.compiler.is_compiling() or _in_forward_mode() or bias.grad_fn is None:
+    if torch.compiler.is_compiling() or in_forward_mode() or bias.grad_fn is None:
         return bias  # a copy made here would have no tangent
     with torch.enable_grad():
         return bias.clone()
@@ -185,7 +164,7 @@ def _backward(ctx, d_output, d_h_n, d_c_n=None, d_cells=None):
     if ctx.needs_all:
         needs = True, tensors[3] is not None, tensors[4] is not None, *(True,) * len(params)
     # A gradient in forward mode has a tangent, whether or not a graph of it is recorded.
-    if not torch.is_grad_enabled() and not _in_forward_mode():
+    if not torch.is_grad_enabled() and not in_forward_mode():
         with torch.autocast("cpu", enabled=False):
             saved = Saved(ctx, tensors)
             return _derivatives.gradients(ctx, saved, needs, d_output, d_h_n, d_c_n, d_cells)
@@ -196,9 +175,10 @@ def _backward(ctx, d_output, d_h_n, d_c_n=None, d_cells=None):
 
 
 def _jvp(ctx, t_input, t_h0, t_c0, t_params):
-    layer = Layer(ctx.cell, ctx.directions, ctx.stems, ctx.input_shape)
+    keep = ctx.cell == "lstm" and ctx.keep
+    layer = Layer(ctx.cell, ctx.directions, ctx.stems, ctx.input_shape, keep=keep)
     saved = _with_biases(ctx, ctx.saved_tensors)
-    return _derivatives.Tangent.apply(layer, t_input, t_h0, t_c0, *t_params, *saved)
+    return _derivatives.tangents(layer, t_input, t_h0, t_c0, *t_params, *saved)
 
 
 def _vmap_layer(function, begin, info, in_dims, *arguments):
@@ -258,8 +238,8 @@ class _LSTM(Function):
 class _DualLSTM(_LSTM):
     @staticmethod
     def jvp(ctx, t_input, _, t_h0, t_c0, __, ___, ____, *t_params):
-        *t_results, t_cells = _jvp(ctx, t_input, t_h0, t_c0, t_params)
-        return *t_results, None, None, t_cells if ctx.keep else None
+        t_output, t_h_n, t_c_n, *t_cells = _jvp(ctx, t_input, t_h0, t_c0, t_params)
+        return t_output, t_h_n, t_c_n, None, None, *(t_cells or (None,))
 
 
 class _GRU(Function):
@@ -360,4 +340,4 @@ _DUAL = {_LSTM: _DualLSTM, _GRU: _DualGRU, _RNN: _DualRNN}
 
 def _function(function):
     """The one for now: torch.compile takes no Function that has a jvp."""
-    return _DUAL[function] if _in_forward_mode() else function
+    return _DUAL[function] if in_forward_mode() else function

@@ -34,7 +34,7 @@ def layer(
         or batch_sizes is not None
         or input.shape[0] <= every
         or not _autograd._records(input, *states, *params)
-        or _autograd._in_forward_mode()
+        or _derivatives.in_forward_mode()
         or torch._C._are_functorch_transforms_active()
     ):
         return run(input, batch_sizes, states, params, has_biases, bidirectional, keep)

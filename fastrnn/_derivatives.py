@@ -16,13 +16,13 @@ any: `fastrnn._autograd` calls `gradients` directly there. vmap goes through to 
 
 import functools
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
-from fastrnn import _ops
-from fastrnn._rows import previous
+from fastrnn import _ops, _vmap
+from fastrnn._rows import fold, unfold
 
 _PRODUCTS = ("w_ih", "w_hh", "b_ih", "b_hh")  # what layer_gradients computes, in its order
 _RESULTS = 4  # of a layer, with derivatives: output, h_n and, LSTM, c_n and every step's cells
@@ -50,6 +50,8 @@ class Layer:
     stems: tuple  # of the parameters of one direction
     input_shape: torch.Size
     needs: tuple = ()  # results that are wanted
+    keep: bool = False  # an LSTM: whether every step's cells are results too
+    samples: int | None = None  # of Gradients: as in `gradients`
 
     def weights(self, params):
         """Without the biases, which no derivative depends on once the gates are known."""
@@ -60,6 +62,31 @@ def signed(function):
     """Keeps the signature at hand: Function.apply asks for it at every call, 30 us if computed."""
     function.__signature__ = inspect.signature(function)
     return function
+
+
+def requires_grad(*tensors):
+    """Whether somebody, at any level of torch.func, wants gradients through these."""
+    if not torch.is_grad_enabled():
+        return False
+    for tensor in tensors:
+        if tensor is not None and tensor.requires_grad:
+            return True
+    return torch._C._are_functorch_transforms_active() and any(map(_requires_grad, tensors))
+
+
+def _requires_grad(tensor):
+    """A tensor that vmap maps does not tell of the levels around it."""
+    while isinstance(tensor, torch.Tensor):
+        if tensor.requires_grad:
+            return True
+        if not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            return False
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return False
+
+
+def in_forward_mode():
+    return getattr(forward_ad, "_current_level", -1) >= 0
 
 
 def _no_autocast(function):
@@ -77,8 +104,11 @@ def _no_autocast(function):
 # -- First order --------------------------------------------------------------------------------
 
 
-def gradients(layer, saved, needs, d_output, d_h_n, d_c_n, d_cells):
-    """`[d_input, d_h0, d_c0, *d_params]`, None where needs (in the same order) has False."""
+def gradients(layer, saved, needs, d_output, d_h_n, d_c_n, d_cells, samples=None):
+    """`[d_input, d_h0, d_c0, *d_params]`, None where needs (in the same order) has False.
+
+    samples: as many share the rows, and d_params come one for each: `[samples, ...]`.
+    """
     s, bidirectional = saved, layer.directions == 2
     d_c0 = d_hidden = None
     if layer.cell == "lstm":
@@ -99,12 +129,15 @@ def gradients(layer, saved, needs, d_output, d_h_n, d_c_n, d_cells):
             d_output, d_h_n, s.batch_sizes, s.hidden, s.weights, False, bidirectional,
             layer.cell[4:],
         )  # fmt: skip
-    d_input, d_params = _products(layer, s, needs, d_gates, d_h0.shape[1], d_hidden)
+    d_input, d_params = _products(layer, s, needs, d_gates, d_h0.shape[1], d_hidden, samples)
     return [d_input, d_h0 if needs[1] else None, d_c0 if needs[2] else None, *d_params]
 
 
-def _products(layer, saved, needs, d_gates, batch, d_hidden):
-    """`(d_input, [d_param, ...])` from the gradients of the gates and of the projected h."""
+def _products(layer, saved, needs, d_gates, batch, d_hidden, samples=None):
+    """`(d_input, [d_param, ...])` from the gradients of the gates and of the projected h.
+
+    batch: rows of a state, of all samples together.
+    """
     directions, rows, _ = d_gates.shape
     each, asked = len(layer.stems), needs[3:]
     wanted = [False] * (4 * directions)
@@ -114,17 +147,32 @@ def _products(layer, saved, needs, d_gates, batch, d_hidden):
     input = saved.input
     if input is not None:
         input = input.reshape(rows, input.shape[-1])
-    d_input, products = _ops.layer_gradients(
-        layer.cell[:4].rstrip("_"), d_gates, saved.batch_sizes, batch, input, saved.hidden,
-        None if saved.hidden is None else saved.h0, saved.w_ih if needs[0] else [], wanted,
-    )  # fmt: skip
+    cell = layer.cell[:4].rstrip("_")
+    states = input, saved.hidden, None if saved.hidden is None else saved.h0
+    d_input, products = None, None
+    if samples is None:
+        d_input, products = _ops.layer_gradients(
+            cell, d_gates, saved.batch_sizes, batch, *states, saved.w_ih if needs[0] else [], wanted
+        )
+    else:
+        if needs[0]:
+            d_input, _ = _ops.layer_gradients(
+                cell, d_gates, saved.batch_sizes, batch, None, None, None, saved.w_ih,
+                [False] * len(wanted),
+            )  # fmt: skip
+        if any(wanted):
+            sizes = None if saved.batch_sizes is None else saved.batch_sizes // samples
+            products = _ops.sample_gradients(
+                cell, d_gates, samples, sizes, batch // samples, *states, wanted
+            )
     d_params = []
     for i, needed in enumerate(asked):
         direction, stem = i // each, layer.stems[i % each]
         if not needed:
             d_params.append(None)
         elif stem == "w_hr":
-            d_params.append(_outer(d_hidden[direction], _unprojected(saved, direction)))
+            unprojected = _unprojected(saved, direction)
+            d_params.append(_outer(d_hidden[direction], unprojected, samples))
         else:
             d_params.append(products[direction * 4 + _PRODUCTS.index(stem)])
     return d_input.view(layer.input_shape) if needs[0] else None, d_params
@@ -139,9 +187,12 @@ def _unprojected(saved, direction):
 # Products in the kernels' own form: torch.mm would depend on the number of threads.
 
 
-def _outer(a, b):
-    """a^T b, of `[N, A]` and `[N, B]`."""
+def _outer(a, b, samples=None):
+    """a^T b, of `[N, A]` and `[N, B]`; `[samples, A, B]` where samples is not None."""
     flags = [True, False, False, False]
+    if samples is not None:
+        batch = len(a) // samples
+        return _ops.sample_gradients("rnn", a[None], samples, None, batch, b, None, None, flags)[0]
     return _ops.layer_gradients("rnn", a[None], None, len(a), b, None, None, [], flags)[1][0]
 
 
@@ -172,20 +223,6 @@ class _Tangents:
         self.hidden = self.gates = self.cells = None
 
 
-def _affine(rows, terms, bias):
-    """The sum of `a w^T` over terms (a, w), plus bias, as one product; None where all is zero."""
-    terms = [(a, w) for a, w in terms if a is not None and w is not None]
-    if not terms and bias is None:
-        return None
-    parts, weights = [a for a, _ in terms], [w.t() for _, w in terms]
-    if bias is not None:
-        parts.append(bias.new_ones(rows, 1))
-        weights.append(bias[None])
-    if len(parts) == 1:
-        return _matmul(parts[0], weights[0])
-    return _matmul(torch.cat(parts, 1), torch.cat(weights))
-
-
 def _stack(parts):
     """One tensor of all directions, None where all are None."""
     known = [part for part in parts if part is not None]
@@ -196,36 +233,19 @@ def _stack(parts):
     return torch.stack([torch.zeros_like(known[0]) if p is None else p for p in parts])
 
 
-def _plus(a, b):
-    return a if b is None else b if a is None else a + b
-
-
-def _sweep(layer, saved, tangents, batch):
-    """Fills in the tangents of hidden, gates and cells: `(t_h_n, t_c_n)`."""
+def _sweep(layer, saved, tangents, batch, save):
+    """Fills in the tangents of hidden and, if save, gates and cells: `(t_h_n, t_c_n)`."""
     s, t = saved, tangents
-    size = layer.input_shape[-1]
-    rows = (s.hidden if s.cells is None else s.cells).shape[1]
-    input = None if s.input is None else s.input.reshape(rows, size)
-    t_input = None if t.input is None else t.input.reshape(rows, size)
-    inputs, recurrents, projected = [], [], []
-    for d in range(layer.directions):
-        terms, before = [(t_input, s.w_ih[d]), (input, t.w_ih[d])], None
-        if t.w_hh[d] is not None:
-            before = previous(s.hidden[d], None if s.h0 is None else s.h0[d], batch,
-                              s.batch_sizes, d)  # fmt: skip
-        if layer.cell == "gru":
-            inputs.append(_affine(rows, terms, t.b_ih[d]))
-            recurrents.append(_affine(rows, [(before, t.w_hh[d])], t.b_hh[d]))
-        else:
-            terms.append((before, t.w_hh[d]))
-            inputs.append(_affine(rows, terms, _plus(t.b_ih[d], t.b_hh[d])))
-        if t.w_hr[d] is not None:
-            projected.append(_matmul(_unprojected(s, d), t.w_hr[d].t().contiguous()))
-        else:
-            projected.append(None)
+    sizes = (s.hidden if s.cells is None else s.cells).shape[1], layer.input_shape[-1]
+    projected = [
+        None if w is None else _matmul(_unprojected(s, d), w.t().contiguous())
+        for d, w in enumerate(t.w_hr)
+    ]
+    t_params = [p for each in zip(t.w_ih, t.w_hh, t.b_ih, t.b_hh) for p in each]
     t.hidden, t_h_n, t_c_n, t.gates, t.cells = _ops.layer_tangent(
-        layer.cell, _stack(inputs), _stack(recurrents), _stack(projected), t.h0, t.c0,
-        s.batch_sizes, batch, s.h0, s.c0, s.gates, s.hidden, s.cells, s.w_hh, s.w_hr,
+        layer.cell, None if t.input is None else t.input.reshape(sizes), t_params, None, None,
+        _stack(projected), t.h0, t.c0, None if s.input is None else s.input.reshape(sizes),
+        s.batch_sizes, batch, s.h0, s.c0, s.gates, s.hidden, s.cells, s.w_ih, s.w_hh, s.w_hr, save,
     )  # fmt: skip
     return t_h_n, t_c_n
 
@@ -246,21 +266,30 @@ def _batch(layer, saved, *states):
     return int(saved.batch_sizes[0])
 
 
-class Tangent(Function):
-    """J u: `(t_output, t_h_n)`, and `t_c_n, t_cells` of an LSTM."""
+@_no_autocast
+def _tangents(layer, *tensors):
+    """`(t_output, t_h_n)`, t_c_n of an LSTM and, if layer.keep, t_cells."""
+    count = 3 + len(layer.stems) * layer.directions
+    saved = Saved(layer, _without_biases(layer, tensors[count:]))
+    tangents = _Tangents(layer, tensors[:count])
+    batch = _batch(layer, saved, tangents.h0)
+    t_h_n, t_c_n = _sweep(layer, saved, tangents, batch, layer.keep)
+    t_output = _output(layer, tangents.hidden)
+    if layer.cell != "lstm":
+        return t_output, t_h_n
+    return (t_output, t_h_n, t_c_n, tangents.cells) if layer.keep else (t_output, t_h_n, t_c_n)
 
+
+def tangents(layer, *tensors):
+    """J u of tangents, saved tensors and parameters, differentiable where somebody asks."""
+    if torch._C._are_functorch_transforms_active() or requires_grad(*tensors):
+        return _Tangent.apply(layer, *tensors)
+    return _tangents(layer, *tensors)
+
+
+class _Tangent(Function):
     generate_vmap_rule = True
-
-    @staticmethod
-    @_no_autocast
-    def forward(layer, *tensors):
-        count = 3 + len(layer.stems) * layer.directions
-        saved = Saved(layer, _without_biases(layer, tensors[count:]))
-        tangents = _Tangents(layer, tensors[:count])
-        t_h_n, t_c_n = _sweep(layer, saved, tangents, _batch(layer, saved, tangents.h0))
-        t_output = _output(layer, tangents.hidden)
-        lstm = layer.cell == "lstm"
-        return (t_output, t_h_n, t_c_n, tangents.cells) if lstm else (t_output, t_h_n)
+    forward = staticmethod(_tangents)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -289,7 +318,7 @@ class Tangent(Function):
         _refuse(ctx.layer, "forward mode twice")
 
 
-class Gradients(Function):
+class _MappedGradients(Function):
     """J^T v, of the arguments that `layer.needs` wants."""
 
     generate_vmap_rule = True
@@ -298,7 +327,8 @@ class Gradients(Function):
     @_no_autocast
     def forward(layer, *tensors):
         v, saved = tensors[:_RESULTS], Saved(layer, _without_biases(layer, tensors[_RESULTS:]))
-        return tuple(d for d in gradients(layer, saved, layer.needs, *v) if d is not None)
+        results = gradients(layer, saved, layer.needs, *v, layer.samples)
+        return tuple(d for d in results if d is not None)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -330,6 +360,31 @@ class Gradients(Function):
         plan = _Plan(ctx.layer, (), (), ctx.layer.needs)
         second = plan.apply(tensors[:_RESULTS], v, u, tensors[_RESULTS:])[2]
         return tuple(d for d in second if d is not None)
+
+
+class Gradients(_MappedGradients):
+    """The same, with a batching rule for where no derivative of it is asked for: more rows."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def vmap(info, in_dims, layer, *tensors):
+        size, dims, begin = info.batch_size, in_dims[1:], _RESULTS + Saved.count
+        mapped = any(dim is not None for dim in dims[begin:])
+        if mapped or in_forward_mode() or requires_grad(*tensors):
+            return _vmap.through(_MappedGradients.apply, size, in_dims, (layer, *tensors))
+        folded = [None if t is None else fold(t, dim, size) for t, dim in zip(tensors, dims)]
+        sizes = begin - Saved.count + 1
+        _vmap.check_batch_sizes(dims[sizes])
+        folded[sizes] = None if tensors[sizes] is None else tensors[sizes] * size
+        folded[begin:] = tensors[begin:]
+        *steps, rows, features = layer.input_shape
+        shape = torch.Size((*steps, rows * size, features))
+        results = _MappedGradients.forward(replace(layer, input_shape=shape, samples=size), *folded)
+        count = sum(layer.needs[:3])  # those that have rows; of weights, samples come first
+        unfolded = [unfold(result, size) for result in results[:count]]
+        unfolded += [(result, 0) for result in results[count:]]
+        return tuple(t for t, _ in unfolded), tuple(dim for _, dim in unfolded)
 
 
 def _without_biases(layer, tensors):
@@ -385,7 +440,7 @@ class _Second(Function):
         t, s = _Tangents(layer, tensors[begin:count]), Saved(layer, tensors[count:])
         batch = _batch(layer, s, *v[1:3], *t_v[1:3], t.h0)
         sizes = s.batch_sizes, batch, s.h0, s.c0, s.gates, s.hidden, s.cells, s.w_hh, s.w_hr
-        t_h_n, t_c_n = _sweep(layer, s, t, batch)
+        t_h_n, t_c_n = _sweep(layer, s, t, batch, True)
         results = [
             flag and value() for flag, value in zip(
                 plan.results,

@@ -23,6 +23,7 @@ gru_backward = torch.ops.fastrnn.gru_backward.default
 rnn_forward = torch.ops.fastrnn.rnn_forward.default
 rnn_backward = torch.ops.fastrnn.rnn_backward.default
 layer_gradients = torch.ops.fastrnn.layer_gradients.default
+sample_gradients = torch.ops.fastrnn.sample_gradients.default
 layer_tangent = torch.ops.fastrnn.layer_tangent.default
 layer_backward = torch.ops.fastrnn.layer_backward.default
 layer_backward_tangent = torch.ops.fastrnn.layer_backward_tangent.default
@@ -182,13 +183,24 @@ def _(cell, d_gates, batch_sizes, batch, input, hidden, h0, w_ih, weights_and_bi
     directions, rows, columns = d_gates.shape
     gates = {"lstm": columns, "gru": columns // 4 * 3, "rnn": columns}[cell]
     d_input = d_gates.new_empty((rows, w_ih[0].shape[1]) if w_ih else (0,))
+    return d_input, _empty_params(d_gates, (gates,), input, hidden, weights_and_biases)
+
+
+@torch.library.register_fake("fastrnn::sample_gradients")
+def _(cell, d_gates, samples, batch_sizes, batch, input, hidden, h0, weights_and_biases):
+    columns = d_gates.shape[2]
+    gates = {"lstm": columns, "gru": columns // 4 * 3, "rnn": columns}[cell]
+    return _empty_params(d_gates, (samples, gates), input, hidden, weights_and_biases)
+
+
+def _empty_params(d_gates, leading, input, hidden, weights_and_biases):
     d_params = []
     for i, wanted in enumerate(weights_and_biases):
-        size = (gates,)
+        size = leading
         if wanted and i % 4 < 2:
-            size = (gates, (input, hidden)[i % 4].shape[-1])
+            size = (*leading, (input, hidden)[i % 4].shape[-1])
         d_params.append(d_gates.new_empty(size if wanted else (0,)))
-    return d_input, d_params
+    return d_params
 
 
 class _SavedLayer:
@@ -215,16 +227,16 @@ class _SavedLayer:
 
 @torch.library.register_fake("fastrnn::layer_tangent")
 def _(
-    cell, t_input, t_recurrent, t_projected, t_h0, t_c0, batch_sizes, batch, h0, c0, gates, hidden,
-    cells, w_hh, w_hr,
+    cell, t_input, t_params, through_w_ih, through_w_hh, through_w_hr, t_h0, t_c0, input,
+    batch_sizes, batch, h0, c0, gates, hidden, cells, w_ih, w_hh, w_hr, save,
 ):  # fmt: skip
     layer = _SavedLayer(cell, batch, hidden, cells, w_hh, w_hr)
     return (
         layer.rows_of(layer.state_size),
         layer.h_state(),
         layer.c_state(),
-        layer.rows_of(layer.columns, gates is not None),
-        layer.rows_of(layer.hidden_size, layer.lstm),
+        layer.rows_of(layer.columns, save and gates is not None),
+        layer.rows_of(layer.hidden_size, save and layer.lstm),
     )
 
 

@@ -4,6 +4,8 @@ Weights that are mapped too, as of an ensemble, make one call each. Gradients of
 not mapped come out one for each mapped sample: batched products.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -35,28 +37,94 @@ def one_by_one(call, size, in_dims, arguments):
     return stacked, tuple(None if absent else 0 for absent in first)
 
 
-def _by_rows(op):
-    """Registers the rule of an operator all of whose tensors but the weights have rows."""
-    names = [argument.name for argument in op._schema.arguments]
+def through(call, size, in_dims, arguments):
+    """`(results, out_dims)` of vmap over what is called, whatever its own rule says."""
+    mapped = [i for i, dim in enumerate(in_dims) if dim is not None]
 
-    def rule(info, in_dims, *arguments):
-        size, folded = info.batch_size, []
-        for name, value, dim in zip(names, arguments, in_dims, strict=True):
-            if name in ("params", "w_hh", "w_hr"):
-                if _is_mapped(dim):
-                    return one_by_one(op, size, in_dims, arguments)
-            elif name == "batch_sizes":
-                check_batch_sizes(dim)
-                value = None if value is None else value * size
-            elif name == "batch":
-                value = value * size
-            elif isinstance(value, Tensor):
-                value = fold(value, dim, size)
-            folded.append(value)
-        results = [unfold(result, size) for result in op(*folded)]
-        return tuple(r for r, _ in results), tuple(dim for _, dim in results)
+    def run(*values):
+        every = list(arguments)
+        for i, value in zip(mapped, values, strict=True):
+            every[i] = value
+        return call(*every)
 
-    torch.library.register_vmap(op.name(), rule)
+    dims = tuple(in_dims[i] for i in mapped)
+    results = torch.func.vmap(run, dims)(*(arguments[i] for i in mapped))
+    return results, (0,) * len(results)
+
+
+_library = torch.library.Library("fastrnn", "IMPL")  # what it registers lives as long as it
+
+
+def _register(op):
+    """Registers `rule(size, in_dims, *arguments)`, where size is the mapped dimension's.
+
+    torch.library.register_vmap would do; it spends 0.1 ms a call on trees of arguments.
+    """
+
+    def decorate(rule):
+        def kernel(keyset, *arguments):
+            level = torch._C._functorch.current_level()
+            values, dims, size = [], [], None
+            for argument in arguments:
+                value, dim = _unwrap(argument, level)
+                values.append(value)
+                dims.append(dim)
+                size = size or _mapped_size(value, dim)
+            with torch._C._ExcludeDispatchKeyGuard(_BATCHED):
+                if size is None:
+                    return op(*arguments)
+                results, out_dims = rule(size, dims, *values)
+            return _wrap(results, out_dims, level)
+
+        name = op.name().partition("::")[2]
+        _library.impl(name, kernel, "FuncTorchBatched", with_keyset=True)
+        return rule
+
+    return decorate
+
+
+_BATCHED = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchBatched)
+
+
+def _unwrap(value, level):
+    """`(value, dim)`; of a list, two lists."""
+    if isinstance(value, Tensor):
+        return torch._C._functorch._unwrap_batched(value, level)
+    if isinstance(value, list | tuple):
+        pairs = [_unwrap(t, level) for t in value]
+        return [t for t, _ in pairs], [dim for _, dim in pairs]
+    return value, None
+
+
+def _mapped_size(value, dim):
+    if isinstance(dim, list):
+        return next(filter(None, map(_mapped_size, value, dim)), None)
+    return None if dim is None else value.shape[dim]
+
+
+def _wrap(result, dim, level):
+    if isinstance(result, list | tuple):
+        return type(result)(_wrap(r, d, level) for r, d in zip(result, dim, strict=True))
+    return result if dim is None else torch._C._functorch._add_batch_dim(result, dim, level)
+
+
+def _by_rows(op, size, in_dims, *arguments):
+    """The rule of an operator all of whose tensors but the weights have rows."""
+    folded = []
+    for argument, value, dim in zip(op._schema.arguments, arguments, in_dims, strict=True):
+        if argument.name in ("params", "t_params", "w_ih", "w_hh", "w_hr"):
+            if _is_mapped(dim):
+                return one_by_one(op, size, in_dims, arguments)
+        elif argument.name == "batch_sizes":
+            check_batch_sizes(dim)
+            value = None if value is None else value * size
+        elif argument.name == "batch":
+            value = value * size
+        elif isinstance(value, Tensor):
+            value = fold(value, dim, size)
+        folded.append(value)
+    results = [unfold(result, size) for result in op(*folded)]
+    return tuple(r for r, _ in results), tuple(dim for _, dim in results)
 
 
 def check_batch_sizes(dim):
@@ -73,22 +141,65 @@ for _op in (
     _ops.gru_backward,
     _ops.rnn_forward,
     _ops.rnn_backward,
-    _ops.layer_tangent,
     _ops.layer_backward,
     _ops.layer_backward_tangent,
 ):
-    _by_rows(_op)
+    _register(_op)(partial(_by_rows, _op))
 
 
-@torch.library.register_vmap("fastrnn::segments")
-def _(info, in_dims, *arguments):
+@_register(_ops.layer_tangent)
+def _(size, in_dims, *arguments):
+    """What tangents of weights bring where each sample has its own is made here: batched products.
+
+    The operator would make one call each.
+    """
+    names = [argument.name for argument in _ops.layer_tangent._schema.arguments]
+    a, dims = dict(zip(names, arguments)), dict(zip(names, in_dims))
+    if _is_mapped(dims["t_params"]) and not any(map(_is_mapped, (dims["w_ih"], dims["w_hh"]))):
+        t_params = list(map(_to_front, a["t_params"], dims["t_params"]))
+        input, hidden, h0 = (_to_front(a[n], dims[n]) for n in ("input", "hidden", "h0"))
+        sums = [], []
+        for d in range(len(a["w_ih"])):
+            t_w_ih, t_w_hh, t_b_ih, t_b_hh = t_params[4 * d : 4 * d + 4]
+            before = None
+            if t_w_hh is not None:
+                states = hidden[..., d, :, :], None if h0 is None else h0[..., d, :, :]
+                before = previous(*states, a["batch"], a["batch_sizes"], d)
+            sums[0].append(_affine(input, t_w_ih, t_b_ih))
+            sums[1].append(_affine(before, t_w_hh, t_b_hh))
+        saved = "hidden" if a["cells"] is None else "cells"
+        shape = size, _to_front(a[saved], dims[saved]).shape[-2], a["w_hh"][0].shape[0]
+        for name, parts in zip(("through_w_ih", "through_w_hh"), sums):
+            if all(part is None for part in parts):
+                continue
+            zeros = a["w_hh"][0].new_zeros(shape)
+            a[name] = torch.stack([zeros if p is None else p.expand_as(zeros) for p in parts], 1)
+            dims[name] = 0
+        a["t_params"], dims["t_params"] = [None] * len(t_params), None
+    return _by_rows(_ops.layer_tangent, size, list(dims.values()), *a.values())
+
+
+def _to_front(value, dim):
+    return value if value is None or dim is None else value.movedim(dim, 0)
+
+
+def _affine(rows, weight, bias):
+    """`rows weight^T + bias` for each sample, of what there is; None of nothing."""
+    product = None if weight is None else torch.matmul(rows, weight.transpose(-1, -2))
+    if bias is None:
+        return product
+    return bias[..., None, :] if product is None else product + bias[..., None, :]
+
+
+@_register(_ops.segments)
+def _(size, in_dims, *arguments):
     raise RuntimeError(
         "fastrnn: expected the same resets and lengths for all samples of vmap, got mapped ones"
     )
 
 
-@torch.library.register_vmap("fastrnn::gather_rows")
-def _(info, in_dims, inputs, index):
+@_register(_ops.gather_rows)
+def _(size, in_dims, inputs, index):
     """Whole rows move: a mapped dimension goes beside their columns."""
     dims, index_dim = in_dims
     if index_dim is not None:
@@ -98,75 +209,89 @@ def _(info, in_dims, inputs, index):
     folded = [t if d is None else t.movedim(d, -2).flatten(-2) for t, d in zip(inputs, dims)]
     results = _ops.gather_rows(folded, index)
     return (
-        [r if d is None else r.unflatten(-1, (info.batch_size, -1)) for r, d in zip(results, dims)],
+        [r if d is None else r.unflatten(-1, (size, -1)) for r, d in zip(results, dims)],
         [None if d is None else 2 for d in dims],
     )
 
 
-@torch.library.register_vmap("fastrnn::layer_gradients")
-def _(info, in_dims, cell, d_gates, batch_sizes, batch, input, hidden, h0, w_ih, wanted):
-    size = info.batch_size
+@_register(_ops.layer_gradients)
+def _(size, in_dims, cell, d_gates, batch_sizes, batch, input, hidden, h0, w_ih, wanted):
     _, gates_dim, sizes_dim, _, input_dim, hidden_dim, h0_dim, w_dims, _ = in_dims
     check_batch_sizes(sizes_dim)
+    rows = (d_gates, gates_dim), (input, input_dim), (hidden, hidden_dim), (h0, h0_dim)
+    mapped = any(dim is not None for _, dim in rows)
 
-    def to_front(value, dim):
-        return value if value is None or dim is None else value.movedim(dim, 0)
-
-    d_gates_front = to_front(d_gates, gates_dim)  # [V, D, N, C], or [D, N, C] for all
-    input, hidden, h0 = (
-        to_front(input, input_dim), to_front(hidden, hidden_dim), to_front(h0, h0_dim),
-    )  # fmt: skip
-    columns = d_gates_front.shape[-1] // 4
-    inputs = slice(0, 3 * columns) if cell == "gru" else slice(None)
-
-    def product(a, b):
-        """a^T b for each sample."""
-        return torch.matmul(a.transpose(-1, -2), b)
-
-    def mapped(result, *dims):
-        return result, 0 if _is_mapped(dims) else None
-
-    if not w_ih:
-        d_input = d_gates.new_empty(0), None
-    elif _is_mapped(w_dims):
-        parts = [
-            torch.matmul(d_gates_front[..., d, :, inputs], to_front(w, dim))
+    d_input = d_gates.new_empty(0), None
+    if w_ih and _is_mapped(w_dims):
+        columns = d_gates.shape[-1] // 4
+        inputs = slice(0, 3 * columns) if cell == "gru" else slice(None)
+        front = _to_front(d_gates, gates_dim)
+        d_input = sum(
+            torch.matmul(front[..., d, :, inputs], _to_front(w, dim))
             for d, (w, dim) in enumerate(zip(w_ih, w_dims, strict=True))
-        ]
-        d_input = mapped(sum(parts[1:], parts[0]), w_dims)
-    elif gates_dim is None:
-        d_input = _ops.layer_gradients(
-            cell, d_gates, batch_sizes, batch, None, None, None, w_ih, [False] * len(wanted)
-        )[0], None  # fmt: skip
-    else:
-        folded = _ops.layer_gradients(
-            cell, fold(d_gates, gates_dim, size), None if batch_sizes is None else
-            batch_sizes * size, batch * size, None, None, None, w_ih, [False] * len(wanted),
-        )[0]  # fmt: skip
-        d_input = unfold(folded, size)
+        ), 0  # fmt: skip
+    elif w_ih:
+        nothing = None, None, None, w_ih, [False] * len(wanted)
+        if gates_dim is None:
+            d_input = _ops.layer_gradients(cell, d_gates, batch_sizes, batch, *nothing)[0], None
+        else:
+            sizes = None if batch_sizes is None else batch_sizes * size
+            more = fold(d_gates, gates_dim, size)
+            d_input = unfold(
+                _ops.layer_gradients(cell, more, sizes, batch * size, *nothing)[0], size
+            )
 
-    d_params = []
+    if not any(wanted):
+        d_params = [d_gates.new_empty(0)] * len(wanted)
+    elif mapped:
+        more, *states = (None if t is None else fold(t, dim, size) for t, dim in rows)
+        d_params = _ops.sample_gradients(cell, more, size, batch_sizes, batch, *states, wanted)
+    else:
+        d_params = _ops.layer_gradients(
+            cell, d_gates, batch_sizes, batch, input, hidden, h0, [], wanted
+        )[1]
+    return (d_input[0], d_params), (d_input[1], [0 if mapped and w else None for w in wanted])
+
+
+@_register(_ops.sample_gradients)
+def _(size, in_dims, cell, d_gates, samples, batch_sizes, batch, input, hidden, h0, wanted):
+    check_batch_sizes(in_dims[3])
+    rows = zip((d_gates, input, hidden, h0), (in_dims[1], *in_dims[5:8]))
+    d_gates, input, hidden, h0 = (None if t is None else fold(t, dim, size) for t, dim in rows)
+    d_params = _ops.sample_gradients(
+        cell, d_gates, samples * size, batch_sizes, batch, input, hidden, h0, wanted
+    )
+    results = [p.unflatten(0, (samples, size)) if w else p for p, w in zip(d_params, wanted)]
+    return results, [1 if w else None for w in wanted]
+
+
+@torch.library.impl(_library, "sample_gradients", "CUDA")
+def _sample_gradients_by_torch(
+    cell, d_gates, samples, batch_sizes, batch, input, hidden, h0, wanted
+):  # fmt: skip
+    """Batched products, where there is no kernel."""
+
+    def of_samples(rows):
+        """`[..., R*V, C]` -> `[V, ..., R, C]`."""
+        return None if rows is None else rows.unflatten(-2, (-1, samples)).movedim(-2, 0)
+
+    d_gates, input, hidden, h0 = map(of_samples, (d_gates, input, hidden, h0))
+    columns, d_params = d_gates.shape[-1] // 4, []
     for i, is_wanted in enumerate(wanted):
         direction, what = i // 4, i % 4
-        a = d_gates_front[..., direction, :, :]
-        recurrent = a
-        if cell == "gru":
-            recurrent = torch.cat([a[..., : 2 * columns], a[..., 3 * columns :]], -1)
+        gates = d_gates[:, direction]
+        if cell == "gru" and what % 2 == 0:
+            gates = gates[..., : 3 * columns]
+        elif cell == "gru":
+            gates = torch.cat([gates[..., : 2 * columns], gates[..., 3 * columns :]], -1)
         if not is_wanted:
-            d_params.append((d_gates.new_empty(0), None))
+            d_params.append(d_gates.new_empty(0))
         elif what == 0:
-            d_params.append(mapped(product(a[..., inputs], input), gates_dim, input_dim))
+            d_params.append(torch.matmul(gates.transpose(-1, -2), input))
         elif what == 1:
-            before = previous(
-                hidden[..., direction, :, :],
-                None if h0 is None else h0[..., direction, :, :],
-                batch, batch_sizes, direction,
-            )  # fmt: skip
-            dims = gates_dim, hidden_dim, h0_dim
-            d_params.append(mapped(product(recurrent, before), *dims))
+            initial = None if h0 is None else h0[:, direction]
+            before = previous(hidden[:, direction], initial, batch, batch_sizes, direction)
+            d_params.append(torch.matmul(gates.transpose(-1, -2), before))
         else:
-            d_params.append(mapped((a[..., inputs] if what == 2 else recurrent).sum(-2), gates_dim))
-    return (
-        (d_input[0], [value for value, _ in d_params]),
-        (d_input[1], [dim for _, dim in d_params]),
-    )
+            d_params.append(gates.sum(-2))
+    return d_params

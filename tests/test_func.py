@@ -128,6 +128,89 @@ def test_vmap_of_derivatives(kind, lengths):
 
 
 @kinds
+@pytest.mark.parametrize("lengths", [(), (2, 3, 1)], ids=["padded", "packed"])
+def test_levels_around_gradients_of_samples(kind, lengths):
+    """Gradients of samples have a rule of their own where nobody differentiates them."""
+    s = Setting(kind, lengths=lengths)
+    dims = None, 0
+    per_sample = [vmap(grad(f, (0, 1)), dims) for f in s.losses()]
+    twice = torch.stack([s.xs, 2 * s.xs])
+    assert_same([vmap(f, dims)(s.params, twice) for f in per_sample])
+    weights = [p.clone().requires_grad_() for p in s.params.values()]
+    named = dict(zip(s.params, weights))
+
+    def norm(f):
+        def run(p, xs):
+            return sum(g.square().sum() for g in pytree.tree_leaves(f(p, xs)))
+
+        return run
+
+    assert_same([grad(norm(f), (0, 1))(s.params, s.xs) for f in per_sample])
+    assert_same([torch.autograd.grad(norm(f)(named, s.xs), weights) for f in per_sample])
+    tangent = s.direction[0], torch.randn_like(s.xs)
+    assert_same([jvp(f, (s.params, s.xs), tangent) for f in per_sample])
+    # One sample is a dimension still.
+    assert_same([f(s.params, s.xs[:1]) for f in per_sample])
+
+
+@kinds
+@pytest.mark.parametrize("lengths", [(), (2, 3, 1)], ids=["padded", "packed"])
+@pytest.mark.parametrize("directed", [slice(None), slice(0, 1), slice(1, 3)], ids=str)
+def test_tangents_of_weights_for_each_sample(kind, lengths, directed):
+    s = Setting(kind, lengths=lengths)
+    names = list(s.params)[directed]
+    us = {n: torch.randn(3, *s.params[n].shape, dtype=torch.float64) for n in names}
+
+    def tangent(layer):
+        def run(x, u):
+            return jvp(lambda p: layer(s.params | p, x), ({n: s.params[n] for n in names},), (u,))
+
+        return run
+
+    ours, theirs = s.both(tangent)
+    for dims, x in (((None, 0), s.x), ((0, 0), s.xs[:3])):
+        assert_same([vmap(f, dims)(x, us) for f in (ours, theirs)])
+    twice = {n: torch.stack([u, 2 * u]) for n, u in us.items()}
+    assert_same([vmap(vmap(f), (None, 0))(s.xs[:3], twice) for f in (ours, theirs)])
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_sample_gradients(cell, packed, dtype, cpu_target):
+    """Each sample's are those of its rows alone, bit for bit, whatever the number of threads."""
+    from fastrnn._vmap import _sample_gradients_by_torch
+
+    torch.manual_seed(0)
+    samples, batch, features, hidden, size = 5, 3, 19, 17, 9
+    batch_sizes = torch.tensor([3] * 90 + [2, 1]) if packed else None
+    rows = 273 if packed else 270
+
+    def random(*shape):
+        return torch.randn(shape, dtype=torch.float64).to(dtype)
+
+    d_gates, h = random(2, rows * samples, 4 * hidden), random(2, rows * samples, size)
+    input, h0 = random(rows * samples, features), random(2, batch * samples, size)
+    wanted = [True] * 5 + [False, True, True]
+    arguments = cell, d_gates, samples, batch_sizes, batch, input, h, h0, wanted
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(fastrnn._ops.sample_gradients(*arguments))
+    torch.set_num_threads(before)
+    split = [t.unflatten(-2, (-1, samples)).movedim(-2, 0) for t in (d_gates, input, h, h0)]
+    for sample, (gates, *states) in enumerate(zip(*split, strict=True)):
+        _, expected = fastrnn._ops.layer_gradients(
+            cell, gates, batch_sizes, batch, *states, [], wanted
+        )
+        for result in results:
+            for a, b, w in zip(result, expected, wanted, strict=True):
+                assert torch.equal(a[sample], b) if w else a.shape == b.shape == (0,)
+    if dtype is torch.float64:
+        assert_same((results[0], _sample_gradients_by_torch(*arguments)))
+
+
+@kinds
 def test_mapped_states(kind):
     """Initial states alone, and a whole rollout of states per sample."""
     case = Case(kind, **SIZES)
@@ -209,7 +292,10 @@ def test_vmap_is_one_call(name, monkeypatch):
     module = getattr(fastrnn, name)(3, 4)
     params = {n: p.detach() for n, p in module.named_parameters()}
     xs, stem, calls = torch.randn(64, 5, 3), name.lower(), []
-    counted = f"{stem}_forward", f"{stem}_backward", "layer_gradients", "layer_tangent"
+    counted = (
+        f"{stem}_forward", f"{stem}_backward", "layer_gradients", "sample_gradients",
+        "layer_tangent",
+    )  # fmt: skip
 
     def loss(params, x):
         return functional_call(module, params, (x,))[0].square().sum()
@@ -223,7 +309,7 @@ def test_vmap_is_one_call(name, monkeypatch):
 
     with Count():
         vmap(grad(loss), (None, 0))(params, xs)
-    assert sorted(calls) == sorted([f"{stem}_forward", f"{stem}_backward"])  # weights: by matmul
+    assert sorted(calls) == sorted([f"{stem}_forward", f"{stem}_backward", "sample_gradients"])
     calls.clear()
     with Count(), torch.no_grad():
         vmap(loss, (None, 0))(params, xs)

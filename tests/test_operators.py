@@ -21,7 +21,8 @@ def operators():
 def first_order():
     """Those that the CUDA engine implements too."""
     cpu_only = {"layer_tangent", "layer_backward", "layer_backward_tangent", "quantized_forward",
-                "extended_forward", "extended_backward", "segments", "gather_rows"}  # fmt: skip
+                "extended_forward", "extended_backward", "segments", "gather_rows",
+                "sample_gradients"}  # fmt: skip
     return [name for name in operators() if name not in cpu_only]
 
 
@@ -57,6 +58,11 @@ def sample(name, packed, bidirectional, proj=False):
         wanted = [True, True, not packed, True] * d
         input = random(count, features)
         return cell, d_gates, batch_sizes, batch, input, h, states[0], w_ih, wanted
+    if name == "sample_gradients":
+        d_gates, h = random(d, 2 * count, 4 * hidden), random(d, 2 * count, h_size)
+        h0, input = random(d, 2 * batch, h_size), random(2 * count, features)
+        wanted = [True, True, not packed, True] * d
+        return cell, d_gates, 2, batch_sizes, batch, input, h, h0, wanted
     if name == "segments":
         resets = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0], [1, 0, 1]]).bool()
         return resets, torch.tensor([4, 2, 0]) if packed else None, 4, 3
@@ -115,7 +121,8 @@ def second_order_sample(name, cell, random, sizes, rows, batch_sizes, states, pa
     saved, h, *cells = outputs[3:] if lstm else outputs[2:]
     w_hh, w_hr = params[1::each], params[4::each] if each == 5 else []
     c0, cells = (states[1], cells[0]) if lstm else (None, None)
-    layer = batch_sizes, batch, states[0], c0, saved, h, cells, w_hh, w_hr
+    of_rows = batch_sizes, batch, states[0], c0, saved, h, cells
+    layer = *of_rows, w_hh, w_hr
 
     def like(tensor):
         return None if tensor is None else random(*tensor.shape)
@@ -123,9 +130,13 @@ def second_order_sample(name, cell, random, sizes, rows, batch_sizes, states, pa
     t_states = like(states[0]), like(c0)
     v = random(*rows, d * h_size), like(states[0]), like(c0), like(cells)
     if name == "layer_tangent":
-        brought = [random(d, count, gates * hidden) for _ in range(2)]
-        projected = random(d, count, h_size) if w_hr else None
-        return cell, *brought, projected, *t_states, *layer
+        t_params = [like(p) for i, p in enumerate(params) if i % each < 4]
+        t_params[1] = None
+        through = [random(d, count, gates * hidden) for _ in range(2)]
+        through.append(random(d, count, h_size) if w_hr else None)
+        input = input.flatten(0, -2)
+        return (cell, like(input), t_params, *through, *t_states, input, *of_rows, params[::each],
+                w_hh, w_hr, True)  # fmt: skip
     if name == "layer_backward":
         return cell, *v, *layer
     assert name == "layer_backward_tangent"

@@ -17,11 +17,16 @@ SETTINGS = {
     "packed": {"lengths": (2, 5, 1, 5), "options": {"bidirectional": True}},
     "one_row": {"seq_len": 1, "batch": 1},
 }
+# More steps than a chunk of what is brought to the gates has (256 KiB), and not a multiple of it.
+LONG = {
+    "padded": {"seq_len": 131, "batch": 3, "input_size": 19, "hidden_size": 33},
+    "packed": {"lengths": (130, 70, 131, 1), "input_size": 19, "hidden_size": 33},
+}
 
 
-def setting(kind, name, dtype=torch.float64):
+def setting(kind, name, dtype=torch.float64, sizes=None):
     """`(ours, theirs, arguments)`: two functions of the same tensors, input, states, weights."""
-    case = Case(kind, **{"hidden_size": 5, **SETTINGS[name]})
+    case = Case(kind, **{"hidden_size": 5, **(sizes or SETTINGS[name])})
     _, module = case.modules(torch.float64)
     data = case.data(torch.float64)
     names = [n for n, _ in module.named_parameters()]
@@ -131,6 +136,37 @@ def test_forward_mode_of_any_subset(kind, name):
     ours, theirs, tensors = setting(kind, name)
     for directed in ([0], [1], [len(tensors) - 1], range(1, len(tensors), 2)):
         assert_close(tangents(ours, tensors, directed), tangents(theirs, tensors, directed))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", LONG)
+def test_forward_mode_of_long_sequences(kind, name, cpu_target):
+    """Tangents of gates are made by chunks of steps, whose number depends on that of threads."""
+    sizes = {**LONG[name], "options": {"bidirectional": True}}
+    ours, theirs, tensors = setting(kind, name, sizes=sizes)
+    before = torch.get_num_threads()
+    tensors = [t * 0.5 for t in tensors]  # no chaos
+    for directed in (range(len(tensors)), [0], range(2, len(tensors), 3)):
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            with torch.no_grad():
+                results.append(tangents(ours, tensors, directed))
+        torch.set_num_threads(before)
+        assert_close(results[0], tangents(theirs, tensors, directed))
+        for others in results[1:]:
+            assert all(map(torch.equal, results[0], others))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_forward_mode_in_other_dtypes(kind, dtype, cpu_target):
+    ours, theirs, tensors = setting(kind, "wide", dtype)
+    everything = range(len(tensors))
+    expected = tangents(theirs, [t.double() for t in tensors], everything)
+    actual = tangents(ours, tensors, everything)
+    assert all(a.dtype is dtype for a in actual)
+    assert_close(actual, expected, 20 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("kind", KINDS)

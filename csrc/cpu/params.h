@@ -72,22 +72,25 @@ struct BackwardParams {
 // The derivative of the forward pass in a direction; t_ is the tangent of what follows.
 struct TangentParams {
   LayerShape shape;
-  Weights weights[2];       // w_hh and w_hr alone
-  const void* t_input;      // [D, N, G*H] or null: what input, w_ih and b_ih bring to the gates
-  const void* t_recurrent;  // [D, N, G*H] or null: what w_hh and b_hh bring
-  const void* t_projected;  // [D, N, P] or null: what w_hr brings to h
-  const void* t_h0;         // [D, B, P] or null: zeros
-  const void* t_c0;         // [D, B, H] or null, LSTM
-  const void* h0;           // [D, B, P] or null, GRU
-  const void* c0;           // [D, B, H] or null, LSTM
-  const void* gates;        // [D, N, S*H]; RNN: null
-  const void* hidden;       // [D, N, P], GRU and RNN
-  const void* cells;        // [D, N, H], LSTM
-  void* t_hidden;           // [D, N, P]
-  void* t_gates;            // [D, N, S*H], of the saved gates; RNN: null
-  void* t_cells;            // [D, N, H], LSTM
-  void* t_h_n;              // [D, B, P]
-  void* t_c_n;              // [D, B, H], LSTM
+  Weights weights[2];        // w_ih for t_input, w_hh and w_hr
+  Weights t_weights[2];      // of w_ih, w_hh, b_ih, b_hh; each may be null
+  const void* t_input;       // [N, I] or null
+  const void* through_w_ih;  // [D, N, G*H] or null: what w_ih and b_ih bring besides t_weights
+  const void* through_w_hh;  // [D, N, G*H] or null: what w_hh and b_hh bring
+  const void* through_w_hr;  // [D, N, P] or null: what w_hr brings to h
+  const void* t_h0;          // [D, B, P] or null: zeros
+  const void* t_c0;          // [D, B, H] or null, LSTM
+  const void* input;         // [N, I] where w_ih has a tangent
+  const void* h0;            // [D, B, P] or null
+  const void* c0;            // [D, B, H] or null, LSTM
+  const void* gates;         // [D, N, S*H]; RNN: null
+  const void* hidden;        // [D, N, P]; LSTM: where w_hh has a tangent
+  const void* cells;         // [D, N, H], LSTM
+  void* t_hidden;            // [D, N, P]
+  void* t_gates;             // [D, N, S*H] or null, of the saved gates; RNN: null
+  void* t_cells;             // [D, N, H] or null, LSTM
+  void* t_h_n;               // [D, B, P]
+  void* t_c_n;               // [D, B, H], LSTM
   void* workspace;
 };
 

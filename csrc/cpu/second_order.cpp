@@ -99,33 +99,56 @@ Saved read(const char* op, c10::string_view cell, const OptionalTensor& batch_si
 void copy_or_zero(Tensor& to, const OptionalTensor& from) { from ? to.copy_(*from) : to.zero_(); }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_tangent(
-    c10::string_view cell, const OptionalTensor& t_input, const OptionalTensor& t_recurrent,
-    const OptionalTensor& t_projected, const OptionalTensor& t_h0, const OptionalTensor& t_c0,
+    c10::string_view cell, const OptionalTensor& t_input,
+    const c10::List<std::optional<Tensor>>& t_params, const OptionalTensor& through_w_ih,
+    const OptionalTensor& through_w_hh, const OptionalTensor& through_w_hr,
+    const OptionalTensor& t_h0, const OptionalTensor& t_c0, const OptionalTensor& input,
     const OptionalTensor& batch_sizes, c10::SymInt batch, const OptionalTensor& h0,
     const OptionalTensor& c0, const OptionalTensor& gates, const OptionalTensor& hidden,
-    const OptionalTensor& cells, at::TensorList w_hh, at::TensorList w_hr) {
-  Saved s =
-      read("layer_tangent", cell, batch_sizes, batch, h0, c0, gates, hidden, cells, w_hh, w_hr);
-  const Layer& layer = s.layer;
-  const int64_t H = layer.shape.hidden_size, P = layer.shape.proj_size;
+    const OptionalTensor& cells, at::TensorList w_ih, at::TensorList w_hh, at::TensorList w_hr,
+    bool save) {
+  const char* op = "layer_tangent";
+  Saved s = read(op, cell, batch_sizes, batch, h0, c0, gates, hidden, cells, w_hh, w_hr);
+  Layer& layer = s.layer;
+  const int64_t D = layer.directions(), N = layer.rows(), H = layer.shape.hidden_size,
+                P = layer.shape.proj_size, GH = layer.gates() * H;
+  TORCH_CHECK(static_cast<int64_t>(w_ih.size()) == D && w_ih[0].dim() == 2, op,
+              ": expected w_ih of ", D, " directions, got ", w_ih.size());
+  TORCH_CHECK(static_cast<int64_t>(t_params.size()) == 4 * D, op, ": expected t_params of ", 4 * D,
+              " tensors or None, got ", t_params.size());
+  const int64_t I = layer.shape.input_size = w_ih[0].size(1);
   TangentParams p{};
   p.shape = layer.shape;
   std::copy(s.weights, s.weights + 2, p.weights);
-  p.t_input = s.pointer(t_input, "t_input", s.rows_of(layer.gates() * H));
-  p.t_recurrent = s.pointer(t_recurrent, "t_recurrent", s.rows_of(layer.gates() * H));
-  p.t_projected = s.pointer(t_projected, "t_projected", s.rows_of(P));
+  int64_t terms = 0;  // of the products with what is not recurrent
+  for (int64_t d = 0; d < D; ++d) {
+    const auto tangent = [&](int64_t k, const char* name, at::IntArrayRef size) {
+      return s.pointer(t_params.get(static_cast<size_t>(4 * d + k)), name, size);
+    };
+    Weights& t = p.t_weights[d];
+    t = {tangent(0, "t_w_ih", {GH, I}), tangent(1, "t_w_hh", {GH, P}), tangent(2, "t_b_ih", {GH}),
+         tangent(3, "t_b_hh", {GH}), nullptr};
+    if (t_input) p.weights[d].w_ih = s.pointer(w_ih[d], "w_ih", {GH, I});
+    if (t.w_ih) p.input = s.required(input, "input", {N, I});
+    if (t.w_hh) p.hidden = s.required(hidden, "hidden", s.rows_of(P));
+    terms = std::max(terms, (t_input ? I : 0) + (t.w_ih ? I : 0) + (t.w_hh ? P : 0));
+  }
+  p.t_input = s.pointer(t_input, "t_input", {N, I});
+  p.through_w_ih = s.pointer(through_w_ih, "through_w_ih", s.rows_of(GH));
+  p.through_w_hh = s.pointer(through_w_hh, "through_w_hh", s.rows_of(GH));
+  p.through_w_hr = s.pointer(through_w_hr, "through_w_hr", s.rows_of(P));
   p.t_h0 = s.pointer(t_h0, "t_h0", s.h_state());
   p.t_c0 = s.lstm ? s.pointer(t_c0, "t_c0", s.c_state()) : nullptr;
   p.h0 = s.h0;
   p.c0 = s.c0;
   p.gates = s.gates;
-  p.hidden = s.hidden;
+  if (s.hidden) p.hidden = s.hidden;
   p.cells = s.cells;
 
   Tensor t_hidden = layer.empty(s.rows_of(P)), t_h_n = layer.empty(s.h_state());
   Tensor t_c_n = s.lstm ? layer.empty(s.c_state()) : layer.empty({0});
-  Tensor t_gates = s.gates ? layer.internal(s.rows_of(4 * H)) : layer.empty({0});
-  Tensor t_cells = s.lstm ? layer.internal(s.rows_of(H)) : layer.empty({0});
+  Tensor t_gates = save && s.gates ? layer.internal(s.rows_of(4 * H)) : layer.empty({0});
+  Tensor t_cells = save && s.lstm ? layer.internal(s.rows_of(H)) : layer.empty({0});
   if (layer.rows() == 0) {
     copy_or_zero(t_h_n, t_h0);
     if (s.lstm) copy_or_zero(t_c_n, t_c0);
@@ -133,13 +156,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_tangent(
   }
   p.t_hidden = t_hidden.mutable_data_ptr();
   p.t_h_n = t_h_n.mutable_data_ptr();
-  if (s.gates) p.t_gates = t_gates.mutable_data_ptr();
-  if (s.lstm) {
-    p.t_c_n = t_c_n.mutable_data_ptr();
-    p.t_cells = t_cells.mutable_data_ptr();
-  }
+  if (save && s.gates) p.t_gates = t_gates.mutable_data_ptr();
+  if (save && s.lstm) p.t_cells = t_cells.mutable_data_ptr();
+  if (s.lstm) p.t_c_n = t_c_n.mutable_data_ptr();
   const Kernels& k = kernels(layer.shape.dtype);
-  run(layer, p, 0, k.tangent_workspace, k.tangent);
+  run(layer, p, terms, k.tangent_workspace, k.tangent);
   return {t_hidden, t_h_n, t_c_n, t_gates, t_cells};
 }
 
