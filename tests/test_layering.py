@@ -41,7 +41,8 @@ IMPORTS = {
     "onnx": {"_ops"},
     "quantization": {"_checks", "_ops", "conversion"},
     "reference": set(),
-    "variants": {"_checks", "_extended", "functional", "modules"},
+    "_variants": {"_checks", "_extended", "functional", "modules"},
+    "variants": {"_checks", "_extended", "_variants", "modules"},
     "variants_reference": set(),
 }
 # Optional packages: imported inside a function, which says what to install.
