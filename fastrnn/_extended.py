@@ -1,4 +1,5 @@
-"""The extended recurrence of one layer: autograd, and what runs where there are no kernels.
+"""The extended recurrence of one layer, and dropped weights: autograd, and what runs where there
+are no kernels.
 
 One backward pass is kernels. Whatever is beyond that (create_graph, forward mode, torch.func), and
 every device without these kernels, runs the equations of `fastrnn.variants_reference`.
@@ -7,9 +8,10 @@ every device without these kernels, runs the equations of `fastrnn.variants_refe
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
+from torch.nn.functional import linear
 
 from fastrnn import _ops
-from fastrnn.variants_reference import recurrence
+from fastrnn.variants_reference import recurrence, weight_factors
 
 
 def _runs_on_kernels(tensor):
@@ -25,12 +27,15 @@ def _runs_on_kernels(tensor):
 def layer(
     cell: str,
     norm: str,
-    gates_x: Tensor,
+    input: Tensor,
     batch_sizes: Tensor | None,
     batch: int,
     h0: Tensor | None,
     c0: Tensor | None,
+    w_ih: Tensor,
     w_hh: Tensor,
+    gain_x: Tensor | None,
+    bias_x: Tensor | None,
     bias: Tensor | None,
     gain: Tensor | None,
     cell_gain: Tensor | None,
@@ -43,15 +48,24 @@ def layer(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One layer: arguments, results and equations are `variants_reference.recurrence`'s."""
     arguments = (
-        cell, norm, gates_x, batch_sizes, batch, h0, c0, w_hh, bias, gain, cell_gain, cell_bias,
-        h_scale, seed, index, rates, eps,
+        cell, norm, input, batch_sizes, batch, h0, c0, w_ih, w_hh, gain_x, bias_x, bias, gain,
+        cell_gain, cell_bias, h_scale, seed, index, rates, eps,
     )  # fmt: skip
-    if not _runs_on_kernels(gates_x):
+    if not _runs_on_kernels(input):
         return recurrence(*arguments)
-    tensors = (gates_x, h0, c0, w_hh, bias, gain, cell_gain, cell_bias)
+    tensors = (input, h0, c0, w_ih, w_hh, gain_x, bias_x, bias, gain, cell_gain, cell_bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return _Extended.apply(*arguments)[:3]
-    return _ops.extended_forward(*arguments, False)[:3]
+    return _forward(arguments, False)[0][:3]
+
+
+def dropped(weights: Tensor, seed: Tensor, stream: int, rate: float) -> Tensor:
+    """weights `[R, C]` with elements dropped: `variants_reference.weight_factors` says which."""
+    if not _runs_on_kernels(weights):
+        return weights * weight_factors(seed, stream, rate, weights)
+    if torch.is_grad_enabled() and weights.requires_grad:
+        return _Dropped.apply(weights, seed, stream, rate)
+    return _ops.drop_weights(weights, seed, stream, rate)
 
 
 def rows_of(batch_values: Tensor, rows: int, batch: int, batch_sizes: Tensor | None) -> Tensor:
@@ -69,24 +83,54 @@ def rows_of(batch_values: Tensor, rows: int, batch: int, batch_sizes: Tensor | N
     return batch_values.index_select(-2, n - starts[steps])
 
 
+class _Dropped(Function):
+    @staticmethod
+    def forward(ctx, weights, seed, stream, rate):
+        ctx.save_for_backward(seed)
+        ctx.options = stream, rate
+        return _ops.drop_weights(weights, seed, stream, rate)
+
+    @staticmethod
+    def backward(ctx, d_weights):
+        return dropped(d_weights, *ctx.saved_tensors, *ctx.options), None, None, None
+
+
+def _product(input, w_ih, bias):
+    """`[D, N, G*H]`: the input product of every direction."""
+    if w_ih.shape[0] == 1:
+        return linear(input, w_ih[0], None if bias is None else bias[0]).unsqueeze(0)
+    input, weights = input.expand(2, *input.shape), w_ih.transpose(1, 2)
+    if bias is None:
+        return torch.bmm(input, weights)
+    return torch.baddbmm(bias.unsqueeze(1), input, weights)
+
+
+def _forward(arguments, save):
+    """What the operator returns, and gates_x."""
+    cell, norm, input, batch_sizes, batch, h0, c0, w_ih, w_hh, gain_x, bias_x, *rest = arguments
+    # A bias goes with the product, unless what comes between them is the kernel's.
+    within, bias_x = (None, bias_x) if norm == "recurrent" else (bias_x, None)
+    gates_x = _product(input, w_ih, within)
+    results = _ops.extended_forward(
+        cell, norm, gates_x, batch_sizes, batch, h0, c0, w_hh, gain_x, bias_x, *rest, save
+    )
+    return results, gates_x
+
+
 class _Extended(Function):
     @staticmethod
     def forward(ctx, *arguments):
-        (
-            cell, norm, gates_x, batch_sizes, batch, h0, c0, w_hh, bias, gain, cell_gain,
-            cell_bias, h_scale, seed, index, rates, eps,
-        ) = arguments  # fmt: skip
-        output, h_n, c_n, *saved = _ops.extended_forward(*arguments, True)
+        cell, norm, input, batch_sizes, batch, h0, c0, *weights, index, rates, eps = arguments
+        (output, h_n, c_n, *saved), gates_x = _forward(arguments, True)
+        if norm == "recurrent":
+            saved.append(gates_x)
         ctx.mark_non_differentiable(*saved)
         if cell != "lstm":
             ctx.mark_non_differentiable(c_n)
         ctx.set_materialize_grads(False)
         ctx.options = cell, norm, batch, index, rates, eps
-        # gates_x and the bias only for second derivatives; the graph holds on to them anyway.
-        ctx.save_for_backward(
-            gates_x, batch_sizes, h0, c0, w_hh, bias, gain, cell_gain, cell_bias, h_scale, seed,
-            *saved,
-        )  # fmt: skip
+        # bias only for second derivatives; the graph holds on to it anyway.
+        ctx.save_for_backward(input, batch_sizes, h0, c0, *weights, *saved)
         return output, h_n, c_n, *saved
 
     @staticmethod
@@ -97,49 +141,68 @@ class _Extended(Function):
         tensors = ctx.saved_tensors  # one access: under checkpointing a second one raises
         incoming = d_output, d_h_n, d_c_n if ctx.options[0] == "lstm" else None
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return _backward_with_graph(ctx.options, needs, tensors[:11], incoming)
+            return _backward_with_graph(ctx.options, needs, tensors[:_ARGUMENTS], incoming)
         with torch.autocast("cpu", enabled=False):
             return _backward(ctx.options, needs, tensors, incoming)
+
+
+_ARGUMENTS = 14  # tensors among the arguments, the first of those saved
 
 
 def _backward(options, needs, tensors, incoming):
     cell, norm, batch, index, rates, eps = options
     (
-        _, batch_sizes, h0, c0, w_hh, bias, gain, cell_gain, cell_bias, h_scale, seed, gates,
-        hidden, cells, normed, rstd,
+        input, batch_sizes, h0, c0, w_ih, w_hh, gain_x, bias_x, bias, gain, cell_gain, cell_bias,
+        h_scale, seed, gates, hidden, cells, normed, rstd, moments_x, *gates_x,
     ) = tensors  # fmt: skip
-    d_gates, d_product, d_h0, d_c0, *d_affine = _ops.extended_backward(
-        cell, norm, *incoming, batch_sizes, batch, h0, c0, gates, hidden, cells, normed, rstd,
-        w_hh, bias is not None, gain, cell_gain, cell_bias, h_scale, seed, index, rates, eps,
+    within = norm != "recurrent"  # bias_x went with the input product
+    d_gates, d_product, d_h0, d_c0, d_gain_x, d_bias_x, *d_affine = _ops.extended_backward(
+        cell, norm, *incoming, batch_sizes, batch, h0, c0, None if within else gates_x[0], gates,
+        hidden, cells, normed, rstd, moments_x, w_hh, gain_x,
+        bias_x is not None and not within, bias is not None, gain, cell_gain, cell_bias, h_scale,
+        seed, index, rates, eps,
     )  # fmt: skip
-    d_w_hh = None
-    if needs[7]:
-        directions, rows, _ = d_gates.shape
-        if h_scale is not None:
-            hidden = hidden * rows_of(h_scale, rows, batch, batch_sizes)
-            h0 = None if h0 is None else h0 * h_scale
-        # To layer_gradients any cell is an rnn with this many rows of w_hh.
-        products = d_gates if d_product.numel() == 0 else d_product
-        _, d_params = _ops.layer_gradients(
-            "rnn", products, batch_sizes, batch, None, hidden, h0, [],
-            [False, True, False, False] * directions,
-        )  # fmt: skip
-        d_w_hh = torch.stack(d_params[1::4]) if directions == 2 else d_params[1].unsqueeze(0)
+    if needs[8] and h_scale is not None:
+        hidden = hidden * rows_of(h_scale, hidden.shape[1], batch, batch_sizes)
+        h0 = None if h0 is None else h0 * h_scale
+    wanted = needs[2], needs[7], needs[8], needs[10] and within
+    d_input, d_w_ih, d_w_hh, d_bias = _products(
+        d_gates, d_product, batch_sizes, batch, input, hidden, h0, w_ih, wanted
+    )
     results = (
-        None, None, d_gates, None, None, d_h0, d_c0, d_w_hh, *d_affine,
-        None, None, None, None, None,
+        None, None, d_input, None, None, d_h0, d_c0, d_w_ih, d_w_hh, d_gain_x,
+        d_bias if within else d_bias_x, *d_affine, None, None, None, None, None,
     )  # fmt: skip
     return tuple(value if needed else None for value, needed in zip(results, needs, strict=True))
+
+
+def _products(d_gates, d_product, batch_sizes, batch, input, hidden, h0, w_ih, wanted):
+    """Gradients of input, w_ih, w_hh and the bias of the input product, None where not wanted."""
+    of_input, of_w_ih, of_w_hh, of_bias = wanted
+    directions = d_gates.shape[0]
+
+    def gradients(d, of_input, *flags):
+        # To layer_gradients any cell is an rnn with this many rows of w_ih and w_hh.
+        d_input, found = _ops.layer_gradients(
+            "rnn", d, batch_sizes, batch, input if flags[0] else None,
+            hidden if flags[1] else None, h0 if flags[1] else None,
+            list(w_ih) if of_input else [], [*flags, False] * directions,
+        )  # fmt: skip
+        each = [found[i::4] for i in range(3)]
+        each = [e[0].unsqueeze(0) if directions == 1 else torch.stack(e) for e in each]
+        return d_input, *each
+
+    if d_product.numel() == 0:
+        return gradients(d_gates, of_input, of_w_ih, of_w_hh, of_bias)
+    d_input, d_w_ih, _, d_bias = gradients(d_gates, of_input, of_w_ih, False, of_bias)
+    return d_input, d_w_ih, gradients(d_product, False, False, of_w_hh, False)[2], d_bias
 
 
 def _backward_with_graph(options, needs, tensors, incoming):
     """Gradients that can be differentiated: those of the equations, run anew with a graph."""
     cell, norm, batch, index, rates, eps = options
-    gates_x, batch_sizes, h0, c0, w_hh, bias, gain, cell_gain, cell_bias, h_scale, seed = tensors
-    arguments = (
-        cell, norm, gates_x, batch_sizes, batch, h0, c0, w_hh, bias, gain, cell_gain, cell_bias,
-        h_scale, seed, index, rates, eps,
-    )  # fmt: skip
+    input, batch_sizes, *rest = tensors
+    arguments = cell, norm, input, batch_sizes, batch, *rest, index, rates, eps
     results = recurrence(*arguments)
     pairs = [(r, d) for r, d in zip(results, incoming, strict=True) if d is not None]
     wanted = [i for i, needed in enumerate(needs) if needed]

@@ -30,6 +30,7 @@ layer_backward_tangent = torch.ops.fastrnn.layer_backward_tangent.default
 quantized_forward = torch.ops.fastrnn.quantized_forward.default
 extended_forward = torch.ops.fastrnn.extended_forward.default
 extended_backward = torch.ops.fastrnn.extended_backward.default
+drop_weights = torch.ops.fastrnn.drop_weights.default
 segments = torch.ops.fastrnn.segments.default
 gather_rows = torch.ops.fastrnn.gather_rows.default
 
@@ -314,8 +315,8 @@ def _extended_sizes(op, cell, like, w_hh):
 
 @torch.library.register_fake("fastrnn::extended_forward")
 def _(
-    cell, norm, gates_x, batch_sizes, batch, h0, c0, w_hh, bias, gain, cell_gain, cell_bias,
-    h_scale, seed, layer, rates, eps, save,
+    cell, norm, gates_x, batch_sizes, batch, h0, c0, w_hh, gain_x, bias_x, bias, gain, cell_gain,
+    cell_bias, h_scale, seed, layer, rates, eps, save,
 ):  # fmt: skip
     d, n, h, gh = _extended_sizes("extended_forward", cell, gates_x, w_hh)
     _check(
@@ -340,13 +341,15 @@ def _(
         empty(d, n, h, exists=save and lstm),
         empty(d, n, gh, exists=normalises),
         gates_x.new_empty((d, n) if normalises else (0,), dtype=compute),
+        gates_x.new_empty((d, n, 2) if save and gain_x is not None else (0,), dtype=compute),
     )
 
 
 @torch.library.register_fake("fastrnn::extended_backward")
 def _(
-    cell, norm, d_output, d_h_n, d_c_n, batch_sizes, batch, h0, c0, gates, hidden, cells, normed,
-    rstd, w_hh, has_bias, gain, cell_gain, cell_bias, h_scale, seed, layer, rates, eps,
+    cell, norm, d_output, d_h_n, d_c_n, batch_sizes, batch, h0, c0, gates_x, gates, hidden, cells,
+    normed, rstd, moments_x, w_hh, gain_x, has_bias_x, has_bias, gain, cell_gain, cell_bias,
+    h_scale, seed, layer, rates, eps,
 ):  # fmt: skip
     d, n, h, gh = _extended_sizes("extended_backward", cell, gates, w_hh)
 
@@ -360,11 +363,18 @@ def _(
         empty(d, n, gh, exists=apart),
         empty(d, batch, h),
         empty(d, batch, h, exists=lstm),
+        empty(d, gh, exists=gain_x is not None),
+        empty(d, gh, exists=has_bias_x),
         empty(d, gh, exists=has_bias),
         empty(d, gh, exists=norm != "none"),
         empty(d, h, exists=cell_gain is not None),
         empty(d, h, exists=cell_gain is not None),
     )
+
+
+@torch.library.register_fake("fastrnn::drop_weights")
+def _(weights, seed, stream, rate):
+    return torch.empty_like(weights, memory_format=torch.contiguous_format)
 
 
 @torch.library.register_fake("fastrnn::segments")

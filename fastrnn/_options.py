@@ -122,7 +122,11 @@ def apply(options, run, layer, input, initial, directions, native):
     if batch == 0:  # no row that could be split
         resets = lengths = None
     states, keep, held = initial, options.return_states, False
-    if resets is not None and (seq_len == 1 or _starts_alone(resets)):
+    if lengths is not None and _is_known(lengths) and (lengths == seq_len).all():
+        lengths = None
+    if resets is not None and _is_known(resets) and not resets.any():
+        resets = None
+    if resets is not None and (seq_len == 1 or _is_known(resets) and not resets[1:].any()):
         states = _reset_at_start(options.reset_to, resets[0], lengths, states, directions)
         resets = None
     if resets is None and lengths is None:
@@ -153,10 +157,12 @@ def _reads_values(input):
     return input.is_cpu
 
 
-def _starts_alone(resets):
-    """Whether it is known that no step but the first has a reset: then nothing has to be split."""
-    eager = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
-    return eager and resets.is_cpu and not resets[1:].any()
+def _is_known(tensor):
+    """Whether its values may decide what is run: without waiting for a device, or in a graph that
+    holds for other values too."""
+    if not tensor.is_cpu or torch.compiler.is_compiling():
+        return False
+    return not torch._C._are_functorch_transforms_active()
 
 
 def _reset_at_start(reset_to, resets, lengths, states, directions):

@@ -18,7 +18,7 @@ import os
 
 import torch
 
-from fastrnn import _autograd, _ops
+from fastrnn import _autograd, _derivatives, _ops
 
 _CHUNKS = (2, 4, 8)
 # What the host needs to launch a layer, with a graph of derivatives and without: a guess until
@@ -39,7 +39,7 @@ def chunk_count(cell, input, states, params, num_layers, directions):
         or os.environ.get("FASTRNN_CUDA_OVERLAP") == "0"
         or torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
-        or _autograd._in_forward_mode()
+        or _derivatives.in_forward_mode()
         or len(params) not in (2 * num_layers, 4 * num_layers)  # projected: only by steps
     ):
         return 1

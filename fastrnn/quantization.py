@@ -157,8 +157,8 @@ class _Refuse(torch.autograd.Function):
     """A call whose arguments require gradients: it computes, but nothing goes back through it."""
 
     @staticmethod
-    def forward(ctx, run, *states):
-        return run(*states)
+    def forward(ctx, *arguments):
+        return _ops.quantized_forward(*arguments)
 
     @staticmethod
     def backward(ctx, *_):
@@ -227,18 +227,16 @@ class _Quantized(nn.Module):
     def _run(self, names, input, batch_sizes, states, bidirectional):
         """One layer: `(output, h_n, c_n)`."""
         params = [self._buffers[name] for name in names]
-
-        def run(input, h0, c0=None):
-            return _ops.quantized_forward(
-                self.cell, input, batch_sizes, h0, c0, params, self.hidden_size, self.proj_size,
-                bidirectional,
-            )  # fmt: skip
-
+        h0, c0 = states if len(states) == 2 else (states[0], None)
+        arguments = (
+            self.cell, input, batch_sizes, h0, c0, params, self.hidden_size, self.proj_size,
+            bidirectional,
+        )  # fmt: skip
         if torch.is_grad_enabled() and any(
-            t is not None and t.requires_grad for t in (input, *states)
+            t is not None and t.requires_grad for t in (input, h0, c0)
         ):
-            return _Refuse.apply(run, input, *states)
-        return run(input, *states)
+            return _Refuse.apply(*arguments)
+        return _ops.quantized_forward(*arguments)
 
     def _check_call(self, input):
         """The input in float32, or what is wrong with the call."""
@@ -249,7 +247,7 @@ class _Quantized(nn.Module):
             if torch.is_autocast_enabled("cpu") and input.dtype in (torch.bfloat16, torch.float16):
                 return input.float()  # of a product under autocast
             raise ValueError(f"{name}: expected input of dtype torch.float32, got {input.dtype}")
-        if input.device.type not in ("cpu", "meta"):
+        if not (input.is_cpu or input.is_meta):
             raise RuntimeError(f"{name}: expected input on cpu, got {input.device}")
         if input.shape[-1] != self.input_size:
             raise RuntimeError(
@@ -383,14 +381,17 @@ class QuantizedLayer(_Quantized):
             indices = self.num_layers * directions
             sizes = (self.proj_size or self.hidden_size, self.hidden_size)
             self._check_states(states, [(indices, batch, size) for size in sizes])
+        if self.num_layers == 1:
+            output, h_n, c_n = self._run(
+                self._layers[0], input, batch_sizes, states, self.bidirectional
+            )
+            return output, (h_n, c_n) if len(states) == 2 else (h_n,)
         finals = []
         for index, names in enumerate(self._layers):
             part = slice(index * directions, (index + 1) * directions)
             initial = tuple(None if s is None else s[part] for s in states)
             input, *final = self._run(names, input, batch_sizes, initial, self.bidirectional)
             finals.append(final[: len(states)])
-        if len(finals) == 1:
-            return input, tuple(finals[0])
         return input, tuple(torch.cat(states) for states in zip(*finals))
 
 

@@ -80,6 +80,19 @@ def masks(
     return zoneout_c, zoneout_h, factor
 
 
+def weight_factors(seed: Tensor, stream: int, rate: float, weights: Tensor) -> Tensor:
+    """What elements of weights `[R, C]` are multiplied by: 0 with probability rate, 1 / (1 - rate).
+
+    The counter's step is that of none, and one word serves two columns with 16 bits each.
+    """
+    rows, columns = weights.shape
+    words = random_words(
+        seed.to(weights.device), stream, _WORD, rows, 4 * _LANES * -(-columns // (8 * _LANES))
+    )
+    words = torch.cat([words & 0xFFFF, words >> 16], 1)[:, :columns]
+    return (words >= int(rate * 65536 + 0.5)).to(weights.dtype) / (1 - rate)
+
+
 def _normalise(x, eps):
     variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
     return (x - mean) * torch.rsqrt(variance + eps)
@@ -102,7 +115,7 @@ def step(
 
         u = W_hh (h_scale * h)
         norm "none":       v = u + bias
-        norm "recurrent":  v = gain * normalise(u) + bias
+        norm "recurrent":  v = gain * normalise(u) + bias, and x was normalised too
         norm "joint":      v = gain * normalise(x + u) + bias, and x = 0 from here on
         LSTM:  i, f, g, o = x + v
                fresh = sigmoid(f) * c + sigmoid(i) * dropout * tanh(g)
@@ -144,12 +157,15 @@ def step(
 def recurrence(
     cell: str,
     norm: str,
-    gates_x: Tensor,
+    input: Tensor,
     batch_sizes: Tensor | None,
     batch: int,
     h0: Tensor | None,
     c0: Tensor | None,
+    w_ih: Tensor,
     w_hh: Tensor,
+    gain_x: Tensor | None,
+    bias_x: Tensor | None,
     bias: Tensor | None,
     gain: Tensor | None,
     cell_gain: Tensor | None,
@@ -162,10 +178,18 @@ def recurrence(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All steps and directions of one layer: `(output [N, D*H], h_n [D, B, H], c_n)`.
 
-    gates_x `[D, N, G*H]`, `w_hh [D, G*H, H]`, `bias`, `gain` `[D, G*H]`, `cell_gain`, `cell_bias`
-    `[D, H]`, `h0`, `c0`, `h_scale` `[D, B, H]`; c_n has size 0 unless the cell is "lstm".
+    input `[N, I]`, `w_ih [D, G*H, I]`, `w_hh [D, G*H, H]`, `gain_x`, `bias_x`, `bias`, `gain`
+    `[D, G*H]`, `cell_gain`, `cell_bias` `[D, H]`, `h0`, `c0`, `h_scale` `[D, B, H]`; c_n has size 0
+    unless the cell is "lstm". The input's share of the gates is ::
+
+        x = W_ih input + bias_x, with norm "recurrent" gain_x * normalise(W_ih input) + bias_x
     """
-    directions, rows, size = gates_x.shape[0], gates_x.shape[1], w_hh.shape[2]
+    directions, rows, size = w_ih.shape[0], input.shape[0], w_hh.shape[2]
+    gates_x = input @ w_ih.transpose(1, 2)
+    if norm == "recurrent":
+        gates_x = _normalise(gates_x, eps) * gain_x.unsqueeze(1)
+    if bias_x is not None:
+        gates_x = gates_x + bias_x.unsqueeze(1)
     counts = [batch] * (rows // batch if batch else 0)
     if batch_sizes is not None:
         counts = batch_sizes.tolist()

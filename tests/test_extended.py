@@ -11,7 +11,9 @@ from tests.tolerances import error
 
 CELLS = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 NORMS = ("none", "recurrent", "joint")
-NAMES = ("gates_x", "h0", "c0", "w_hh", "bias", "gain", "cell_gain", "cell_bias")
+# Those with gradients, by their places among the arguments.
+NAMES = {2: "input", 5: "h0", 6: "c0", 7: "w_ih", 8: "w_hh", 9: "gain_x", 10: "bias_x", 11: "bias",
+         12: "gain", 13: "cell_gain", 14: "cell_bias"}  # fmt: skip
 
 
 def arguments(
@@ -21,6 +23,7 @@ def arguments(
     steps=4,
     batch=5,
     size=17,
+    features=6,
     directions=1,
     lengths=None,
     bias=True,
@@ -42,16 +45,19 @@ def arguments(
     if lengths:
         batch, rows = len(lengths), sum(lengths)
         batch_sizes = torch.tensor([sum(n > t for n in lengths) for t in range(max(lengths))])
-    lstm, normalises = cell == "lstm", norm != "none"
+    lstm, normalises, apart = cell == "lstm", norm != "none", norm == "recurrent"
     return [
         cell,
         norm,
-        random(d, rows, gates),
+        random(rows, features),
         batch_sizes,
         batch,
         random(d, batch, size) if states else None,
         random(d, batch, size) if states and lstm else None,
+        random(d, gates, features) * features**-0.5,
         random(d, gates, size) * size**-0.5,
+        1 + 0.3 * random(d, gates) if apart else None,
+        random(d, gates) if bias else None,
         random(d, gates) if bias else None,
         1 + 0.3 * random(d, gates) if normalises else None,
         1 + 0.3 * random(d, size) if lstm and cell_norm else None,
@@ -64,20 +70,28 @@ def arguments(
     ]
 
 
+def of_operator(values):
+    """The same for extended_forward, which takes an input product that is made."""
+    cell, norm, input, batch_sizes, batch, h0, c0, w_ih, w_hh, gain_x, bias_x, *rest = values
+    gates_x, apart = input @ w_ih.transpose(1, 2), norm == "recurrent"
+    if bias_x is not None and not apart:
+        gates_x, bias_x = gates_x + bias_x.unsqueeze(1), None
+    return [cell, norm, gates_x, batch_sizes, batch, h0, c0, w_hh, gain_x, bias_x, *rest]
+
+
 def with_gradients(run, values, losses=None):
     """Results and gradients by name, and the weights of the loss."""
     values = [
         v.detach().clone().requires_grad_() if torch.is_tensor(v) and v.is_floating_point() else v
         for v in values
     ]
-    if values[12] is not None:
-        values[12] = values[12].detach()
+    if values[15] is not None:
+        values[15] = values[15].detach()
     results = [r for r in run(*values) if r.numel()]
     if losses is None:
         losses = [torch.randn_like(r) for r in results]
     loss = sum((w * r).sum() for w, r in zip(losses, results, strict=True))
-    indices = (2, 5, 6, 7, 8, 9, 10, 11)
-    named = {n: values[i] for n, i in zip(NAMES, indices, strict=True) if values[i] is not None}
+    named = {name: values[i] for i, name in NAMES.items() if values[i] is not None}
     gradients = torch.autograd.grad(loss, list(named.values()))
     out = dict(zip(("output", "h_n", "c_n"), results))
     out |= {f"d_{name}": g for name, g in zip(named, gradients, strict=True)}
@@ -130,7 +144,7 @@ def test_masks_are_the_reference_ones(cpu_target, size, seed):
     """A kernel's masks, read off states that are kept (1) or not (0), of c and of h apart."""
     values = arguments("lstm", steps=3, batch=4, size=size, directions=2, seed=seed, layer=3,
                        rates=(0.3, 0.6, 0.5), dtype=torch.float32, bias=False)  # fmt: skip
-    values[2], values[7] = torch.zeros_like(values[2]), torch.zeros_like(values[7])
+    values[2], values[8] = torch.zeros_like(values[2]), torch.zeros_like(values[8])
     values[5], values[6] = torch.full_like(values[5], 9.0), torch.full_like(values[6], 8.0)
     # Gates of 1/2 and a candidate of 0: c halves where it is not kept.
     output, h_n, c_n = _extended.layer(*values)
@@ -234,8 +248,9 @@ def test_accuracy(cpu_target, cell, norm, dtype):
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("batch", [1, 3, 24])
 def test_threads_do_not_change_a_bit(cpu_target, cell, batch):
+    # One feature: torch's input product has no sum that could depend on threads.
     values = arguments(cell, "recurrent", steps=20, batch=batch, size=150, directions=2, seed=3,
-                       cell_norm=True, scale=True, rates=(0.2, 0.2, 0.2),
+                       cell_norm=True, scale=True, rates=(0.2, 0.2, 0.2), features=1,
                        dtype=torch.float32)  # fmt: skip
     torch.set_num_threads(1)
     one, losses = with_gradients(_extended.layer, values)
@@ -252,7 +267,7 @@ def test_numerical_derivatives(cell, norm):
     """First derivatives of the kernels, second ones of the equations."""
     values = arguments(cell, norm, steps=3, batch=2, size=3, cell_norm=True, scale=True, seed=4,
                        rates=(0.3, 0.3, 0.3))  # fmt: skip
-    indices = [i for i in (2, 5, 6, 7, 8, 9, 10, 11) if values[i] is not None]
+    indices = [i for i in NAMES if values[i] is not None]
 
     def call(*tensors):
         mine = list(values)
@@ -267,7 +282,7 @@ def test_numerical_derivatives(cell, norm):
 
 def test_backward_twice_gives_the_same():
     values = arguments("lstm", "recurrent", cell_norm=True, seed=1, rates=(0.2, 0.2, 0.2))
-    w_hh = values[7].requires_grad_()
+    w_hh = values[8].requires_grad_()
     output, _, _ = _extended.layer(*values)
     loss = output.square().sum()
     first = torch.autograd.grad(loss, w_hh, retain_graph=True)[0]
@@ -289,15 +304,95 @@ def test_rows_of():
         (4, 3, "batch that divides"),
         (5, torch.zeros(1, 5, 3), "expected h0"),
         (7, torch.zeros(1, 68, 3), "expected w_hh"),
-        (9, None, "expected gain"),
-        (10, None, "cell_gain and cell_bias together"),
-        (13, torch.zeros(1), "expected seed"),
-        (14, -1, "expected layer"),
-        (15, (0.0, 1.0, 0.0), "rates in"),
+        (8, None, "expected gain_x with norm recurrent"),
+        (9, torch.zeros(1, 3), "expected bias_x"),
+        (11, None, "expected gain with"),
+        (12, None, "cell_gain and cell_bias together"),
+        (15, torch.zeros(1), "expected seed"),
+        (16, -1, "expected layer"),
+        (17, (0.0, 1.0, 0.0), "rates in"),
     ],
 )
 def test_errors(index, value, message):
-    values = arguments("lstm", "recurrent", cell_norm=True)
+    values = of_operator(arguments("lstm", "recurrent", cell_norm=True, seed=1))
     values[index] = value
     with pytest.raises(RuntimeError, match=message):
         torch.ops.fastrnn.extended_forward(*values, False)
+
+
+# -- Dropped weights -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 17), (5, 64), (4, 65), (2, 128), (3, 129), (9, 300)])
+def test_dropped_weights_are_the_reference_ones(cpu_target, shape, dtype):
+    weights = torch.randn(shape, dtype=torch.float64).to(dtype)
+    for seed, stream in ((0, 0), (-1, 3), (2**63 - 1, 6), (-(2**63), 1)):
+        seed = torch.tensor([seed])
+        ours = _extended.dropped(weights, seed, stream, 0.3)
+        factors = variants_reference.weight_factors(seed, stream, 0.3, weights.double())
+        assert torch.equal(ours == 0, factors == 0)
+        torch.testing.assert_close(ours, (weights.double() * factors).to(dtype))
+    strided = torch.randn(shape[1], shape[0], dtype=torch.float64).to(dtype).t()
+    expected = _extended.dropped(strided.contiguous(), seed, stream, 0.3)
+    assert torch.equal(_extended.dropped(strided, seed, stream, 0.3), expected)
+
+
+def test_dropped_weights_statistics(cpu_target):
+    """Rates and means are met, and no seed, stream, row or column tells of another."""
+    ones, seed = torch.ones(512, 384), torch.tensor([7])
+    for rate in (0.05, 0.5, 0.9):
+        factors = _extended.dropped(ones, seed, 0, rate)
+        deviation = 5 * (rate * (1 - rate) / ones.numel()) ** 0.5
+        assert abs((factors == 0).double().mean() - rate) < deviation
+        assert abs(factors.double().mean() - 1) < deviation / (1 - rate)
+        assert torch.equal(factors[factors != 0].unique(), torch.tensor([1 / (1 - rate)]))
+    base = _extended.dropped(ones, seed, 0, 0.5)
+    others = [
+        _extended.dropped(ones, seed + 1, 0, 0.5),
+        _extended.dropped(ones, seed, 2, 0.5),
+        *(base.roll(shift, dim) for shift in (1, 16, 64, 192) for dim in (0, 1)),
+    ]
+    for other in others:
+        agree = (base == other).double().mean()
+        assert abs(agree - 0.5) < 5 * 0.5 / ones.numel() ** 0.5
+    zoneout = variants_reference.masks(seed, (0.5, 0.5, 0.0), 0, 0, 0, 512, ones)[0]
+    assert abs((base == 2 * zoneout).double().mean() - 0.5) < 5 * 0.5 / ones.numel() ** 0.5
+
+
+def test_dropped_weights_do_not_depend_on_threads(cpu_target):
+    weights, seed = torch.randn(1030, 257), torch.tensor([5])
+    torch.set_num_threads(1)
+    expected = _extended.dropped(weights, seed, 0, 0.4)
+    for threads in (2, 3, 4):
+        torch.set_num_threads(threads)
+        assert torch.equal(_extended.dropped(weights, seed, 0, 0.4), expected)
+
+
+def test_dropped_weights_derivatives():
+    weights = torch.randn(5, 70, dtype=torch.float64, requires_grad=True)
+    seed = torch.tensor([11])
+
+    def call(w):
+        return _extended.dropped(w, seed, 2, 0.4).square()
+
+    assert torch.autograd.gradcheck(call, weights, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(call, weights)
+    ours = torch.autograd.grad(call(weights).sum(), weights)[0]
+    assert torch.equal(ours, torch.func.grad(lambda w: call(w).sum())(weights.detach()))
+
+
+@pytest.mark.parametrize(
+    "index, value, message",
+    [
+        (0, torch.zeros(3), "expected weights of 2 dimensions"),
+        (1, torch.zeros(1), "expected seed"),
+        (2, -1, "expected stream >= 0"),
+        (3, 1.0, r"rate in \[0, 1\)"),
+    ],
+)
+def test_drop_errors(index, value, message):
+    values = [torch.zeros(2, 3), torch.tensor([1]), 0, 0.5]
+    values[index] = value
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.fastrnn.drop_weights(*values)

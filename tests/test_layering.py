@@ -35,14 +35,15 @@ IMPORTS = {
     "_vmap": {"_ops", "_rows"},
     "initialization": set(),
     "_options": {"_autograd", "_ops"},
-    "_overlap": {"_autograd", "_ops"},
+    "_overlap": {"_autograd", "_derivatives", "_ops"},
     "_checks": set(),
     "functional": {"_autograd", "_checkpoint", "_checks", "_ops", "_options", "_overlap"},
     "modules": {"_checks", "_options", "functional"},
     "onnx": {"_ops"},
     "quantization": {"_checks", "_ops", "conversion"},
     "reference": set(),
-    "variants": {"_checks", "_extended", "functional", "modules"},
+    "_variants": {"_checks", "_extended", "functional", "modules"},
+    "variants": {"_checks", "_extended", "_variants", "modules"},
     "variants_reference": set(),
 }
 # Optional packages: imported inside a function, which says what to install.

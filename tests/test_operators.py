@@ -9,6 +9,7 @@ from torch.library import opcheck
 
 import fastrnn  # noqa: F401  (loads the operators)
 from tests.test_extended import arguments as extended_arguments
+from tests.test_extended import of_operator
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,8 +22,8 @@ def operators():
 def first_order():
     """Those that the CUDA engine implements too."""
     cpu_only = {"layer_tangent", "layer_backward", "layer_backward_tangent", "quantized_forward",
-                "extended_forward", "extended_backward", "segments", "gather_rows",
-                "sample_gradients"}  # fmt: skip
+                "extended_forward", "extended_backward", "drop_weights", "segments",
+                "gather_rows", "sample_gradients"}  # fmt: skip
     return [name for name in operators() if name not in cpu_only]
 
 
@@ -66,6 +67,8 @@ def sample(name, packed, bidirectional, proj=False):
     if name == "segments":
         resets = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0], [1, 0, 1]]).bool()
         return resets, torch.tensor([4, 2, 0]) if packed else None, 4, 3
+    if name == "drop_weights":
+        return random(gates * hidden, h_size), torch.tensor([3]), 2, 0.25
     if name == "gather_rows":
         inputs = [random(2 * d, 5, features), random(d, 5, hidden)]
         return inputs, torch.tensor([[3, -1, 0], [2, 4, 1]])[:d]
@@ -148,17 +151,18 @@ def second_order_sample(name, cell, random, sizes, rows, batch_sizes, states, pa
 
 def extended_sample(name, packed, bidirectional, cell):
     """With every option that the cell has."""
-    values = extended_arguments(
+    values = of_operator(extended_arguments(
         cell, "recurrent", size=5, directions=2 if bidirectional else 1, cell_norm=True, scale=True,
         lengths=(3, 2, 2) if packed else None, seed=1, rates=(0.1, 0.2, 0.3),
-    )  # fmt: skip
+    ))  # fmt: skip
     if name == "extended_forward":
         return *values, True
     output, h_n, c_n, *saved = torch.ops.fastrnn.extended_forward(*values, True)
-    _, norm, _, batch_sizes, batch, h0, c0, w_hh, bias, gain, *rest = values
+    _, norm, gates_x, batch_sizes, batch, h0, c0, w_hh, gain_x, bias_x, bias, *rest = values
     d_c_n = torch.randn_like(c_n) if cell == "lstm" else None
     return (cell, norm, torch.randn_like(output), torch.randn_like(h_n), d_c_n, batch_sizes, batch,
-            h0, c0, *saved, w_hh, bias is not None, gain, *rest)  # fmt: skip
+            h0, c0, gates_x, *saved, w_hh, gain_x, bias_x is not None, bias is not None,
+            *rest)  # fmt: skip
 
 
 def leaves(value):
@@ -199,7 +203,7 @@ def test_fake_without_saving_or_states(name):
     for i, argument in enumerate(schema.arguments):
         required = (
             "d_output", "input", "hidden", "gates", "cells", "t_gates", "t_hidden", "t_cells",
-            "d_cell_c", "gain",
+            "d_cell_c", "gain", "gain_x", "gates_x",
         )  # fmt: skip
         if str(argument.type) == "Optional[Tensor]" and argument.name not in required:
             arguments[i] = None

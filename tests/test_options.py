@@ -121,6 +121,26 @@ def test_against_the_reference(kind, setting, asked):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("setting", SETTINGS)
+def test_nothing_to_split_is_the_plain_layer(kind, setting, monkeypatch):
+    """No reset, or none but at the first step, and full lengths: no row is moved."""
+    case = Case(kind, **{"hidden_size": 5, "seq_len": 7, **SETTINGS[setting]})
+    options = options_of(case, {"resets": 0.0, "lengths": True})
+    options["lengths"].fill_(case.seq_len)
+    torch.manual_seed(0)
+    plain, _ = both(case, {})
+    monkeypatch.setattr(_options, "_Segments", None)
+    for asked in ({"resets"}, {"lengths"}, {"resets", "lengths"}):
+        torch.manual_seed(0)
+        ours, theirs = both(case, {name: options[name] for name in asked})
+        assert_close(ours, theirs, 1e-10)
+        assert all(torch.equal(ours[name], value) for name, value in plain.items())
+    steps = options["resets"].t() if case.arguments.get("batch_first") else options["resets"]
+    steps[0] = True
+    assert_close(*both(case, options), 1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("states", [False, True], ids=["", "states"])
 def test_lengths_without_reading_them(kind, setting, states, monkeypatch):
     monkeypatch.setattr(_options, "_reads_values", lambda input: False)

@@ -11,7 +11,7 @@ from torch.nn.functional import layer_norm
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 import fastrnn
-from fastrnn import variants
+from fastrnn import _extended, _variants, variants
 
 ROOT = Path(__file__).parent.parent
 T, B, F, H = 6, 5, 4, 17  # seq_len, batch, input_size, hidden_size
@@ -237,12 +237,21 @@ def test_weight_drop_is_one_mask_a_call():
     torch.manual_seed(3)
     x = torch.randn(T, B, F)
     torch.manual_seed(4)
-    dropped = torch.dropout(module.weight_hh_l0.detach(), 0.5, True)
+    dropped = _extended.dropped(module.weight_hh_l0.detach(), _variants.draw_seed(), 0, 0.5)
     torch.manual_seed(4)
     ours, _ = module(x)
     with torch.no_grad():
         plain.weight_hh_l0.copy_(dropped)
     assert torch.equal(ours, plain(x)[0])
+
+
+def test_weight_drop_of_layers_and_directions_differ():
+    module = variants.GRU(H, H, 2, bidirectional=True, weight_drop=0.5)
+    module(torch.randn(T, B, H))[0].sum().backward()
+    masks = [p.grad == 0 for name, p in module.named_parameters() if name.startswith("weight_hh")]
+    for i, a in enumerate(masks):
+        for b in masks[:i]:
+            assert 0.4 < (a == b).float().mean() < 0.6
 
 
 def test_variational_dropout_of_h_by_hand():
@@ -252,7 +261,7 @@ def test_variational_dropout_of_h_by_hand():
     torch.manual_seed(1)
     output, (h_n, _) = module(x)
     torch.manual_seed(1)
-    mask = variants._mask(x, (1, B, H), 0.5)[0]
+    mask = _variants.batch_mask(x, (1, B, H), 0.5)[0]
     assert set(mask.unique().tolist()) == {0.0, 2.0}
     h = c = torch.zeros(B, H, dtype=torch.float64)
     for t in range(T):

@@ -1,4 +1,5 @@
-// The CPU operators of the extended recurrence: layer normalisation, zoneout, recurrent dropout.
+// The CPU operators of the extended recurrence: layer normalisation, zoneout, recurrent dropout;
+// and of weights with elements dropped.
 #include <torch/library.h>
 
 #include "cpu/layer.h"
@@ -33,22 +34,27 @@ struct Extended {
   at::TensorOptions compute_options() const {
     return layer.shape.dtype == DType::kDouble ? layer.options : layer.options.dtype(at::kFloat);
   }
-  const void* rstd(const Tensor& t) {
-    TORCH_CHECK(t.device().is_cpu() && t.dtype() == compute_options().dtype() &&
-                    t.sizes() == at::IntArrayRef({D(), N()}),
-                layer.op, ": expected rstd of shape (", D(), ", ", N(), "), got ", t.sizes(), " ",
+  const void* statistics(const Tensor& t, const char* name, at::IntArrayRef size) {
+    TORCH_CHECK(t.device().is_cpu() && t.dtype() == compute_options().dtype() && t.sizes() == size,
+                layer.op, ": expected ", name, " of shape ", size, ", got ", t.sizes(), " ",
                 t.scalar_type());
     keep.push_back(t.contiguous());
     return data(keep.back());
   }
 };
 
+uint64_t seed_of(const char* op, const Tensor& seed) {
+  TORCH_CHECK(seed.device().is_cpu() && seed.scalar_type() == at::kLong && seed.numel() == 1, op,
+              ": expected seed as one int64 on cpu, got ", seed.sizes(), " ", seed.scalar_type());
+  return static_cast<uint64_t>(*seed.const_data_ptr<int64_t>());
+}
+
 Extended read(const char* op, c10::string_view cell, c10::string_view norm, const Tensor& like,
               const OptionalTensor& batch_sizes, const c10::SymInt& batch, const Tensor& w_hh,
-              const OptionalTensor& gain, const OptionalTensor& cell_gain,
-              const OptionalTensor& cell_bias, const OptionalTensor& h_scale,
-              const OptionalTensor& seed, int64_t layer_index, at::ArrayRef<double> rates,
-              double eps) {
+              const OptionalTensor& gain_x, const OptionalTensor& gain,
+              const OptionalTensor& cell_gain, const OptionalTensor& cell_bias,
+              const OptionalTensor& h_scale, const OptionalTensor& seed, int64_t layer_index,
+              at::ArrayRef<double> rates, double eps) {
   TORCH_CHECK(cell == "lstm" || cell == "gru" || cell == "rnn_tanh" || cell == "rnn_relu", op,
               ": expected cell lstm, gru, rnn_tanh or rnn_relu, got ", cell);
   TORCH_CHECK(norm == "none" || norm == "recurrent" || norm == "joint", op,
@@ -86,21 +92,19 @@ Extended read(const char* op, c10::string_view cell, c10::string_view norm, cons
   ExtendedOptions& o = e.options;
   o.norm = norm == "none" ? Norm::kNone : norm == "recurrent" ? Norm::kRecurrent : Norm::kJoint;
   TORCH_CHECK(gain.has_value() == e.normalises(), op, ": expected gain with normalisation alone");
+  TORCH_CHECK(gain_x.has_value() == (o.norm == Norm::kRecurrent), op,
+              ": expected gain_x with norm recurrent alone");
   TORCH_CHECK(cell_gain.has_value() == cell_bias.has_value() && (e.lstm() || !cell_gain), op,
               ": expected cell_gain and cell_bias together, of an lstm");
   o.w_hh = e.pointer(w_hh, "w_hh", {D, GH, H});
+  o.gain_x = e.pointer(gain_x, "gain_x", {D, GH});
   o.gain = e.pointer(gain, "gain", {D, GH});
   o.cell_gain = e.pointer(cell_gain, "cell_gain", {D, H});
   o.cell_bias = e.pointer(cell_bias, "cell_bias", {D, H});
   o.h_scale = e.pointer(h_scale, "h_scale", {D, B, H});
   o.eps = eps;
   o.random = seed.has_value();
-  if (seed) {
-    TORCH_CHECK(seed->device().is_cpu() && seed->scalar_type() == at::kLong && seed->numel() == 1,
-                op, ": expected seed as one int64 on cpu, got ", seed->sizes(), " ",
-                seed->scalar_type());
-    o.seed = static_cast<uint64_t>(*seed->const_data_ptr<int64_t>());
-  }
+  if (seed) o.seed = seed_of(op, *seed);
   o.layer = layer_index;
   o.zoneout_c = rates[0];
   o.zoneout_h = rates[1];
@@ -108,17 +112,24 @@ Extended read(const char* op, c10::string_view cell, c10::string_view norm, cons
   return e;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> extended_forward(
-    c10::string_view cell, c10::string_view norm, const Tensor& gates_x,
-    const OptionalTensor& batch_sizes, c10::SymInt batch, const OptionalTensor& h0,
-    const OptionalTensor& c0, const Tensor& w_hh, const OptionalTensor& bias,
-    const OptionalTensor& gain, const OptionalTensor& cell_gain, const OptionalTensor& cell_bias,
-    const OptionalTensor& h_scale, const OptionalTensor& seed, int64_t layer_index,
-    at::ArrayRef<double> rates, double eps, bool save) {
-  Extended e = read("extended_forward", cell, norm, gates_x, batch_sizes, batch, w_hh, gain,
+using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Backward =
+    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Forward extended_forward(c10::string_view cell, c10::string_view norm, const Tensor& gates_x,
+                         const OptionalTensor& batch_sizes, c10::SymInt batch,
+                         const OptionalTensor& h0, const OptionalTensor& c0, const Tensor& w_hh,
+                         const OptionalTensor& gain_x, const OptionalTensor& bias_x,
+                         const OptionalTensor& bias, const OptionalTensor& gain,
+                         const OptionalTensor& cell_gain, const OptionalTensor& cell_bias,
+                         const OptionalTensor& h_scale, const OptionalTensor& seed,
+                         int64_t layer_index, at::ArrayRef<double> rates, double eps, bool save) {
+  Extended e = read("extended_forward", cell, norm, gates_x, batch_sizes, batch, w_hh, gain_x, gain,
                     cell_gain, cell_bias, h_scale, seed, layer_index, rates, eps);
   const Layer& layer = e.layer;
   const int64_t D = e.D(), N = e.N(), B = e.B(), H = e.H(), GH = e.GH();
+  TORCH_CHECK(gain_x || !bias_x, "extended_forward: expected bias_x with gain_x alone");
+  e.options.bias_x = e.pointer(bias_x, "bias_x", {D, GH});
   e.options.bias = e.pointer(bias, "bias", {D, GH});
   ExtendedForwardParams p{};
   p.gates_x = e.pointer(gates_x, "gates_x", {D, N, GH});
@@ -132,12 +143,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> exten
   Tensor c_n = layer.empty(e.lstm() ? at::DimVector{D, B, H} : at::DimVector{0});
   Tensor gates = saved({D, N, e.saved()}), hidden = saved({D, N, H});
   Tensor cells = saved({D, N, H}, e.lstm()), normed = saved({D, N, GH}, e.normalises());
-  Tensor rstd = at::empty(save && e.normalises() ? at::DimVector{D, N} : at::DimVector{0},
-                          e.compute_options());
+  const auto statistics = [&](at::IntArrayRef size, bool exists) {
+    return at::empty(save && exists ? size : at::IntArrayRef({0}), e.compute_options());
+  };
+  Tensor rstd = statistics({D, N}, e.normalises());
+  Tensor moments_x = statistics({D, N, 2}, gain_x.has_value());
   if (N == 0) {
     h0 ? h_n.copy_(*h0) : h_n.zero_();
     if (e.lstm()) c0 ? c_n.copy_(*c0) : c_n.zero_();
-    return {output, h_n, c_n, gates, hidden, cells, normed, rstd};
+    return {output, h_n, c_n, gates, hidden, cells, normed, rstd, moments_x};
   }
   p.shape = layer.shape;
   p.options = e.options;
@@ -152,21 +166,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> exten
       p.normed = normed.mutable_data_ptr();
       p.rstd = rstd.mutable_data_ptr();
     }
+    if (gain_x) p.moments_x = moments_x.mutable_data_ptr();
   }
   const Kernels& k = kernels(layer.shape.dtype);
   run(layer, p, 0, k.extended_forward_workspace, k.extended_forward);
-  return {output, h_n, c_n, gates, hidden, cells, normed, rstd};
+  return {output, h_n, c_n, gates, hidden, cells, normed, rstd, moments_x};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> extended_backward(
+Backward extended_backward(
     c10::string_view cell, c10::string_view norm, const OptionalTensor& d_output,
     const OptionalTensor& d_h_n, const OptionalTensor& d_c_n, const OptionalTensor& batch_sizes,
-    c10::SymInt batch, const OptionalTensor& h0, const OptionalTensor& c0, const Tensor& gates,
-    const Tensor& hidden, const Tensor& cells, const Tensor& normed, const Tensor& rstd,
-    const Tensor& w_hh, bool has_bias, const OptionalTensor& gain, const OptionalTensor& cell_gain,
-    const OptionalTensor& cell_bias, const OptionalTensor& h_scale, const OptionalTensor& seed,
-    int64_t layer_index, at::ArrayRef<double> rates, double eps) {
-  Extended e = read("extended_backward", cell, norm, gates, batch_sizes, batch, w_hh, gain,
+    c10::SymInt batch, const OptionalTensor& h0, const OptionalTensor& c0,
+    const OptionalTensor& gates_x, const Tensor& gates, const Tensor& hidden, const Tensor& cells,
+    const Tensor& normed, const Tensor& rstd, const Tensor& moments_x, const Tensor& w_hh,
+    const OptionalTensor& gain_x, bool has_bias_x, bool has_bias, const OptionalTensor& gain,
+    const OptionalTensor& cell_gain, const OptionalTensor& cell_bias, const OptionalTensor& h_scale,
+    const OptionalTensor& seed, int64_t layer_index, at::ArrayRef<double> rates, double eps) {
+  Extended e = read("extended_backward", cell, norm, gates, batch_sizes, batch, w_hh, gain_x, gain,
                     cell_gain, cell_bias, h_scale, seed, layer_index, rates, eps);
   const Layer& layer = e.layer;
   const int64_t D = e.D(), N = e.N(), B = e.B(), H = e.H(), GH = e.GH();
@@ -176,7 +192,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> exten
   p.cells = e.lstm() ? e.pointer(cells, "cells", {D, N, H}) : nullptr;
   if (e.normalises()) {
     p.normed = e.pointer(normed, "normed", {D, N, GH});
-    p.rstd = e.rstd(rstd);
+    p.rstd = e.statistics(rstd, "rstd", {D, N});
+  }
+  TORCH_CHECK(gain_x.has_value() == gates_x.has_value() && (gain_x || !has_bias_x),
+              "extended_backward: expected gates_x, and bias_x, with gain_x alone");
+  if (gain_x) {
+    p.gates_x = e.pointer(gates_x, "gates_x", {D, N, GH});
+    p.moments_x = e.statistics(moments_x, "moments_x", {D, N, 2});
   }
   p.h0 = e.pointer(h0, "h0", {D, B, H});
   p.c0 = e.lstm() ? e.pointer(c0, "c0", {D, B, H}) : nullptr;
@@ -190,14 +212,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> exten
   Tensor d_gates = layer.empty({D, N, GH});  // autograd hands it on: not from the cache
   Tensor d_product = e.apart() ? layer.internal({D, N, GH}) : layer.empty({0});
   Tensor d_h0 = layer.empty({D, B, H}), d_c0 = sized({D, B, H}, e.lstm());
+  Tensor d_gain_x = sized({D, GH}, gain_x.has_value()), d_bias_x = sized({D, GH}, has_bias_x);
   Tensor d_bias = sized({D, GH}, has_bias), d_gain = sized({D, GH}, e.normalises());
   Tensor d_cell_gain = sized({D, H}, cell_gain.has_value());
   Tensor d_cell_bias = sized({D, H}, cell_gain.has_value());
   if (N == 0) {
     d_h_n ? d_h0.copy_(*d_h_n) : d_h0.zero_();
     if (e.lstm()) d_c_n ? d_c0.copy_(*d_c_n) : d_c0.zero_();
-    for (Tensor* t : {&d_bias, &d_gain, &d_cell_gain, &d_cell_bias}) t->zero_();
-    return {d_gates, d_product, d_h0, d_c0, d_bias, d_gain, d_cell_gain, d_cell_bias};
+    for (Tensor* t : {&d_gain_x, &d_bias_x, &d_bias, &d_gain, &d_cell_gain, &d_cell_bias}) {
+      t->zero_();
+    }
+    return {d_gates,  d_product, d_h0,   d_c0,        d_gain_x,
+            d_bias_x, d_bias,    d_gain, d_cell_gain, d_cell_bias};
   }
   const auto target = [](const Tensor& t) {
     return t.numel() > 0 ? t.mutable_data_ptr() : nullptr;
@@ -208,13 +234,47 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> exten
   p.d_product = target(d_product);
   p.d_h0 = target(d_h0);
   p.d_c0 = target(d_c0);
+  p.d_gain_x = target(d_gain_x);
+  p.d_bias_x = target(d_bias_x);
   p.d_bias = target(d_bias);
   p.d_gain = target(d_gain);
   p.d_cell_gain = target(d_cell_gain);
   p.d_cell_bias = target(d_cell_bias);
   const Kernels& k = kernels(layer.shape.dtype);
   run(layer, p, 0, k.extended_backward_workspace, k.extended_backward);
-  return {d_gates, d_product, d_h0, d_c0, d_bias, d_gain, d_cell_gain, d_cell_bias};
+  return {d_gates,  d_product, d_h0,   d_c0,        d_gain_x,
+          d_bias_x, d_bias,    d_gain, d_cell_gain, d_cell_bias};
+}
+
+// Elements dropped at random, what stays divided by 1 - rate; of a gradient the same ones.
+Tensor drop_weights(const Tensor& weights, const Tensor& seed, int64_t stream, double rate) {
+  TORCH_CHECK(weights.device().is_cpu() && weights.dim() == 2,
+              "drop_weights: expected weights of 2 dimensions on cpu, got ", weights.sizes());
+  TORCH_CHECK(rate >= 0 && rate < 1, "drop_weights: expected rate in [0, 1), got ", rate);
+  TORCH_CHECK(stream >= 0, "drop_weights: expected stream >= 0, got ", stream);
+  const Tensor from = weights.contiguous();
+  Tensor to = at::empty(from.sizes(), from.options());
+  if (to.numel() == 0) return to;
+  DropParams p{};
+  p.dtype = host::dtype_of("drop_weights", weights);
+  p.rows = from.size(0);
+  p.columns = from.size(1);
+  p.from = data(from);
+  p.to = to.mutable_data_ptr();
+  p.seed = seed_of("drop_weights", seed);
+  p.stream = static_cast<uint32_t>(stream);
+  p.rate = rate;
+  // A thread is worth its start where it has tens of microseconds of work.
+  constexpr int64_t kElementsPerThread = int64_t{1} << 16;
+  const int64_t worth = at::in_parallel_region() ? 1 : to.numel() / kElementsPerThread;
+  const int threads =
+      static_cast<int>(std::clamp<int64_t>(worth, 1, static_cast<int64_t>(at::get_num_threads())));
+  const Kernels& k = kernels(p.dtype);
+  const std::unique_ptr<void, void (*)(void*)> workspace(
+      acquire_memory(k.drop_workspace(p, threads)), release_memory);
+  p.workspace = workspace.get();
+  run_team(threads, [&](const Worker& worker) { k.drop(p, worker); });
+  return to;
 }
 
 }  // namespace
@@ -222,6 +282,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> exten
 TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
   m.impl("extended_forward", extended_forward);
   m.impl("extended_backward", extended_backward);
+  m.impl("drop_weights", drop_weights);
 }
 
 }  // namespace fastrnn::cpu

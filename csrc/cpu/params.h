@@ -122,6 +122,8 @@ enum class Norm { kNone, kRecurrent, kJoint };
 struct ExtendedOptions {
   Norm norm;
   const void* w_hh;                      // [D, G*H, H]
+  const void* gain_x;                    // [D, G*H] or null: gates_x is taken as it is
+  const void* bias_x;                    // [D, G*H] or null, after gates_x was normalised
   const void* bias;                      // [D, G*H] or null, added after normalisation
   const void* gain;                      // [D, G*H], null without normalisation
   const void* cell_gain;                 // [D, H] or null: the LSTM's cell is not normalised
@@ -148,6 +150,7 @@ struct ExtendedForwardParams {
   void* cells;          // [D, N, H] or null
   void* normed;         // [D, N, G*H] or null: what is normalised, before its gain
   void* rstd;           // [D, N] or null, in the compute type
+  void* moments_x;      // [D, N, 2] or null: mean and rstd of gates_x's rows, in the compute type
   void* workspace;
 };
 
@@ -159,19 +162,35 @@ struct ExtendedBackwardParams {
   const void* d_c_n;     // [D, B, H] or null
   const void* h0;        // [D, B, H] or null, GRU
   const void* c0;        // [D, B, H] or null, LSTM
-  const void* gates;     // as the forward pass saved them, as the next four
+  const void* gates_x;   // [D, N, G*H] with gain_x, else null
+  const void* gates;     // as the forward pass saved them, as the next five
   const void* hidden;
   const void* cells;
   const void* normed;
   const void* rstd;
+  const void* moments_x;
   void* d_gates;      // [D, N, G*H], of gates_x
   void* d_product;    // [D, N, G*H] of w_hh h, or null: the same as d_gates
   void* d_h0;         // [D, B, H]
   void* d_c0;         // [D, B, H], LSTM
+  void* d_gain_x;     // [D, G*H] or null
+  void* d_bias_x;     // [D, G*H] or null
   void* d_bias;       // [D, G*H] or null
   void* d_gain;       // [D, G*H] or null
   void* d_cell_gain;  // [D, H] or null
   void* d_cell_bias;  // [D, H] or null
+  void* workspace;
+};
+
+// Elements of a matrix dropped at random, the same ones for the same seed and stream.
+struct DropParams {
+  DType dtype;
+  int64_t rows, columns;
+  const void* from;  // [rows, columns]
+  void* to;          // [rows, columns]
+  uint64_t seed;
+  uint32_t stream;
+  double rate;
   void* workspace;
 };
 
@@ -197,6 +216,8 @@ struct Kernels {
   void (*extended_forward)(const ExtendedForwardParams&, const Worker&);
   size_t (*extended_backward_workspace)(const ExtendedBackwardParams&, int threads);
   void (*extended_backward)(const ExtendedBackwardParams&, const Worker&);
+  size_t (*drop_workspace)(const DropParams&, int threads);
+  void (*drop)(const DropParams&, const Worker&);
 };
 
 }  // namespace fastrnn::cpu

@@ -11,14 +11,17 @@ struct ExtendedConfig {
 
 // What the recurrence reads that can be moved, in the order that the kernels' gradients have.
 struct ExtendedTensors {
-  Values gates_x, h0, c0, w_hh, bias, gain, cell_gain, cell_bias, h_scale;
-  Values* movable[8] = {&gates_x, &h0, &c0, &w_hh, &bias, &gain, &cell_gain, &cell_bias};
+  Values gates_x, h0, c0, w_hh, gain_x, bias_x, bias, gain, cell_gain, cell_bias, h_scale;
+  Values* movable[10] = {&gates_x, &h0,   &c0,   &w_hh,      &gain_x,
+                         &bias_x,  &bias, &gain, &cell_gain, &cell_bias};
   ExtendedTensors() = default;
   ExtendedTensors(const ExtendedTensors& o)
       : gates_x(o.gates_x),
         h0(o.h0),
         c0(o.c0),
         w_hh(o.w_hh),
+        gain_x(o.gain_x),
+        bias_x(o.bias_x),
         bias(o.bias),
         gain(o.gain),
         cell_gain(o.cell_gain),
@@ -76,6 +79,12 @@ ExtendedResults extended_reference(const ExtendedConfig& e, const ExtendedTensor
         for (int64_t j = 0; j < H && e.scaled; ++j) scaled[j] *= t.h_scale[(d * c.B + b) * H + j];
         Values x(&t.gates_x[(d * N + row) * GH], &t.gates_x[(d * N + row) * GH] + GH);
         multiply(&t.w_hh[d * GH * H], scaled.data(), GH, H, v.data());
+        if (e.norm == Norm::kRecurrent) {
+          normalise_row(x);
+          for (int64_t k = 0; k < GH; ++k) {
+            x[k] = x[k] * t.gain_x[d * GH + k] + (e.bias ? t.bias_x[d * GH + k] : 0);
+          }
+        }
         if (e.norm == Norm::kJoint) {
           for (int64_t k = 0; k < GH; ++k) v[k] += x[k], x[k] = 0;
         }
@@ -155,7 +164,7 @@ void run_extended(const Config& config, const std::string& name) {
   const Config& c = e.c;
   const int64_t D = c.directions, N = c.rows, H = c.H, GH = c.gates() * H, BH = D * c.B * H;
   const bool lstm = c.cell == CellKind::kLstm, gru = c.cell == CellKind::kGru;
-  const bool norms = e.norm != Norm::kNone;
+  const bool norms = e.norm != Norm::kNone, norms_x = e.norm == Norm::kRecurrent;
   const std::string where = name + " extended norm=" + std::to_string(static_cast<int>(e.norm)) +
                             (e.random ? " random" : "") + (e.cell_norm ? " cell" : "") +
                             (e.scaled ? " scaled" : "");
@@ -164,6 +173,8 @@ void run_extended(const Config& config, const std::string& name) {
   t.h0 = random_values(BH, c.initial ? 1 : 0);
   t.c0 = random_values(BH, c.initial ? 1 : 0);
   t.w_hh = random_values(D * GH * H, 0.5 / std::sqrt(static_cast<double>(H)));
+  t.gain_x = random_values(D * GH, 1);
+  t.bias_x = random_values(D * GH, e.bias ? 0.5 : 0);
   t.bias = random_values(D * GH, e.bias ? 0.5 : 0);
   t.gain = random_values(D * GH, 1);
   t.cell_gain = random_values(D * H, 1);
@@ -187,6 +198,8 @@ void run_extended(const Config& config, const std::string& name) {
   ExtendedOptions options{};
   options.norm = e.norm;
   options.w_hh = memory.in(t.w_hh);
+  options.gain_x = norms_x ? memory.in(t.gain_x) : nullptr;
+  options.bias_x = norms_x && e.bias ? memory.in(t.bias_x) : nullptr;
   options.bias = e.bias ? memory.in(t.bias) : nullptr;
   options.gain = norms ? memory.in(t.gain) : nullptr;
   options.cell_gain = e.cell_norm ? memory.in(t.cell_gain) : nullptr;
@@ -204,14 +217,15 @@ void run_extended(const Config& config, const std::string& name) {
   S *output = memory.out(N * D * H), *h_n = memory.out(BH), *c_n = memory.out(BH);
   S *gates = memory.out(D * N * saved * H), *hidden = memory.out(D * N * H),
     *cells = memory.out(D * N * H), *normed = memory.out(D * N * GH);
-  ComputeType* rstd = compute.out(D * N);
+  ComputeType *rstd = compute.out(D * N), *moments_x = compute.out(2 * D * N);
+  const void* gates_x = memory.in(t.gates_x);
   const void* h0 = c.initial ? memory.in(t.h0) : nullptr;
   const void* c0 = c.initial && lstm ? memory.in(t.c0) : nullptr;
   for (const bool save : {false, true}) {
     ExtendedForwardParams f{};
     f.shape = shape;
     f.options = options;
-    f.gates_x = memory.in(t.gates_x);
+    f.gates_x = gates_x;
     f.h0 = h0;
     f.c0 = c0;
     f.output = output;
@@ -223,6 +237,7 @@ void run_extended(const Config& config, const std::string& name) {
       f.cells = lstm ? cells : nullptr;
       f.normed = norms ? normed : nullptr;
       f.rstd = norms ? rstd : nullptr;
+      f.moments_x = norms_x ? moments_x : nullptr;
     }
     launch(f, k.extended_forward_workspace, k.extended_forward, c.threads);
     compare("output", output, expected.output, where);
@@ -245,15 +260,20 @@ void run_extended(const Config& config, const std::string& name) {
   b.cells = lstm ? cells : nullptr;
   b.normed = norms ? normed : nullptr;
   b.rstd = norms ? rstd : nullptr;
+  b.gates_x = norms_x ? gates_x : nullptr;
+  b.moments_x = norms_x ? moments_x : nullptr;
   const bool apart = e.norm == Norm::kRecurrent || (gru && !norms);
   S *d_gates = memory.out(D * N * GH), *d_product = memory.out(D * N * GH);
   S *d_h0 = memory.out(BH), *d_c0 = memory.out(BH), *d_bias = memory.out(D * GH);
+  S *d_gain_x = memory.out(D * GH), *d_bias_x = memory.out(D * GH);
   S *d_gain = memory.out(D * GH), *d_cell_gain = memory.out(D * H),
     *d_cell_bias = memory.out(D * H);
   b.d_gates = d_gates;
   b.d_product = apart ? d_product : nullptr;
   b.d_h0 = d_h0;
   b.d_c0 = lstm ? d_c0 : nullptr;
+  b.d_gain_x = norms_x ? d_gain_x : nullptr;
+  b.d_bias_x = norms_x && e.bias ? d_bias_x : nullptr;
   b.d_bias = e.bias ? d_bias : nullptr;
   b.d_gain = norms ? d_gain : nullptr;
   b.d_cell_gain = e.cell_norm ? d_cell_gain : nullptr;
@@ -284,12 +304,15 @@ void run_extended(const Config& config, const std::string& name) {
   // Each argument by itself, so that none hides behind a larger one. A quotient across a kink of
   // relu has no slope to compare with.
   if (c.cell == CellKind::kRnnRelu) return;
-  const bool moves[8] = {true,   c.initial, c.initial && lstm, true,
-                         e.bias, norms,     e.cell_norm,       e.cell_norm};
-  const S* results[8] = {d_gates, d_h0, d_c0, nullptr, d_bias, d_gain, d_cell_gain, d_cell_bias};
-  const char* names[8] = {"gates_x", "h0", "c0", "w_hh", "bias", "gain", "cell_gain", "cell_bias"};
+  const bool moves[10] = {
+      true,   c.initial, c.initial && lstm, true,       norms_x, norms_x && e.bias,
+      e.bias, norms,     e.cell_norm,       e.cell_norm};
+  const S* results[10] = {d_gates,  d_h0,   d_c0,   nullptr,     d_gain_x,
+                          d_bias_x, d_bias, d_gain, d_cell_gain, d_cell_bias};
+  const char* names[10] = {"gates_x", "h0",   "c0",   "w_hh",      "gain_x",
+                           "bias_x",  "bias", "gain", "cell_gain", "cell_bias"};
   constexpr double kStep = 1e-5;
-  for (int i = 0; i < 8; ++i) {
+  for (int i = 0; i < 10; ++i) {
     if (!moves[i]) continue;
     ExtendedTensors after = t, before = t;
     const Values u = random_values(static_cast<int64_t>(t.movable[i]->size()), 1);
@@ -313,4 +336,35 @@ void run_extended(const Config& config, const std::string& name) {
       ++failures;
     }
   }
+}
+
+// Dropped weights: every element as the words of its row and column say.
+template <class S>
+void run_dropped(const Config& c, const std::string& name) {
+  constexpr uint32_t kStream = 6;
+  constexpr double kRate = 0.375;
+  const int64_t rows = c.gates() * c.H, columns = c.P, half = (columns + 127) / 128 * 64;
+  const Values weights = random_values(rows * columns, 1);
+  Values expected(weights);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t j = 0; j < columns; ++j) {
+      const uint32_t word = random_word(kStream, -1, r, j % half);
+      const bool drops = (j < half ? word & 0xffffu : word >> 16) < kRate * 65536;
+      expected[r * columns + j] *= drops ? 0 : 1 / (1 - kRate);
+    }
+  }
+  Buffers<S> memory;
+  const Kernels& k = kernels(Info<S>::dtype);
+  DropParams p{};
+  p.dtype = Info<S>::dtype;
+  p.rows = rows;
+  p.columns = columns;
+  p.from = memory.in(weights);
+  S* to = memory.out(rows * columns);
+  p.to = to;
+  p.seed = kExtendedSeed;
+  p.stream = kStream;
+  p.rate = kRate;
+  launch(p, k.drop_workspace, k.drop, c.threads);
+  compare("dropped", to, expected, name);
 }

@@ -535,6 +535,7 @@ int main(int argc, char** argv) {
         run_kernels<S>(c, t, where + " " + dtype);
         run_tangents<S>(c, t, where + " " + dtype);
         run_extended<S>(c, where + " " + dtype);
+        run_dropped<S>(c, where + " " + dtype);
         ++runs;
       };
       run(float{}, "float");

@@ -2,6 +2,7 @@
 //
 // The extended recurrence is that of a layer whose input product is already made (gates_x), with
 // any of these between the products and the state:
+//   normalisation of gates_x's rows, each by itself (gain_x);
 //   normalisation of the recurrent product, or of its sum with gates_x (Norm);
 //   normalisation of the LSTM's cell before its tanh;
 //   a factor for h before the recurrent product, the same at every step (h_scale);
@@ -64,7 +65,8 @@ class Masks {
     const uint32_t row = static_cast<uint32_t>(b), step = static_cast<uint32_t>(t);
     if (zoneout) {
       philox_row(key_, row, step, stream, groups_, words);
-      const uint32_t c_below = threshold(o_.zoneout_c), h_below = threshold(o_.zoneout_h);
+      const uint32_t c_below = philox_threshold(o_.zoneout_c),
+                     h_below = philox_threshold(o_.zoneout_h);
       for (int64_t i = 0; i < size; ++i) {
         c[i] = (words[i] & 0xffffu) < c_below ? C(1) : C(0);
         h[i] = (words[i] >> 16) < h_below ? C(1) : C(0);
@@ -72,7 +74,7 @@ class Masks {
     }
     if (o_.dropout > 0) {
       philox_row(key_, row, step, stream + 1, groups_, words);
-      const uint32_t below = threshold(o_.dropout);
+      const uint32_t below = philox_threshold(o_.dropout);
       const C kept = static_cast<C>(1 / (1 - o_.dropout));
       for (int64_t i = 0; i < size; ++i) candidate[i] = (words[i] >> 16) < below ? C(0) : kept;
     }
@@ -81,9 +83,6 @@ class Masks {
   }
 
  private:
-  // 16 bits decide: a rate is met to within 2^-17.
-  static uint32_t threshold(double rate) { return static_cast<uint32_t>(rate * 65536 + 0.5); }
-
   const ExtendedOptions& o_;
   const int64_t groups_;
   const PhiloxKey key_;
@@ -105,23 +104,39 @@ struct RowStatistics {
   C mean, rstd;
 };
 
-// Of `size` values. Two passes: the sum of squares less the square of the sum would cancel.
-template <class V, class C = typename V::Scalar>
-FASTRNN_NOINLINE RowStatistics<C> row_statistics(const C* x, int64_t size, double eps) {
-  V sum = V::zero();
-  each_vector<V>(size, [&](int64_t i, int k) { sum = sum + load_lanes<V>(x + i, k); });
-  const C mean = sum.sum() / static_cast<C>(size);
-  V squares = V::zero();
-  each_vector<V>(size, [&](int64_t i, int k) {
+// Of `size` values. Two passes: the sum of squares less the square of the sum would cancel. Four
+// sums side by side: each addition waits for the one before it.
+template <class V, class X, class C = typename V::Scalar>
+FASTRNN_NOINLINE RowStatistics<C> row_statistics(const X* x, int64_t size, double eps) {
+  constexpr int64_t kEach = V::kLanes, kAll = 4 * kEach;
+  const int64_t whole = size / kAll * kAll;
+  V s[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
+  for (int64_t i = 0; i < whole; i += kAll) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) s[j] = s[j] + V::load(x + i + j * kEach);
+  }
+  each_vector<V>(size - whole,
+                 [&](int64_t i, int k) { s[0] = s[0] + load_lanes<V>(x + whole + i, k); });
+  const C mean = ((s[0] + s[1]) + (s[2] + s[3])).sum() / static_cast<C>(size);
+  V q[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
+  const V center = V::set1(mean);
+  for (int64_t i = 0; i < whole; i += kAll) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const V d = V::load(x + i + j * kEach) - center;
+      q[j] = fma(d, d, q[j]);
+    }
+  }
+  each_vector<V>(size - whole, [&](int64_t i, int k) {
     alignas(64) C apart[V::kLanes];
-    V d = load_lanes<V>(x + i, k) - V::set1(mean);
+    V d = load_lanes<V>(x + whole + i, k) - center;
     if (k < V::kLanes) {  // lanes beyond the end count for nothing
       d.store(apart);
       d = V::load(apart, k);
     }
-    squares = fma(d, d, squares);
+    q[0] = fma(d, d, q[0]);
   });
-  const C variance = squares.sum() / static_cast<C>(size);
+  const C variance = ((q[0] + q[1]) + (q[2] + q[3])).sum() / static_cast<C>(size);
   return {mean, C(1) / std::sqrt(variance + static_cast<C>(eps))};
 }
 

@@ -34,12 +34,13 @@ class ExtendedBackward {
 
  private:
   struct Direction {
-    C* w_hh;                   // panels [G*H][NV * L], one a block of columns
-    C* d_product;              // [B][gate_stride]
-    C* d_h;                    // [B][stride]: what the product brings
-    C* skip;                   // [B][stride]: what reaches the h before by other ways
-    C* d_c;                    // [B][stride], LSTM
-    C *bias, *gain;            // [B][gate_stride], sums over time
+    C* w_hh;       // panels [G*H][NV * L], one a block of columns
+    C* d_product;  // [B][gate_stride]
+    C* d_h;        // [B][stride]: what the product brings
+    C* skip;       // [B][stride]: what reaches the h before by other ways
+    C* d_c;        // [B][stride], LSTM
+    // [B][gate_stride], sums over time
+    C *bias, *gain, *bias_x, *gain_x;
     C *cell_gain, *cell_bias;  // [B][stride], LSTM
   };
 
@@ -56,6 +57,7 @@ class ExtendedBackward {
   struct Row {
     C* d_x;            // [G*H], of gates_x
     C* d_v;            // [G*H], of what the product became
+    C* scaled;         // [G*H], a gradient times a gain
     C *cell, *d_cell;  // [stride], LSTM
   };
 
@@ -85,6 +87,8 @@ class ExtendedBackward {
       a.d_c = rows_of(stride_, Cell::kIsLstm);
       a.bias = rows_of(gate_stride_, p.d_bias);
       a.gain = rows_of(gate_stride_, p.d_gain);
+      a.bias_x = rows_of(gate_stride_, p.d_bias_x);
+      a.gain_x = rows_of(gate_stride_, p.d_gain_x);
       a.cell_gain = rows_of(stride_, p.d_cell_gain);
       a.cell_bias = rows_of(stride_, p.d_cell_bias);
     }
@@ -93,7 +97,7 @@ class ExtendedBackward {
     bytes_ = arena.used();
   }
 
-  int64_t scratch_elements() const { return 2 * (G * stride_ + L) + 2 * stride_; }
+  int64_t scratch_elements() const { return 3 * (G * stride_ + L) + 2 * stride_; }
 
   void run_worker(const Worker& worker) {
     const Place place =
@@ -138,8 +142,9 @@ class ExtendedBackward {
       return Range{of.begin + r.begin, of.begin + r.end};
     };
     C* const scratch = scratch_ + worker.thread * scratch_elements();
-    const Row row{scratch, scratch + G * stride_ + L, scratch + 2 * (G * stride_ + L),
-                  scratch + 2 * (G * stride_ + L) + stride_};
+    const int64_t wide = G * stride_ + L;
+    const Row row{scratch, scratch + wide, scratch + 2 * wide, scratch + 3 * wide,
+                  scratch + 3 * wide + stride_};
 
     clear_sums(d, share(rows));
     barrier.wait(peers);
@@ -180,6 +185,8 @@ class ExtendedBackward {
     };
     if (p_.d_bias) clear(a.bias, gate_stride_);
     if (p_.d_gain) clear(a.gain, gate_stride_);
+    if (p_.d_bias_x) clear(a.bias_x, gate_stride_);
+    if (p_.d_gain_x) clear(a.gain_x, gate_stride_);
     if (p_.d_cell_gain) clear(a.cell_gain, stride_);
     if (p_.d_cell_bias) clear(a.cell_bias, stride_);
   }
@@ -363,40 +370,69 @@ class ExtendedBackward {
     }
   }
 
-  // From d_v on: sums for the gain and bias, then back through the normalisation.
+  // From d_v and d_x on: back through the normalisations, with the sums for gains and biases.
   FASTRNN_NOINLINE void finish_row(int d, int64_t n, int64_t b, Row row) const {
     const Direction& a = directions_[d];
-    const int64_t columns = G * H_;
+    const int64_t columns = G * H_, sums = b * gate_stride_;
     S* result = static_cast<S*>(p_.d_gates) + n * columns;
+    S* product = p_.d_product ? static_cast<S*>(p_.d_product) + n * columns : nullptr;
     C* to = a.d_product + b * gate_stride_;
-    if (p_.d_bias) {
-      C* sums = a.bias + b * gate_stride_;
-      each_vector<V>(columns, [&](int64_t i, int k) {
-        store_lanes(load_lanes<V>(sums + i, k) + load_lanes<V>(row.d_v + i, k), sums + i, k);
-      });
-    }
     // Of a GRU d_x is another than d_v, unless their sum was normalised as one.
-    const bool apart = Cell::kIsGru && o_.norm != Norm::kJoint;
-    if (o_.norm != Norm::kJoint) {
-      copy(apart ? row.d_x : row.d_v, columns, result);
+    C* const d_x = Cell::kIsGru && o_.norm != Norm::kJoint ? row.d_x : row.d_v;
+    if (o_.gain_x) {
+      const C* moments = static_cast<const C*>(p_.moments_x) + 2 * n;
+      const S* x = static_cast<const S*>(p_.gates_x) + n * columns;
+      const V mean = V::set1(moments[0]), rstd = V::set1(moments[1]);
+      const auto normed = [&](int64_t i, int k) { return (load_lanes<V>(x + i, k) - mean) * rstd; };
+      through_norm(columns, d_x, normed, static_cast<const S*>(o_.gain_x) + d * columns, moments[1],
+                   p_.d_gain_x ? a.gain_x + sums : nullptr, p_.d_bias_x ? a.bias_x + sums : nullptr,
+                   row.scaled, result, static_cast<S*>(nullptr));
+    } else if (o_.norm != Norm::kJoint) {
+      copy(d_x, columns, result);
     }
-    if (o_.norm != Norm::kNone) {
-      const S* normed = static_cast<const S*>(p_.normed) + n * columns;
-      const S* gain = static_cast<const S*>(o_.gain) + d * columns;
-      C* sums = a.gain + b * gate_stride_;
-      each_vector<V>(columns, [&](int64_t i, int k) {
-        const V g = load_lanes<V>(row.d_v + i, k);
-        if (p_.d_gain) {
-          store_lanes(fma(g, load_lanes<V>(normed + i, k), load_lanes<V>(sums + i, k)), sums + i,
-                      k);
-        }
-        store_lanes(g * load_lanes<V>(gain + i, k), row.d_v + i, k);
-      });
-      row_norm_backward<V>(normed, static_cast<const C*>(p_.rstd)[n], columns, row.d_v);
-      if (o_.norm == Norm::kJoint) copy(row.d_v, columns, result);
+    C* const biases = p_.d_bias ? a.bias + sums : nullptr;
+    if (o_.norm == Norm::kNone) {
+      if (biases) {
+        each_vector<V>(columns, [&](int64_t i, int k) {
+          store_lanes(load_lanes<V>(biases + i, k) + load_lanes<V>(row.d_v + i, k), biases + i, k);
+        });
+      }
+      if (product) copy(row.d_v, columns, product);
+      copy(row.d_v, columns, to);
+      return;
     }
-    if (p_.d_product) copy(row.d_v, columns, static_cast<S*>(p_.d_product) + n * columns);
-    copy(row.d_v, columns, to);
+    const S* saved = static_cast<const S*>(p_.normed) + n * columns;
+    const auto normed = [&](int64_t i, int k) { return load_lanes<V>(saved + i, k); };
+    through_norm(columns, row.d_v, normed, static_cast<const S*>(o_.gain) + d * columns,
+                 static_cast<const C*>(p_.rstd)[n], p_.d_gain ? a.gain + sums : nullptr, biases,
+                 row.scaled, to, o_.norm == Norm::kJoint ? result : product);
+  }
+
+  // d, the gradient of gain * x^ + bias, to that of what was normalised, in `to` and, unless null,
+  // `also`: rstd (g - mean(g) - x^ mean(g x^)) with g = gain d. Adds to the gain's and bias's sums
+  // that are not null. scaled: scratch.
+  template <class Normed, class To, class Also>
+  FASTRNN_INLINE static void through_norm(int64_t columns, const C* d, const Normed& normed,
+                                          const S* gain, C rstd, C* gains, C* biases, C* scaled,
+                                          To* to, Also* also) {
+    V sum = V::zero(), product = V::zero();
+    each_vector<V>(columns, [&](int64_t i, int k) {
+      const V d_y = load_lanes<V>(d + i, k), x = normed(i, k);
+      if (gains) store_lanes(fma(d_y, x, load_lanes<V>(gains + i, k)), gains + i, k);
+      if (biases) store_lanes(load_lanes<V>(biases + i, k) + d_y, biases + i, k);
+      const V g = d_y * load_lanes<V>(gain + i, k);
+      sum = sum + g;
+      product = fma(g, x, product);  // beyond the end g is zero, whatever x is
+      store_lanes(g, scaled + i, k);
+    });
+    const V mean = V::set1(sum.sum() / static_cast<C>(columns));
+    const V slope = V::set1(product.sum() / static_cast<C>(columns));
+    each_vector<V>(columns, [&](int64_t i, int k) {
+      const V g = load_lanes<V>(scaled + i, k), x = normed(i, k);
+      const V value = V::set1(rstd) * fnma(x, slope, g - mean);
+      store_lanes(value, to + i, k);
+      if (also) store_lanes(value, also + i, k);
+    });
   }
 
   // The gains' and biases' gradients: sums over rows, each thread some columns.
@@ -405,6 +441,8 @@ class ExtendedBackward {
       const Direction& a = directions_[d];
       sum_columns(worker, a.bias, gate_stride_, G * H_, p_.d_bias, d);
       sum_columns(worker, a.gain, gate_stride_, G * H_, p_.d_gain, d);
+      sum_columns(worker, a.bias_x, gate_stride_, G * H_, p_.d_bias_x, d);
+      sum_columns(worker, a.gain_x, gate_stride_, G * H_, p_.d_gain_x, d);
       sum_columns(worker, a.cell_gain, stride_, H_, p_.d_cell_gain, d);
       sum_columns(worker, a.cell_bias, stride_, H_, p_.d_cell_bias, d);
     }

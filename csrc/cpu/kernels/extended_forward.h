@@ -55,7 +55,7 @@ class ExtendedForward {
       a.c = arena.take<C>(Cell::kIsLstm ? B_ * stride_ : 0);
       a.products = arena.take<C>(B_ * gate_stride_);
     }
-    cells_ = arena.take<C>(Cell::kIsLstm ? threads * stride_ : 0);
+    cells_ = arena.take<C>(Cell::kIsLstm ? threads * 2 * stride_ : 0);
     masks_.allocate(arena, threads);
     bytes_ = arena.used();
   }
@@ -65,7 +65,8 @@ class ExtendedForward {
         place_of(worker.thread, worker.threads, s_.directions, B_, vectors_, weight_bytes_);
     if (!direct_) pack(worker, place.split.unit_groups);
     worker.barriers[0].wait(worker.threads);
-    cells_ += Cell::kIsLstm ? worker.thread * stride_ : 0;
+    cells_ += Cell::kIsLstm ? worker.thread * 2 * stride_ : 0;
+    outs_ = cells_ + stride_;
     for (int d = place.first_direction; d <= place.last_direction; ++d) {
       run_direction(d, place, worker);
     }
@@ -199,20 +200,88 @@ class ExtendedForward {
 
   // ---- the rest of a step, one row -------------------------------------------
 
-  FASTRNN_NOINLINE void apply_row(int d, int64_t t, int64_t b, RowMasks<C> masks) const {
+  // What one row's gates are made of: u, the product, and x, the input's share, as they are read.
+  struct Row {
+    int64_t n;  // of N rows and directions
+    const C* u;
+    const S* x;  // null: none
+    RowStatistics<C> of_u, of_x;
+    const S *gain, *bias;      // of u; no gain: u is not normalised
+    const S *gain_x, *bias_x;  // the same of x
+    S* normed;
+  };
+
+  FASTRNN_NOINLINE Row row_of(int d, int64_t n, C* u) const {
     const ExtendedOptions& o = p_.options;
-    const int64_t row = s_.steps.offset(t) + b, n = d * s_.steps.rows + row;
-    C* u = directions_[d].products + b * gate_stride_;
-    const S* x = static_cast<const S*>(p_.gates_x) + n * G * H_;
-    finish_product(d, n, x, u);
-    if (o.norm == Norm::kJoint) x = nullptr;
+    const int64_t columns = G * H_;
+    const auto of_direction = [&](const void* t) {
+      return t ? static_cast<const S*>(t) + d * columns : nullptr;
+    };
+    Row row{n,
+            u,
+            static_cast<const S*>(p_.gates_x) + n * columns,
+            {},
+            {},
+            o.norm == Norm::kNone ? nullptr : of_direction(o.gain),
+            of_direction(o.bias),
+            of_direction(o.gain_x),
+            of_direction(o.bias_x),
+            p_.normed ? static_cast<S*>(p_.normed) + n * columns : nullptr};
+    if (row.gain_x) {
+      row.of_x = row_statistics<V>(row.x, columns, o.eps);
+      if (p_.moments_x) {
+        C* to = static_cast<C*>(p_.moments_x) + 2 * n;
+        to[0] = row.of_x.mean;
+        to[1] = row.of_x.rstd;
+      }
+    }
+    if (o.norm == Norm::kJoint) {
+      each_vector<V>(columns, [&](int64_t i, int k) {
+        store_lanes(load_lanes<V>(u + i, k) + load_lanes<V>(row.x + i, k), u + i, k);
+      });
+      row.x = nullptr;
+    }
+    if (row.gain) {
+      row.of_u = row_statistics<V>(u, columns, o.eps);
+      if (p_.rstd) static_cast<C*>(p_.rstd)[n] = row.of_u.rstd;
+    }
+    return row;
+  }
+
+  FASTRNN_INLINE static V affine(V x, RowStatistics<C> of, const S* gain, const S* bias, int64_t at,
+                                 int k, S* normed) {
+    x = (x - V::set1(of.mean)) * V::set1(of.rstd);
+    if (normed) store_lanes(x, normed + at, k);
+    const V shift = bias ? load_lanes<V>(bias + at, k) : V::zero();
+    return fma(x, load_lanes<V>(gain + at, k), shift);
+  }
+
+  // The input's share of one gate.
+  FASTRNN_INLINE V input_of(const Row& row, int gate, int64_t v, int k) const {
+    if (!row.x) return V::zero();
+    const int64_t at = gate * H_ + v * L;
+    const V x = load_lanes<V>(row.x + at, k);
+    return row.gain_x ? affine(x, row.of_x, row.gain_x, row.bias_x, at, k, nullptr) : x;
+  }
+
+  // What the product became.
+  FASTRNN_INLINE V product_of(const Row& row, int gate, int64_t v, int k) const {
+    const int64_t at = gate * H_ + v * L;
+    const V u = load_lanes<V>(row.u + at, k);
+    if (row.gain) return affine(u, row.of_u, row.gain, row.bias, at, k, row.normed);
+    return row.bias ? u + load_lanes<V>(row.bias + at, k) : u;
+  }
+
+  FASTRNN_NOINLINE void apply_row(int d, int64_t t, int64_t b, RowMasks<C> masks) const {
+    const int64_t r = s_.steps.offset(t) + b;
+    const Row row = row_of(d, d * s_.steps.rows + r, directions_[d].products + b * gate_stride_);
     if constexpr (Cell::kIsLstm) {
-      apply_lstm(d, n, row, b, x, u, masks);
+      apply_lstm(d, row, r, b, masks);
     } else {
       for (int64_t v = 0; v < vectors_; ++v) {
         const int k = lanes(v);
-        const auto input = [&](int g) { return gate_input(x, g, v, k); };
-        const auto product = [&](int g) { return load_lanes<V>(u + g * H_ + v * L, k); };
+        const auto input = [&](int g) { return input_of(row, g, v, k); };
+        const auto product = [&](int g) { return product_of(row, g, v, k); };
         const V h_prev = V::load(directions_[d].h + b * stride_ + v * L);
         V h;
         if constexpr (Cell::kIsGru) {
@@ -222,62 +291,34 @@ class ExtendedForward {
           a.n = tanh(fma(a.r, a.u, a.n));
           const V n_kept = masks.dropout ? a.n * V::load(masks.dropout + v * L) : a.n;
           h = fma(a.z, h_prev - n_kept, n_kept);
-          save_gate(n, v, 0, a.r, k);
-          save_gate(n, v, 1, a.z, k);
-          save_gate(n, v, 2, a.n, k);
-          save_gate(n, v, 3, a.u, k);
+          save_gate(row.n, v, 0, a.r, k);
+          save_gate(row.n, v, 1, a.z, k);
+          save_gate(row.n, v, 2, a.n, k);
+          save_gate(row.n, v, 3, a.u, k);
         } else {
           const V a = input(0) + product(0);
           h = s_.cell == CellKind::kRnnRelu ? cells::Relu::forward(a) : cells::Tanh::forward(a);
-          save_gate(n, v, 0, h, k);
+          save_gate(row.n, v, 0, h, k);
         }
-        publish(d, n, row, b, v, blend(masks.zoneout_h, v, h_prev, h), k);
+        publish(d, row.n, r, b, v, blend(masks.zoneout_h, v, h_prev, h), k);
       }
     }
   }
 
-  // w_hh h_in to what the cell adds to its input: normalised, scaled, shifted.
-  FASTRNN_NOINLINE void finish_product(int d, int64_t n, const S* x, C* u) const {
-    const ExtendedOptions& o = p_.options;
-    const S* bias = o.bias ? static_cast<const S*>(o.bias) + d * G * H_ : nullptr;
-    if (o.norm == Norm::kNone) {
-      if (!bias) return;
-      each_vector<V>(G * H_, [&](int64_t i, int k) {
-        store_lanes(load_lanes<V>(u + i, k) + load_lanes<V>(bias + i, k), u + i, k);
-      });
-      return;
-    }
-    if (o.norm == Norm::kJoint) {
-      each_vector<V>(G * H_, [&](int64_t i, int k) {
-        store_lanes(load_lanes<V>(u + i, k) + load_lanes<V>(x + i, k), u + i, k);
-      });
-    }
-    const auto of = row_statistics<V>(u, G * H_, o.eps);
-    const S* gain = static_cast<const S*>(o.gain) + d * G * H_;
-    S* normed = p_.normed ? static_cast<S*>(p_.normed) + n * G * H_ : nullptr;
-    if (p_.rstd) static_cast<C*>(p_.rstd)[n] = of.rstd;
-    each_vector<V>(G * H_, [&](int64_t i, int k) {
-      const V y = (load_lanes<V>(u + i, k) - V::set1(of.mean)) * V::set1(of.rstd);
-      if (normed) store_lanes(y, normed + i, k);
-      const V shift = bias ? load_lanes<V>(bias + i, k) : V::zero();
-      store_lanes(fma(y, load_lanes<V>(gain + i, k), shift), u + i, k);
-    });
-  }
-
-  FASTRNN_INLINE void apply_lstm(int d, int64_t n, int64_t row, int64_t b, const S* x, C* u,
+  FASTRNN_INLINE void apply_lstm(int d, const Row& row, int64_t r, int64_t b,
                                  RowMasks<C> masks) const {
     const ExtendedOptions& o = p_.options;
+    const int64_t n = row.n;
     C* state = directions_[d].c + b * stride_;
+    C* const outs = outs_;  // o of the row
     for (int64_t v = 0; v < vectors_; ++v) {
       const int k = lanes(v);
-      const auto gate = [&](int g) {
-        return gate_input(x, g, v, k) + load_lanes<V>(u + g * H_ + v * L, k);
-      };
+      const auto gate = [&](int g) { return input_of(row, g, v, k) + product_of(row, g, v, k); };
       const V i = sigmoid(gate(0)), f = sigmoid(gate(1)), g = tanh(gate(2));
       const V out = sigmoid(gate(3));
       const V g_kept = masks.dropout ? g * V::load(masks.dropout + v * L) : g;
       fma(f, V::load(state + v * L), i * g_kept).store(cells_ + v * L);
-      store_lanes(out, u + 3 * H_ + v * L, k);
+      out.store(outs + v * L);
       save_gate(n, v, 0, i, k);
       save_gate(n, v, 1, f, k);
       save_gate(n, v, 2, g, k);
@@ -290,22 +331,14 @@ class ExtendedForward {
     for (int64_t v = 0; v < vectors_; ++v) {
       const int k = lanes(v);
       const V fresh = V::load(cells_ + v * L);
-      V y = fresh;
-      if (o.cell_gain) {
-        y = (fresh - V::set1(of.mean)) * V::set1(of.rstd);
-        y = fma(y, load_lanes<V>(gain + v * L, k), load_lanes<V>(bias + v * L, k));
-      }
-      const V h = load_lanes<V>(u + 3 * H_ + v * L, k) * tanh(y);
+      const V y = o.cell_gain ? affine(fresh, of, gain, bias, v * L, k, nullptr) : fresh;
+      const V h = V::load(outs + v * L) * tanh(y);
       const V h_prev = V::load(directions_[d].h + b * stride_ + v * L);
       const V c = blend(masks.zoneout_c, v, V::load(state + v * L), fresh);
       c.store(state + v * L);
       if (p_.cells) store_lanes(c, static_cast<S*>(p_.cells) + n * H_ + v * L, k);
-      publish(d, n, row, b, v, blend(masks.zoneout_h, v, h_prev, h), k);
+      publish(d, n, r, b, v, blend(masks.zoneout_h, v, h_prev, h), k);
     }
-  }
-
-  FASTRNN_INLINE V gate_input(const S* x, int gate, int64_t v, int k) const {
-    return x ? load_lanes<V>(x + gate * H_ + v * L, k) : V::zero();
   }
 
   // Exactly the old value where the mask is 1, exactly the new one where it is 0.
@@ -347,7 +380,8 @@ class ExtendedForward {
   const int64_t weight_bytes_;  // of w_hh in the compute type
   const bool direct_;
   Masks<C> masks_;
-  C* cells_;  // a thread's c of one row before zoneout, LSTM
+  // A thread's scratch for one row of an LSTM: c before zoneout, and o.
+  C *cells_, *outs_;
   Direction directions_[2];
   size_t bytes_;
 };

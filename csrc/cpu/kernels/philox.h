@@ -17,6 +17,11 @@ struct PhiloxKey {
   uint32_t low, high;
 };
 
+// 16 bits decide: those below this do what has the probability `rate`, met to within 2^-17.
+FASTRNN_INLINE uint32_t philox_threshold(double rate) {
+  return static_cast<uint32_t>(rate * 65536 + 0.5);
+}
+
 // words: `groups` times kPhiloxGroup; the counter is (unit's counter, c1, c2, c3).
 FASTRNN_NOINLINE void philox_row(PhiloxKey key, uint32_t c1, uint32_t c2, uint32_t c3,
                                  int64_t groups, uint32_t* words) {

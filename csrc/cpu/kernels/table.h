@@ -2,6 +2,7 @@
 // and puts them behind one table.
 #pragma once
 #include "cpu/kernels/backward.h"
+#include "cpu/kernels/drop.h"
 #include "cpu/kernels/extended_backward.h"
 #include "cpu/kernels/extended_forward.h"
 #include "cpu/kernels/forward.h"
@@ -71,6 +72,8 @@ constexpr Kernels make_kernels() {
         with_cell(p.shape.cell,
                   [&](auto cell) { ExtendedBackward<decltype(cell), S>::run(p, worker); });
       },
+      [](const DropParams& p, int threads) { return Drop<S>::workspace_bytes(p, threads); },
+      [](const DropParams& p, const Worker& worker) { Drop<S>::run(p, worker); },
   };
 }
 
