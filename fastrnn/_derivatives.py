@@ -371,7 +371,8 @@ class Gradients(_MappedGradients):
     def vmap(info, in_dims, layer, *tensors):
         size, dims, begin = info.batch_size, in_dims[1:], _RESULTS + Saved.count
         mapped = any(dim is not None for dim in dims[begin:])
-        if mapped or in_forward_mode() or requires_grad(*tensors):
+        native = tensors[begin].is_cpu  # the operator for samples has no kernel elsewhere
+        if mapped or not native or in_forward_mode() or requires_grad(*tensors):
             return _vmap.through(_MappedGradients.apply, size, in_dims, (layer, *tensors))
         folded = [None if t is None else fold(t, dim, size) for t, dim in zip(tensors, dims)]
         sizes = begin - Saved.count + 1

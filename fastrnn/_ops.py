@@ -5,6 +5,9 @@ computes nothing; it also stands in for the kernel on the meta device, so it mak
 of devices and shapes that a wrong answer would follow from.
 """
 
+import functools
+import inspect
+
 import torch
 from torch import Tensor
 
@@ -55,23 +58,49 @@ def _check(condition, message):
         raise RuntimeError(message())
 
 
+def _register_fake(op):
+    """Registers the fake kernel of an operator, which also checks that tensors are on one device.
+
+    Only where no real kernel is asked: the dispatcher takes the fake one if any tensor is on meta.
+    """
+
+    def register(fake):
+        names = list(inspect.signature(fake).parameters)
+
+        @functools.wraps(fake)
+        def checked(*arguments):
+            first = None
+            for name, value in zip(names, arguments):
+                if name == "batch_sizes":  # on the CPU wherever the layer is
+                    continue
+                for tensor in value if isinstance(value, list | tuple) else (value,):
+                    if not isinstance(tensor, Tensor):
+                        continue
+                    first = tensor if first is None else first
+                    _check(
+                        tensor.device == first.device,
+                        lambda name=name, tensor=tensor, first=first: (
+                            f"{op}: expected all tensors on one device, "
+                            f"got {name} on {tensor.device} and others on {first.device}"
+                        ),
+                    )
+            return fake(*arguments)
+
+        torch.library.register_fake(f"fastrnn::{op}")(checked)
+        return fake
+
+    return register
+
+
 class _Layer:
     """The sizes of one layer, read from its arguments and checked against each other."""
 
-    def __init__(self, op, gates, params, has_biases, bidirectional, tensors):
+    def __init__(self, op, gates, params, has_biases, bidirectional):
         w_ih, w_hh = params[:2]
         self.directions = 2 if bidirectional else 1
         self.proj = len(params) == self.directions * (5 if has_biases else 3)
         self.hidden_size = w_ih.shape[0] // gates
         self.state_size = w_hh.shape[1]
-        for tensor in (*params, *tensors):
-            _check(
-                tensor is None or tensor.device == w_ih.device,
-                lambda tensor=tensor: (
-                    f"{op}: expected all tensors on one device, "
-                    f"got {tensor.device} and {w_ih.device}"
-                ),
-            )
         per_direction = [("w_ih", gates * self.hidden_size), ("w_hh", gates * self.hidden_size)]
         if has_biases:
             per_direction += [
@@ -101,7 +130,7 @@ class _Layer:
 
 
 def _forward(op, gates, input, batch_sizes, h0, c0, params, has_biases, bidirectional):
-    layer = _Layer(op, gates, params, has_biases, bidirectional, (input, h0, c0))
+    layer = _Layer(op, gates, params, has_biases, bidirectional)
     _check(
         input.shape[-1] == params[0].shape[1],
         lambda: (
@@ -120,7 +149,7 @@ def _saved(like, save, *shapes):
     return tuple(like.new_empty(shape if save else (0,)) for shape in shapes)
 
 
-@torch.library.register_fake("fastrnn::lstm_forward")
+@_register_fake("lstm_forward")
 def _(input, batch_sizes, h0, c0, params, has_biases, bidirectional, save):
     layer, batch, rows, output, h_n = _forward(
         "lstm", 4, input, batch_sizes, h0, c0, params, has_biases, bidirectional
@@ -130,7 +159,7 @@ def _(input, batch_sizes, h0, c0, params, has_biases, bidirectional, save):
     return output, h_n, input.new_empty((d, batch, h)), *saved
 
 
-@torch.library.register_fake("fastrnn::gru_forward")
+@_register_fake("gru_forward")
 def _(input, batch_sizes, h0, params, has_biases, bidirectional, save):
     layer, _, rows, output, h_n = _forward(
         "gru", 3, input, batch_sizes, h0, None, params, has_biases, bidirectional
@@ -139,7 +168,7 @@ def _(input, batch_sizes, h0, params, has_biases, bidirectional, save):
     return output, h_n, *_saved(input, save, (d, rows, 4 * h), (d, rows, h))
 
 
-@torch.library.register_fake("fastrnn::rnn_forward")
+@_register_fake("rnn_forward")
 def _(input, batch_sizes, h0, params, has_biases, bidirectional, nonlinearity, save):
     layer, _, rows, output, h_n = _forward(
         "rnn", 1, input, batch_sizes, h0, None, params, has_biases, bidirectional
@@ -147,12 +176,12 @@ def _(input, batch_sizes, h0, params, has_biases, bidirectional, nonlinearity, s
     return output, h_n, *_saved(input, save, (layer.directions, rows, layer.hidden_size))
 
 
-@torch.library.register_fake("fastrnn::lstm_backward")
+@_register_fake("lstm_backward")
 def _(
     d_output, d_h_n, d_c_n, d_cells, batch_sizes, c0, gates, cells, params, has_biases,
     bidirectional,
 ):  # fmt: skip
-    layer = _Layer("lstm", 4, params, has_biases, bidirectional, (gates, cells, d_output, d_cells))
+    layer = _Layer("lstm", 4, params, has_biases, bidirectional)
     batch = layer.batch(batch_sizes, d_output, c0, d_h_n, d_c_n)
     d, rows, h, p = layer.directions, gates.shape[1], layer.hidden_size, layer.state_size
     return (
@@ -163,23 +192,23 @@ def _(
     )
 
 
-@torch.library.register_fake("fastrnn::gru_backward")
+@_register_fake("gru_backward")
 def _(d_output, d_h_n, batch_sizes, h0, gates, hidden, params, has_biases, bidirectional):
-    layer = _Layer("gru", 3, params, has_biases, bidirectional, (gates, hidden, d_output))
+    layer = _Layer("gru", 3, params, has_biases, bidirectional)
     batch = layer.batch(batch_sizes, d_output, h0, d_h_n)
     d, rows, h = hidden.shape
     return gates.new_empty((d, rows, 4 * h)), gates.new_empty((d, batch, h))
 
 
-@torch.library.register_fake("fastrnn::rnn_backward")
+@_register_fake("rnn_backward")
 def _(d_output, d_h_n, batch_sizes, hidden, params, has_biases, bidirectional, nonlinearity):
-    layer = _Layer("rnn", 1, params, has_biases, bidirectional, (hidden, d_output))
+    layer = _Layer("rnn", 1, params, has_biases, bidirectional)
     batch = layer.batch(batch_sizes, d_output, d_h_n)
     d, rows, h = hidden.shape
     return hidden.new_empty((d, rows, h)), hidden.new_empty((d, batch, h))
 
 
-@torch.library.register_fake("fastrnn::layer_gradients")
+@_register_fake("layer_gradients")
 def _(cell, d_gates, batch_sizes, batch, input, hidden, h0, w_ih, weights_and_biases):
     directions, rows, columns = d_gates.shape
     gates = {"lstm": columns, "gru": columns // 4 * 3, "rnn": columns}[cell]
@@ -187,7 +216,7 @@ def _(cell, d_gates, batch_sizes, batch, input, hidden, h0, w_ih, weights_and_bi
     return d_input, _empty_params(d_gates, (gates,), input, hidden, weights_and_biases)
 
 
-@torch.library.register_fake("fastrnn::sample_gradients")
+@_register_fake("sample_gradients")
 def _(cell, d_gates, samples, batch_sizes, batch, input, hidden, h0, weights_and_biases):
     columns = d_gates.shape[2]
     gates = {"lstm": columns, "gru": columns // 4 * 3, "rnn": columns}[cell]
@@ -226,7 +255,7 @@ class _SavedLayer:
         return self.like.new_empty(shape if self.lstm else (0,))
 
 
-@torch.library.register_fake("fastrnn::layer_tangent")
+@_register_fake("layer_tangent")
 def _(
     cell, t_input, t_params, through_w_ih, through_w_hh, through_w_hr, t_h0, t_c0, input,
     batch_sizes, batch, h0, c0, gates, hidden, cells, w_ih, w_hh, w_hr, save,
@@ -241,7 +270,7 @@ def _(
     )
 
 
-@torch.library.register_fake("fastrnn::layer_backward")
+@_register_fake("layer_backward")
 def _(
     cell, d_output, d_h_n, d_c_n, d_cells, batch_sizes, batch, h0, c0, gates, hidden, cells, w_hh,
     w_hr,
@@ -257,7 +286,7 @@ def _(
     )
 
 
-@torch.library.register_fake("fastrnn::layer_backward_tangent")
+@_register_fake("layer_backward_tangent")
 def _(
     cell, t_d_output, t_d_h_n, t_d_c_n, t_d_cells, through_w_hh, through_w_hr, t_h0, t_c0, t_gates,
     t_hidden, t_cells, d_cell_h, d_cell_c, batch_sizes, batch, h0, c0, gates, hidden, cells, w_hh,
@@ -272,7 +301,7 @@ def _(
     )
 
 
-@torch.library.register_fake("fastrnn::quantized_forward")
+@_register_fake("quantized_forward")
 def _(
     cell, input, batch_sizes, h0, c0, params, hidden_size, proj_size, bidirectional
 ):  # fmt: skip
@@ -313,7 +342,7 @@ def _extended_sizes(op, cell, like, w_hh):
     return like.shape[0], like.shape[1], size, gates * size
 
 
-@torch.library.register_fake("fastrnn::extended_forward")
+@_register_fake("extended_forward")
 def _(
     cell, norm, gates_x, batch_sizes, batch, h0, c0, w_hh, gain_x, bias_x, bias, gain, cell_gain,
     cell_bias, h_scale, seed, layer, rates, eps, save,
@@ -345,7 +374,7 @@ def _(
     )
 
 
-@torch.library.register_fake("fastrnn::extended_backward")
+@_register_fake("extended_backward")
 def _(
     cell, norm, d_output, d_h_n, d_c_n, batch_sizes, batch, h0, c0, gates_x, gates, hidden, cells,
     normed, rstd, moments_x, w_hh, gain_x, has_bias_x, has_bias, gain, cell_gain, cell_bias,
@@ -372,12 +401,12 @@ def _(
     )
 
 
-@torch.library.register_fake("fastrnn::drop_weights")
+@_register_fake("drop_weights")
 def _(weights, seed, stream, rate):
     return torch.empty_like(weights, memory_format=torch.contiguous_format)
 
 
-@torch.library.register_fake("fastrnn::segments")
+@_register_fake("segments")
 def _(resets, lengths, seq_len, batch):
     """How many segments there are, how long the longest is and, with lengths, how many rows they
     have depend on values."""
@@ -395,6 +424,6 @@ def _(resets, lengths, seq_len, batch):
     )  # fmt: skip
 
 
-@torch.library.register_fake("fastrnn::gather_rows")
+@_register_fake("gather_rows")
 def _(inputs, index):
     return [t.new_empty((t.shape[0], index.shape[1], t.shape[2])) for t in inputs]

@@ -1,7 +1,7 @@
 """What the layers of `fastrnn.variants` have in common: their options, and how a call runs."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _checks, _extended, functional, modules
@@ -131,8 +131,14 @@ class Layers:
     def forward(self, input, hx=None):
         """Runs the layers; see the class."""
         pair = self.mode == "LSTM"
-        dtype = self.weight_ih_l0.dtype
-        if isinstance(input, PackedSequence):
+        dtype, name = self.weight_ih_l0.dtype, type(self).__name__
+        packed = isinstance(input, PackedSequence)
+        _checks.check_tensors(name, input.data if packed else input, (), ())
+        if hx is not None and pair:
+            hx = _checks.lstm_states(hx, 3, packed)
+        elif hx is not None:
+            _checks.check_tensors(name, self.weight_hh_l0, (hx,), ())
+        if packed:
             data, batch_sizes, order, back = input
             data, hx = without_autocast(data, hx, dtype)
             if hx is not None:
@@ -162,13 +168,18 @@ class Layers:
                 f"got shape {tuple(input.shape)}"
             )
         if hx is not None:
-            states = _checks.lstm_states(hx, 3, batch_sizes is not None) if pair else (hx,)
+            states = hx if pair else (hx,)
             # RNNBase's checks read the batch where batch_first says: input is time first by now.
             batch = int(batch_sizes[0]) if batch_sizes is not None else input.shape[1]
             sizes = (self.proj_size or self.hidden_size, self.hidden_size)
-            for state, size in zip(states, sizes):
+            for argument, state, size in zip(("h_0", "c_0"), states, sizes):
                 expected = self.num_layers * directions, batch, size
-                self.check_hidden_size(state, expected)
+                if state.shape != expected:
+                    raise RuntimeError(
+                        f"{type(self).__name__}: expected {argument} of shape "
+                        f"(num_layers*directions, batch, hidden_size) = {expected}, "
+                        f"got {tuple(state.shape)}"
+                    )
         if input.shape[-1] != self.input_size:
             raise RuntimeError(
                 f"{type(self).__name__}: expected input.size(-1) to be input_size = "
@@ -302,8 +313,17 @@ class Layers:
 def check_eps(name, eps):
     if isinstance(eps, bool) or not isinstance(eps, int | float):
         raise TypeError(f"{name}: expected eps to be a number, got {type(eps).__name__}")
-    if not eps > 0:
-        raise ValueError(f"{name}: expected eps > 0, got {eps}")
+    if not 0 < eps < 1e300:
+        raise ValueError(f"{name}: expected eps > 0 and finite, got {eps}")
+
+
+def check_update_bias(name, update_bias):
+    if isinstance(update_bias, bool) or not isinstance(update_bias, int | float):
+        raise TypeError(
+            f"{name}: expected update_bias to be a number, got {type(update_bias).__name__}"
+        )
+    if not -1e300 < update_bias < 1e300:
+        raise ValueError(f"{name}: expected update_bias to be finite, got {update_bias}")
 
 
 def autocast_device(tensor):
@@ -312,9 +332,10 @@ def autocast_device(tensor):
 
 def without_autocast(input, hx, dtype):
     """Input and states in dtype where autocast is on, else as they are."""
-    if not isinstance(input, Tensor):
-        raise AttributeError(f"expected input to be a Tensor, got {type(input).__name__}")
-    if not torch.is_autocast_enabled(autocast_device(input)) or not input.is_floating_point():
+    device = autocast_device(input)
+    if not torch.is_autocast_enabled(device) or not input.is_floating_point():
+        return input, hx
+    if input.dtype is torch.float64:  # which autocast leaves alone
         return input, hx
     if isinstance(hx, tuple | list):
         hx = tuple(state.to(dtype) for state in hx)

@@ -84,6 +84,7 @@ def _forward(module, run, input, hx, resets, reset_to, lengths, return_states, *
 def _unsqueeze_states(module, hx, pair):
     """States `[L*D, H]` of unbatched input as `[L*D, 1, H]`."""
     states = _checks.lstm_states(hx, 3, False) if pair else (hx,)
+    _checks.check_tensors(module._get_name().lower(), module.weight_hh_l0, states, ())
     for state in states:
         if state.dim() != 2:
             raise RuntimeError(

@@ -12,9 +12,10 @@ import warnings
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import _checks, _ops
+from fastrnn import _checks, _derivatives, _ops
 from fastrnn.conversion import _TO_OURS, _TO_TORCH, _is_parametrized
 
 __all__ = ["QuantizedCell", "QuantizedLayer", "quantize"]
@@ -22,6 +23,7 @@ __all__ = ["QuantizedCell", "QuantizedLayer", "quantize"]
 _LANES = 16  # units in a vector of a panel
 _SINGLE = 4  # vectors of a panel where there is one gate
 _GROUP = {torch.int8: 4, torch.bfloat16: 2}  # terms that lie side by side
+_KINDS = {4: "lstm", 3: "gru", 1: "rnn", 0: "rnn"}  # by gates; 0: a cell without units
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 # An int32 holds this many products of int8.
 _MOST_TERMS = 2**17
@@ -76,7 +78,7 @@ def quantize(
         raise TypeError(f"quantize: expected a torch.nn.Module, got {type(model).__name__}")
     if dtype is torch.qint8:
         dtype = torch.int8
-    if dtype not in _GROUP:
+    if not isinstance(dtype, torch.dtype) or dtype not in _GROUP:
         raise ValueError(f"quantize: expected dtype torch.int8 or torch.bfloat16, got {dtype}")
     if not inplace:
         model = copy.deepcopy(model)
@@ -112,7 +114,7 @@ def _reason_to_leave(module):
     base = cls.__bases__[0] if _is_parametrized(cls) else cls
     if base in _TO_OURS or base in _TO_TORCH:
         return "its forward was replaced on the instance" if "forward" in vars(module) else None
-    if isinstance(module, (*_TO_OURS, *_TO_TORCH)):
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         return f"{cls.__qualname__} is a subclass of torch.nn's or fastrnn's"
     return _NOT_RECURRENT
 
@@ -168,6 +170,12 @@ class _Refuse(torch.autograd.Function):
         )
 
 
+def _has_tangent(*tensors):
+    return _derivatives.in_forward_mode() and any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    )
+
+
 class _Quantized(nn.Module):
     """What layers and cells share: packed weights as buffers, and the call of the operator."""
 
@@ -193,6 +201,11 @@ class _Quantized(nn.Module):
             weight = getattr(module, name).detach()
             if weight.device.type != "cpu":
                 raise ValueError(f"expected {name} on cpu, got {weight.device}")
+            if weight.is_complex() or weight.numel() == 0:
+                raise ValueError(
+                    f"expected {name} to be real and not empty, "
+                    f"got {weight.dtype} of shape {tuple(weight.shape)}"
+                )
             weight = weight.to(torch.float32)
             if not weight.isfinite().all():
                 raise ValueError(f"expected {name} to be finite, got a NaN or an infinity in it")
@@ -232,6 +245,8 @@ class _Quantized(nn.Module):
             self.cell, input, batch_sizes, h0, c0, params, self.hidden_size, self.proj_size,
             bidirectional,
         )  # fmt: skip
+        if _has_tangent(input, h0, c0):
+            raise RuntimeError(f"{self._get_name()}: a quantized layer has no forward mode")
         if torch.is_grad_enabled() and any(
             t is not None and t.requires_grad for t in (input, h0, c0)
         ):
@@ -267,6 +282,21 @@ class _Quantized(nn.Module):
                 raise RuntimeError(
                     f"{self._get_name()}: expected hx of dtype torch.float32, got {state.dtype}"
                 )
+
+    def _sizes(self):
+        return self.input_size, self.hidden_size, self.proj_size
+
+    def get_extra_state(self):
+        """The sizes, which panels hide: they are filled up to whole vectors."""
+        return torch.tensor(self._sizes())
+
+    def set_extra_state(self, state):
+        """Raises where a state_dict is of another layer."""
+        if tuple(state.tolist()) != self._sizes():
+            raise RuntimeError(
+                f"{self._get_name()}: expected a state_dict of input_size, hidden_size, proj_size "
+                f"= {self._sizes()}, got one of {tuple(state.tolist())}"
+            )
 
     def _states(self, hx, dim, indexed):
         """`(h,)` or `(h, c)`, None where zeros."""
@@ -409,7 +439,7 @@ class QuantizedCell(_Quantized):
     _options = (("bias", True),)
 
     def __init__(self, cell: nn.RNNCellBase, dtype: torch.dtype) -> None:
-        kind = {4: "lstm", 3: "gru", 1: "rnn"}[len(cell.weight_hh) // cell.hidden_size]
+        kind = _KINDS[cell.weight_hh.shape[0] // max(cell.hidden_size, 1)]
         if kind == "rnn":
             if cell.nonlinearity not in ("tanh", "relu"):
                 raise ValueError(

@@ -38,6 +38,9 @@ Common to all layers
         weight_drop: probability of a zero in each element of W_hh, drawn once a call; what stays is
             divided by 1 - p. In training only. Merity, Keskar and Socher, "Regularizing and
             Optimizing LSTM Language Models", arXiv:1708.02182.
+    attributes: what was given, zoneout and variational_dropout as pairs. Rates may be set between
+        calls, in that form and unchecked; layer_norm and proj_size may not, their parameters are
+        made at construction.
     call, shapes, packed input, dtypes: as of `fastrnn.LSTM`, `fastrnn.GRU`, `fastrnn.RNN`. Under
         autocast a layer computes in its parameters' dtype.
     random numbers: torch.manual_seed reproduces them. Masks of zoneout, recurrent dropout and
@@ -63,6 +66,7 @@ from fastrnn._variants import (
     Layers,
     autocast_device,
     check_eps,
+    check_update_bias,
     dreamer_affine,
     without_autocast,
 )
@@ -204,6 +208,7 @@ class DreamerGRU(Layers, modules.GRU):
         )  # fmt: skip
         self._set_options(False, eps, 0.0, 0.0, 0.0, 0.0)
         self._norm = "joint"
+        check_update_bias("DreamerGRU", update_bias)
         self.update_bias = float(update_bias)
         self._add_gains()
 
@@ -237,6 +242,7 @@ class DreamerGRUCell(nn.RNNCellBase):
             input_size, hidden_size, bias=False, num_chunks=3, device=device, dtype=dtype
         )
         check_eps("DreamerGRUCell", eps)
+        check_update_bias("DreamerGRUCell", update_bias)
         self.update_bias, self.eps = float(update_bias), float(eps)
         self.norm = nn.Parameter(self.weight_hh.new_ones(3 * hidden_size))
         self.norm_bias = nn.Parameter(self.weight_hh.new_zeros(3 * hidden_size))
@@ -250,14 +256,19 @@ class DreamerGRUCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Runs the step; see the class."""
-        input, hx = without_autocast(input, hx, self.weight_ih.dtype)
         _checks.check_tensors("DreamerGRUCell", input, () if hx is None else (hx,), ())
+        input, hx = without_autocast(input, hx, self.weight_ih.dtype)
         for argument, value in (("input", input), ("hx", hx)):
             if value is not None and value.dim() not in (1, 2):
                 raise ValueError(
                     f"DreamerGRUCell: expected {argument} of 1 or 2 dimensions, "
                     f"got shape {tuple(value.shape)}"
                 )
+        if hx is not None and hx.dim() != input.dim():
+            raise RuntimeError(
+                f"DreamerGRUCell: expected hx with as many dimensions as input, "
+                f"got shapes {tuple(hx.shape)} and {tuple(input.shape)}"
+            )
         rows = input if input.dim() == 2 else input.unsqueeze(0)
         h0 = hx if hx is None or hx.dim() == 2 else hx.unsqueeze(0)
         _checks.check_step("DreamerGRUCell", 3, rows, (h0,), self.weight_ih, self.weight_hh)

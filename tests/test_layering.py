@@ -40,7 +40,7 @@ IMPORTS = {
     "functional": {"_autograd", "_checkpoint", "_checks", "_ops", "_options", "_overlap"},
     "modules": {"_checks", "_options", "functional"},
     "onnx": {"_ops"},
-    "quantization": {"_checks", "_ops", "conversion"},
+    "quantization": {"_checks", "_derivatives", "_ops", "conversion"},
     "reference": set(),
     "_variants": {"_checks", "_extended", "functional", "modules"},
     "variants": {"_checks", "_extended", "_variants", "modules"},

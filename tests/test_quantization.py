@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 
@@ -504,3 +505,45 @@ def test_compile_and_export(dtype):
     program = torch.export.export(small, (x,), dynamic_shapes=shapes[:1])
     y = torch.randn(7, 2, 4)
     assert_equal(program.module()(y), small(y))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16])
+def test_forward_mode_is_refused(dtype):
+    """It would be silently zero."""
+    layer, x = fastrnn.quantize(fastrnn.LSTM(4, 6), dtype), torch.randn(3, 2, 4)
+    with pytest.raises(RuntimeError, match="QuantizedLSTM: a quantized layer has no forward mode"):
+        torch.func.jvp(lambda x: layer(x)[0], (x,), (torch.ones_like(x),))
+    cell = fastrnn.quantize(fastrnn.GRUCell(4, 6), dtype)
+    with forward_ad.dual_level():
+        cell(x[0])
+        with pytest.raises(RuntimeError, match="no forward mode"):
+            cell(forward_ad.make_dual(x[0], x[1]))
+
+
+@pytest.mark.parametrize("sizes", [(4, 7), (3, 6)])
+def test_state_of_other_sizes(sizes):
+    """Panels of nearly equal sizes have equal shapes."""
+    other = fastrnn.quantize(fastrnn.LSTM(*sizes)).state_dict()
+    with pytest.raises(RuntimeError, match=r"= \(4, 6, 0\), got one of"):
+        fastrnn.quantize(fastrnn.LSTM(4, 6)).load_state_dict(other)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: nn.LSTM(2, 3, dtype=torch.complex64), lambda: nn.GRUCell(0, 6),
+     lambda: nn.GRUCell(3, 0)],
+)  # fmt: skip
+def test_weights_that_have_no_integers(make):
+    with pytest.raises(ValueError, match="to be real and not empty"):
+        fastrnn.quantize(make())
+
+
+def test_states_on_meta():
+    layer, x = fastrnn.quantize(fastrnn.GRU(4, 6)), torch.randn(3, 2, 4)
+    with pytest.raises(RuntimeError, match="expected all tensors on one device"):
+        layer(x, torch.zeros(1, 2, 6, device="meta"))
+
+
+def test_a_dreamer_cell_is_left_alone_with_a_warning():
+    with pytest.warns(UserWarning, match="DreamerGRUCell is a subclass"):
+        fastrnn.quantize(fastrnn.variants.DreamerGRUCell(3, 4))

@@ -520,3 +520,35 @@ def test_documentation_runs():
     namespace = {}
     for block in blocks:
         exec(compile(block, "docs/variants.md", "exec"), namespace)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN", "DreamerGRU"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_wrong_states(name, autocast):
+    options = {} if name == "DreamerGRU" else {"zoneout": 0.1}
+    layer, x = getattr(variants, name)(4, 6, **options), torch.randn(5, 3, 4)
+    h = torch.zeros(1, 3, 6)
+    pair = (lambda h: (h, h)) if name == "LSTM" else lambda h: h
+    with torch.autocast("cpu", enabled=autocast):
+        for hx in ("a", 3, (h, "a"), {"h": h}):
+            with pytest.raises(AttributeError, match="expected hx to be a"):
+                layer(x, hx)
+        with pytest.raises(AttributeError, match="expected hx to be a"):
+            layer(x[:, 0], 3)
+        with pytest.raises(RuntimeError, match="expected h_0 of shape .* = \\(1, 3, 6\\), got"):
+            layer(x, pair(h[:, :2]))
+        with pytest.raises(ValueError, match="expected input of the weights' dtype"):
+            layer(x.double())
+    with pytest.raises(RuntimeError, match="expected all tensors on one device"):
+        layer(x, pair(h.to("meta")))
+
+
+def test_wrong_dreamer_arguments():
+    for value, kind in (("a", TypeError), (None, TypeError), (float("nan"), ValueError)):
+        for make in (variants.DreamerGRU, variants.DreamerGRUCell):
+            with pytest.raises(kind, match="expected update_bias to be"):
+                make(2, 3, update_bias=value)
+    with pytest.raises(ValueError, match="expected eps > 0 and finite"):
+        variants.GRU(2, 3, layer_norm=True, eps=float("inf"))
+    with pytest.raises(RuntimeError, match="as many dimensions as input"):
+        variants.DreamerGRUCell(2, 3)(torch.randn(2), torch.randn(1, 3))
