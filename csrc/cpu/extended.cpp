@@ -209,7 +209,7 @@ Backward extended_backward(
   const auto sized = [&](at::IntArrayRef size, bool exists) {
     return layer.empty(exists ? size : at::IntArrayRef({0}));
   };
-  Tensor d_gates = layer.empty({D, N, GH});  // autograd hands it on: not from the cache
+  Tensor d_gates = layer.internal({D, N, GH});
   Tensor d_product = e.apart() ? layer.internal({D, N, GH}) : layer.empty({0});
   Tensor d_h0 = layer.empty({D, B, H}), d_c0 = sized({D, B, H}, e.lstm());
   Tensor d_gain_x = sized({D, GH}, gain_x.has_value()), d_bias_x = sized({D, GH}, has_bias_x);

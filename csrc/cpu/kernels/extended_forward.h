@@ -200,55 +200,73 @@ class ExtendedForward {
 
   // ---- the rest of a step, one row -------------------------------------------
 
-  // What one row's gates are made of: u, the product, and x, the input's share, as they are read.
+  // What one row's gates are made of, u, the product, and x, the input's share, as they are read.
+  // Its functions know at compile time which of them are normalised (N): at every vector and gate
+  // the questions would cost as much as what they ask for.
+  template <Norm N>
   struct Row {
     int64_t n;  // of N rows and directions
     const C* u;
-    const S* x;  // null: none
+    const S* x;
     RowStatistics<C> of_u, of_x;
-    const S *gain, *bias;      // of u; no gain: u is not normalised
-    const S *gain_x, *bias_x;  // the same of x
+    const S *gain, *bias;      // of u
+    const S *gain_x, *bias_x;  // of x
     S* normed;
+
+    // The input's share at `at`, k lanes of it.
+    FASTRNN_INLINE V input(int64_t at, int k) const {
+      if constexpr (N == Norm::kJoint) return V::zero();
+      const V v = load_lanes<V>(x + at, k);
+      if constexpr (N == Norm::kNone) return v;
+      return affine(v, of_x, gain_x, bias_x, at, k, nullptr);
+    }
+    // What the product became.
+    FASTRNN_INLINE V product(int64_t at, int k) const {
+      const V v = load_lanes<V>(u + at, k);
+      if constexpr (N != Norm::kNone) return affine(v, of_u, gain, bias, at, k, normed);
+      return bias ? v + load_lanes<V>(bias + at, k) : v;
+    }
   };
 
-  FASTRNN_NOINLINE Row row_of(int d, int64_t n, C* u) const {
+  template <Norm N>
+  FASTRNN_INLINE Row<N> row_of(int d, int64_t n, C* u) const {
     const ExtendedOptions& o = p_.options;
     const int64_t columns = G * H_;
     const auto of_direction = [&](const void* t) {
       return t ? static_cast<const S*>(t) + d * columns : nullptr;
     };
-    Row row{n,
+    const S* x = static_cast<const S*>(p_.gates_x) + n * columns;
+    RowStatistics<C> of_x{}, of_u{};
+    if constexpr (N == Norm::kRecurrent) {
+      of_x = row_statistics<V>(x, columns, o.eps);
+      if (p_.moments_x) {
+        C* to = static_cast<C*>(p_.moments_x) + 2 * n;
+        to[0] = of_x.mean;
+        to[1] = of_x.rstd;
+      }
+    }
+    if constexpr (N == Norm::kJoint) {
+      each_vector<V>(columns, [&](int64_t i, int k) {
+        store_lanes(load_lanes<V>(u + i, k) + load_lanes<V>(x + i, k), u + i, k);
+      });
+    }
+    if constexpr (N != Norm::kNone) {
+      of_u = row_statistics<V>(u, columns, o.eps);
+      if (p_.rstd) static_cast<C*>(p_.rstd)[n] = of_u.rstd;
+    }
+    return {n,
             u,
-            static_cast<const S*>(p_.gates_x) + n * columns,
-            {},
-            {},
-            o.norm == Norm::kNone ? nullptr : of_direction(o.gain),
+            x,
+            of_u,
+            of_x,
+            of_direction(o.gain),
             of_direction(o.bias),
             of_direction(o.gain_x),
             of_direction(o.bias_x),
             p_.normed ? static_cast<S*>(p_.normed) + n * columns : nullptr};
-    if (row.gain_x) {
-      row.of_x = row_statistics<V>(row.x, columns, o.eps);
-      if (p_.moments_x) {
-        C* to = static_cast<C*>(p_.moments_x) + 2 * n;
-        to[0] = row.of_x.mean;
-        to[1] = row.of_x.rstd;
-      }
-    }
-    if (o.norm == Norm::kJoint) {
-      each_vector<V>(columns, [&](int64_t i, int k) {
-        store_lanes(load_lanes<V>(u + i, k) + load_lanes<V>(row.x + i, k), u + i, k);
-      });
-      row.x = nullptr;
-    }
-    if (row.gain) {
-      row.of_u = row_statistics<V>(u, columns, o.eps);
-      if (p_.rstd) static_cast<C*>(p_.rstd)[n] = row.of_u.rstd;
-    }
-    return row;
   }
 
-  FASTRNN_INLINE static V affine(V x, RowStatistics<C> of, const S* gain, const S* bias, int64_t at,
+  static FASTRNN_INLINE V affine(V x, RowStatistics<C> of, const S* gain, const S* bias, int64_t at,
                                  int k, S* normed) {
     x = (x - V::set1(of.mean)) * V::set1(of.rstd);
     if (normed) store_lanes(x, normed + at, k);
@@ -256,32 +274,29 @@ class ExtendedForward {
     return fma(x, load_lanes<V>(gain + at, k), shift);
   }
 
-  // The input's share of one gate.
-  FASTRNN_INLINE V input_of(const Row& row, int gate, int64_t v, int k) const {
-    if (!row.x) return V::zero();
-    const int64_t at = gate * H_ + v * L;
-    const V x = load_lanes<V>(row.x + at, k);
-    return row.gain_x ? affine(x, row.of_x, row.gain_x, row.bias_x, at, k, nullptr) : x;
+  void apply_row(int d, int64_t t, int64_t b, RowMasks<C> masks) const {
+    switch (p_.options.norm) {
+      case Norm::kNone:
+        return apply_row<Norm::kNone>(d, t, b, masks);
+      case Norm::kRecurrent:
+        return apply_row<Norm::kRecurrent>(d, t, b, masks);
+      case Norm::kJoint:
+        return apply_row<Norm::kJoint>(d, t, b, masks);
+    }
   }
 
-  // What the product became.
-  FASTRNN_INLINE V product_of(const Row& row, int gate, int64_t v, int k) const {
-    const int64_t at = gate * H_ + v * L;
-    const V u = load_lanes<V>(row.u + at, k);
-    if (row.gain) return affine(u, row.of_u, row.gain, row.bias, at, k, row.normed);
-    return row.bias ? u + load_lanes<V>(row.bias + at, k) : u;
-  }
-
+  template <Norm N>
   FASTRNN_NOINLINE void apply_row(int d, int64_t t, int64_t b, RowMasks<C> masks) const {
     const int64_t r = s_.steps.offset(t) + b;
-    const Row row = row_of(d, d * s_.steps.rows + r, directions_[d].products + b * gate_stride_);
+    const Row<N> row =
+        row_of<N>(d, d * s_.steps.rows + r, directions_[d].products + b * gate_stride_);
     if constexpr (Cell::kIsLstm) {
       apply_lstm(d, row, r, b, masks);
     } else {
       for (int64_t v = 0; v < vectors_; ++v) {
         const int k = lanes(v);
-        const auto input = [&](int g) { return input_of(row, g, v, k); };
-        const auto product = [&](int g) { return product_of(row, g, v, k); };
+        const auto input = [&](int g) { return row.input(g * H_ + v * L, k); };
+        const auto product = [&](int g) { return row.product(g * H_ + v * L, k); };
         const V h_prev = V::load(directions_[d].h + b * stride_ + v * L);
         V h;
         if constexpr (Cell::kIsGru) {
@@ -305,7 +320,8 @@ class ExtendedForward {
     }
   }
 
-  FASTRNN_INLINE void apply_lstm(int d, const Row& row, int64_t r, int64_t b,
+  template <Norm N>
+  FASTRNN_INLINE void apply_lstm(int d, const Row<N>& row, int64_t r, int64_t b,
                                  RowMasks<C> masks) const {
     const ExtendedOptions& o = p_.options;
     const int64_t n = row.n;
@@ -313,7 +329,9 @@ class ExtendedForward {
     C* const outs = outs_;  // o of the row
     for (int64_t v = 0; v < vectors_; ++v) {
       const int k = lanes(v);
-      const auto gate = [&](int g) { return input_of(row, g, v, k) + product_of(row, g, v, k); };
+      const auto gate = [&](int g) {
+        return row.input(g * H_ + v * L, k) + row.product(g * H_ + v * L, k);
+      };
       const V i = sigmoid(gate(0)), f = sigmoid(gate(1)), g = tanh(gate(2));
       const V out = sigmoid(gate(3));
       const V g_kept = masks.dropout ? g * V::load(masks.dropout + v * L) : g;
