@@ -374,14 +374,15 @@ class Gradients(_MappedGradients):
         native = tensors[begin].is_cpu  # the operator for samples has no kernel elsewhere
         if mapped or not native or in_forward_mode() or requires_grad(*tensors):
             return _vmap.through(_MappedGradients.apply, size, in_dims, (layer, *tensors))
-        folded = [None if t is None else fold(t, dim, size) for t, dim in zip(tensors, dims)]
+        rows, weights = zip(tensors[:begin], dims), tensors[begin:]
+        folded = [None if t is None else fold(t, dim, size) for t, dim in rows]
         sizes = begin - Saved.count + 1
         _vmap.check_batch_sizes(dims[sizes])
         folded[sizes] = None if tensors[sizes] is None else tensors[sizes] * size
-        folded[begin:] = tensors[begin:]
         *steps, rows, features = layer.input_shape
         shape = torch.Size((*steps, rows * size, features))
-        results = _MappedGradients.forward(replace(layer, input_shape=shape, samples=size), *folded)
+        more = replace(layer, input_shape=shape, samples=size)
+        results = _MappedGradients.forward(more, *folded, *weights)
         count = sum(layer.needs[:3])  # those that have rows; of weights, samples come first
         unfolded = [unfold(result, size) for result in results[:count]]
         unfolded += [(result, 0) for result in results[count:]]

@@ -144,18 +144,16 @@ def test_forward_mode_of_long_sequences(kind, name, cpu_target):
     """Tangents of gates are made by chunks of steps, whose number depends on that of threads."""
     sizes = {**LONG[name], "options": {"bidirectional": True}}
     ours, theirs, tensors = setting(kind, name, sizes=sizes)
-    before = torch.get_num_threads()
     tensors = [t * 0.5 for t in tensors]  # no chaos
-    for directed in (range(len(tensors)), [0], range(2, len(tensors), 3)):
-        results = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            with torch.no_grad():
-                results.append(tangents(ours, tensors, directed))
-        torch.set_num_threads(before)
-        assert_close(results[0], tangents(theirs, tensors, directed))
-        for others in results[1:]:
-            assert all(map(torch.equal, results[0], others))
+    everything, before, results = range(len(tensors)), torch.get_num_threads(), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            results.append(tangents(ours, tensors, everything))
+    torch.set_num_threads(before)
+    assert all(map(torch.equal, *results))
+    assert_close(results[0], tangents(theirs, tensors, everything))
+    assert_close(tangents(ours, tensors, [0]), tangents(theirs, tensors, [0]))
 
 
 @pytest.mark.parametrize("kind", KINDS)

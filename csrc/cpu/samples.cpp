@@ -65,7 +65,9 @@ std::vector<Tensor> sample_gradients(c10::string_view cell, const Tensor& d_gate
   std::vector<Tensor> d_params;
   const at::DimVector sizes[] = {{samples, GH, I}, {samples, GH, P}, {samples, GH}, {samples, GH}};
   for (size_t k = 0; k < wanted.size(); ++k) {
-    d_params.push_back(layer.empty(wanted.get(k) ? sizes[k % 4] : at::DimVector{0}));
+    // From the cache, though users see them: as many weights as samples, touched for the first time
+    // at every call, cost more than computing them.
+    d_params.push_back(layer.internal(wanted.get(k) ? sizes[k % 4] : at::DimVector{0}));
     if (wanted.get(k) && N == 0) d_params.back().zero_();
   }
   if (N == 0) return d_params;
