@@ -371,8 +371,7 @@ class Gradients(_MappedGradients):
     def vmap(info, in_dims, layer, *tensors):
         size, dims, begin = info.batch_size, in_dims[1:], _RESULTS + Saved.count
         mapped = any(dim is not None for dim in dims[begin:])
-        native = tensors[begin].is_cpu  # the operator for samples has no kernel elsewhere
-        if mapped or not native or in_forward_mode() or requires_grad(*tensors):
+        if mapped or in_forward_mode() or requires_grad(*tensors):
             return _vmap.through(_MappedGradients.apply, size, in_dims, (layer, *tensors))
         rows, weights = zip(tensors[:begin], dims), tensors[begin:]
         folded = [None if t is None else fold(t, dim, size) for t, dim in rows]

@@ -23,7 +23,7 @@ __all__ = ["QuantizedCell", "QuantizedLayer", "quantize"]
 _LANES = 16  # units in a vector of a panel
 _SINGLE = 4  # vectors of a panel where there is one gate
 _GROUP = {torch.int8: 4, torch.bfloat16: 2}  # terms that lie side by side
-_KINDS = {4: "lstm", 3: "gru", 1: "rnn", 0: "rnn"}  # by gates; 0: a cell without units
+_KINDS = {4: "lstm", 3: "gru", 1: "rnn"}  # by gates
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 # An int32 holds this many products of int8.
 _MOST_TERMS = 2**17
@@ -439,7 +439,9 @@ class QuantizedCell(_Quantized):
     _options = (("bias", True),)
 
     def __init__(self, cell: nn.RNNCellBase, dtype: torch.dtype) -> None:
-        kind = _KINDS[cell.weight_hh.shape[0] // max(cell.hidden_size, 1)]
+        if cell.hidden_size == 0:
+            raise ValueError("expected weight_hh to be real and not empty, got hidden_size = 0")
+        kind = _KINDS[cell.weight_hh.shape[0] // cell.hidden_size]
         if kind == "rnn":
             if cell.nonlinearity not in ("tanh", "relu"):
                 raise ValueError(
