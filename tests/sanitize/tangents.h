@@ -2,10 +2,8 @@
 // quotients of the reference in kernels_main.cpp, which includes this in its middle.
 #pragma once
 
-// The direction: of x, h0, c0, w_hh and w_hr. Tangents of w_ih and the biases
-// reach the kernels as those of x do.
 struct Direction {
-  Values x, h0, c0, w_hh[2], w_hr[2];
+  Values x, h0, c0, w_ih[2], w_hh[2], b_ih[2], b_hh[2], w_hr[2];
 };
 
 Direction random_direction(const Config& c, const Tensors& t) {
@@ -14,7 +12,10 @@ Direction random_direction(const Config& c, const Tensors& t) {
   u.h0 = random_values(static_cast<int64_t>(t.h0.size()), c.initial ? 1 : 0);
   u.c0 = random_values(static_cast<int64_t>(t.c0.size()), c.initial ? 1 : 0);
   for (int d = 0; d < c.directions; ++d) {
+    u.w_ih[d] = random_values(static_cast<int64_t>(t.w_ih[d].size()), 0.1);
     u.w_hh[d] = random_values(static_cast<int64_t>(t.w_hh[d].size()), 0.1);
+    u.b_ih[d] = random_values(static_cast<int64_t>(t.b_ih[d].size()), 1);
+    u.b_hh[d] = random_values(static_cast<int64_t>(t.b_hh[d].size()), 1);
     u.w_hr[d] = random_values(static_cast<int64_t>(t.w_hr[d].size()), 0.5);
   }
   return u;
@@ -28,7 +29,10 @@ Tensors moved(const Config& c, Tensors t, const Direction& u, double by) {
   add(t.h0, u.h0);
   add(t.c0, u.c0);
   for (int d = 0; d < c.directions; ++d) {
+    add(t.w_ih[d], u.w_ih[d]);
     add(t.w_hh[d], u.w_hh[d]);
+    add(t.b_ih[d], u.b_ih[d]);
+    add(t.b_hh[d], u.b_hh[d]);
     add(t.w_hr[d], u.w_hr[d]);
   }
   reference(c, t);
@@ -68,7 +72,12 @@ Brought bring(const Config& c, const Tensors& t, const Direction& u) {
         const double* h_prev =
             has ? &t.hidden[(d * N + c.offsets[earlier] + k) * P] : &t.h0[(d * c.B + k) * P];
         multiply(t.w_ih[d].data(), &u.x[row * c.I], GH, c.I, &b.t_input[n * GH]);
+        multiply(u.w_ih[d].data(), &t.x[row * c.I], GH, c.I, &b.t_input[n * GH]);
         multiply(u.w_hh[d].data(), h_prev, GH, P, &b.t_recurrent[n * GH]);
+        for (int64_t i = 0; c.biases && i < GH; ++i) {
+          b.t_input[n * GH + i] += u.b_ih[d][i];
+          b.t_recurrent[n * GH + i] += u.b_hh[d][i];
+        }
         const double* g = &t.gates[n * S * H];
         const double* d_g = &t.d_gates[n * S * H];
         Values d_rec(d_g, d_g + GH);
@@ -129,15 +138,19 @@ void run_tangents(const Config& c, const Tensors& t, const std::string& where) {
       P,
       c.projected,
       c.directions};
-  Weights weights[2] = {};
+  Weights weights[2] = {}, t_weights[2] = {};
   for (int d = 0; d < c.directions; ++d) {
+    weights[d].w_ih = in(t.w_ih[d]);
     weights[d].w_hh = in(t.w_hh[d]);
+    t_weights[d] = {in(u.w_ih[d]), in(u.w_hh[d]), c.biases ? in(u.b_ih[d]) : nullptr,
+                    c.biases ? in(u.b_hh[d]) : nullptr, nullptr};
     if (c.projected) weights[d].w_hr = in(t.w_hr[d]);
   }
   const void* h0 = c.initial ? in(t.h0) : nullptr;
   const void* c0 = c.initial && lstm ? in(t.c0) : nullptr;
   const void* gates = gated ? in(t.gates) : nullptr;
-  const void* hidden = lstm ? nullptr : in(t.hidden);
+  const void* all_hidden = in(t.hidden);
+  const void* hidden = lstm ? nullptr : all_hidden;
   const void* cells = lstm ? in(t.cells) : nullptr;
   const auto check = [&](const char* what, const S* got, const Values& a, const Values& b) {
     // A difference quotient is exact to about 1e-9, and none is taken across a kink.
@@ -148,9 +161,7 @@ void run_tangents(const Config& c, const Tensors& t, const std::string& where) {
   TangentParams p{};
   p.shape = shape;
   std::copy(weights, weights + 2, p.weights);
-  p.t_input = in(brought.t_input);
-  p.t_recurrent = in(brought.t_recurrent);
-  p.t_projected = c.projected ? in(brought.t_projected) : nullptr;
+  p.through_w_hr = c.projected ? in(brought.t_projected) : nullptr;
   p.t_h0 = c.initial ? in(u.h0) : nullptr;
   p.t_c0 = c.initial && lstm ? in(u.c0) : nullptr;
   p.h0 = h0;
@@ -166,12 +177,27 @@ void run_tangents(const Config& c, const Tensors& t, const std::string& where) {
   p.t_cells = lstm ? t_cells : nullptr;
   p.t_h_n = t_h_n;
   p.t_c_n = lstm ? t_c_n : nullptr;
-  launch(p, k.tangent_workspace, k.tangent, c.threads);
-  check("t_hidden", t_hidden, after.hidden, before.hidden);
-  check("t_h_n", t_h_n, after.h_n, before.h_n);
-  if (gated) check("t_gates", t_gates, after.gates, before.gates);
-  if (lstm) check("t_cells", t_cells, after.cells, before.cells);
-  if (lstm) check("t_c_n", t_c_n, after.c_n, before.c_n);
+  // The products made by the kernel, then by the caller.
+  for (const bool inside : {true, false}) {
+    if (inside) {
+      p.t_input = in(u.x);
+      p.input = in(t.x);
+      p.hidden = all_hidden;
+      std::copy(t_weights, t_weights + 2, p.t_weights);
+    } else {
+      p.t_input = p.input = nullptr;
+      p.hidden = hidden;
+      p.t_weights[0] = p.t_weights[1] = {};
+      p.through_w_ih = in(brought.t_input);
+      p.through_w_hh = in(brought.t_recurrent);
+    }
+    launch(p, k.tangent_workspace, k.tangent, c.threads);
+    check("t_hidden", t_hidden, after.hidden, before.hidden);
+    check("t_h_n", t_h_n, after.h_n, before.h_n);
+    if (gated) check("t_gates", t_gates, after.gates, before.gates);
+    if (lstm) check("t_cells", t_cells, after.cells, before.cells);
+    if (lstm) check("t_c_n", t_c_n, after.c_n, before.c_n);
+  }
 
   BackwardParams b{};
   b.shape = shape;
