@@ -47,7 +47,7 @@ DEFAULT_CUDA_ARCHITECTURES = "8.0+PTX;9.0a"
 
 NO_TORCH = """fastrnn: building the extension needs torch, and this environment has none.
 Install torch first, then build without an isolated environment:
-    pip install torch setuptools ninja
+    pip install torch 'setuptools>=77.0.3' ninja
     pip install --no-build-isolation ."""
 
 

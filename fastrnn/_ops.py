@@ -6,7 +6,9 @@ of devices and shapes that a wrong answer would follow from.
 """
 
 import functools
+import importlib.machinery
 import inspect
+import os
 
 import torch
 from torch import Tensor
@@ -14,8 +16,17 @@ from torch import Tensor
 try:
     from fastrnn import _C
 except ImportError as error:
+    if "FASTRNN_" in str(error):  # a variable that has no such value: building helps nothing
+        raise
+    folder = os.path.dirname(os.path.abspath(__file__))
+    if importlib.machinery.PathFinder.find_spec("_C", [folder]) is None:
+        raise ImportError(
+            f"fastrnn: there is no compiled extension in {folder}. If these are its sources, build "
+            "it in place (`pip install --no-build-isolation -e .`), or run Python in another "
+            "folder to import an installed fastrnn"
+        ) from None
     raise ImportError(
-        "fastrnn: the compiled extension fastrnn._C cannot be loaded; build it with "
+        "fastrnn: the compiled extension fastrnn._C cannot be loaded; build it again with "
         f"`pip install --no-build-isolation -e .` against this torch ({torch.__version__}): {error}"
     ) from error
 

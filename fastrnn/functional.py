@@ -129,8 +129,9 @@ def lstm(
             instead of all, for the time of one more forward pass. Packed data, resets, lengths,
             return_states, forward mode and torch.func keep everything, as does a second
             derivative while it is computed. None: keep everything.
-        resets: bool `[T, B]`, `[B, T]` if batch_first; reset_to: "zeros" or "hx": see above.
-        lengths: int64 `[B]`: see above.
+        resets: bool `[T, B]`, `[B, T]` if batch_first; reset_to: "zeros" or "hx". The docstring of
+            the module, `fastrnn.functional`, says what they do.
+        lengths: int64 `[B]`: likewise.
         return_states: whether a third result is every step's `States`.
 
     Returns:
@@ -325,6 +326,10 @@ def _stack(
     batch_first, batch_sizes, checkpoint_every, options,
 ):  # fmt: skip
     """`(output, final states, States or None)`. states is `(h0, c0)` or `(h0,)`, of None: zeros."""
+    if not isinstance(params, list | tuple):
+        raise TypeError(
+            f"{cell.name}: expected params to be a list of Tensors, got {_checks.what(params)}"
+        )
     try:
         dtype, narrow = input.dtype, None
         if _autocasts(input):
@@ -341,6 +346,10 @@ def _stack(
                      batch_first, batch_sizes)  # fmt: skip
     except AttributeError:
         _checks.check_tensors(cell.name, input, states, params)
+        if batch_sizes is not None and not isinstance(batch_sizes, Tensor):
+            raise TypeError(
+                f"{cell.name}: expected batch_sizes to be a Tensor, got {_checks.what(batch_sizes)}"
+            ) from None
         raise
     if checkpoint_every is not None:
         _checks.check_checkpoint_every(cell.name, checkpoint_every)

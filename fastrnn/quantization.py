@@ -66,9 +66,10 @@ def quantize(
         inplace: change `model` itself instead of a copy.
 
     Returns:
-        The quantized model. Its modules compute in float32 on the CPU whatever `.to()` or autocast
-        say, have no parameters, can be copied, pickled, saved as a state_dict and loaded into
-        another model quantized to the same dtype, and have no backward.
+        The quantized model. Its modules take and return float32, on the CPU, whatever the model's
+        dtype was and whatever `.to()` or autocast say (the rest of a float64 model stays float64:
+        convert it first); they have no parameters, can be copied, pickled, saved as a state_dict
+        and loaded into another model quantized to the same dtype, and have no backward.
 
     Raises:
         TypeError: model is not a module. ValueError: another dtype; a weight that is not on the

@@ -228,3 +228,12 @@ def test_rnn_cell_nonlinearity():
 def test_number_of_params():
     with pytest.raises(RuntimeError, match=r"gru: expected .* = 8 params, got 4"):
         fastrnn.functional.gru(Z(2, 2, 3), None, list(fastrnn.GRU(3, 4).parameters()), num_layers=2)
+
+
+def test_arguments_of_functions_that_are_no_tensors():
+    layer, x = fastrnn.RNN(3, 4), torch.randn(5, 2, 3)
+    for params in (layer.parameters(), layer):
+        with pytest.raises(TypeError, match="rnn: expected params to be a list of Tensors, got"):
+            fastrnn.functional.rnn(x, None, params)
+    with pytest.raises(TypeError, match="rnn: expected batch_sizes to be a Tensor, got list"):
+        fastrnn.functional.rnn(x[:, 0], None, list(layer.parameters()), batch_sizes=[3, 2])
