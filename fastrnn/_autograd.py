@@ -116,8 +116,7 @@ def _keep(ctx, cell, bidirectional, has_biases, params, saved):
     input, batch_sizes, hidden, h0, c0, gates, cells = saved
     ctx.cell, ctx.input_shape, ctx.directions = cell, input.shape, 2 if bidirectional else 1
     each = len(params) // ctx.directions
-    stems = ("w_ih", "w_hh", "b_ih", "b_hh") if has_biases else ("w_ih", "w_hh")
-    ctx.stems = stems = (*stems, "w_hr")[:each]
+    ctx.stems = stems = _derivatives.stems(has_biases, each)
     weights = [p for i, p in enumerate(params) if stems[i % each][0] == "w"]
     # Not for their values: gradients have derivatives with respect to biases too.
     ctx.biases = [_as_of_now(p) for i, p in enumerate(params) if stems[i % each][0] == "b"]

@@ -17,8 +17,6 @@ from torch.autograd import Function
 from fastrnn import _autograd, _derivatives, _ops
 from fastrnn._derivatives import Layer, Saved
 
-_STEMS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
-
 
 def layer(
     run, cell, every, input, batch_sizes, states, params, has_biases, bidirectional, keep=False
@@ -116,18 +114,12 @@ class _Checkpointed(Function):
         return *results[:3], None, None, None, None, *results[3:]
 
 
-def _stems(ctx):
-    """Of the parameters of one direction."""
-    stems = _STEMS if ctx.has_biases else ("w_ih", "w_hh", "w_hr")
-    return stems[: ctx.params // (2 if ctx.bidirectional else 1)]
-
-
 def _gradients(ctx, needs, arguments, starts, d_output, d_h_n, d_c_n):
     """`[d_input, d_h0, d_c0, *d_params]`, None where needs has False."""
     input, h0, c0, *params = arguments
     directions = 2 if ctx.bidirectional else 1
     each, size, lstm = len(params) // directions, params[1].shape[1], ctx.cell == "lstm"
-    stems = _stems(ctx)
+    stems = _derivatives.stems(ctx.has_biases, each)
     d_input = torch.empty_like(input) if needs[0] else None
     d_starts, d_params = [], []
     # Of every chunk, forward's order; the first of a direction starts from h0 and c0.
@@ -185,7 +177,9 @@ def _differentiable(ctx, needs, arguments, d_output, d_h_n, d_c_n):
             ctx.cell, input, h0, c0, params, ctx.has_biases, True, ctx.bidirectional
         )
     gates, hidden, cells = saved
-    layer = Layer(ctx.cell, 2 if ctx.bidirectional else 1, _stems(ctx), input.shape, needs)
+    directions = 2 if ctx.bidirectional else 1
+    stems = _derivatives.stems(ctx.has_biases, len(params) // directions)
+    layer = Layer(ctx.cell, directions, stems, input.shape, needs)
     found = iter(
         _derivatives.Gradients.apply(
             layer, d_output, d_h_n, d_c_n, None, input, None, hidden, h0, c0, gates, cells, *params

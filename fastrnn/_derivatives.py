@@ -58,6 +58,12 @@ class Layer:
         return [p for p, stem in zip(params, self.stems * self.directions) if stem[0] == "w"]
 
 
+def stems(has_biases, count):
+    """What the `count` parameters of one direction are, in order."""
+    biases = ("b_ih", "b_hh") if has_biases else ()
+    return ("w_ih", "w_hh", *biases, "w_hr")[:count]
+
+
 def signed(function):
     """Keeps the signature at hand: Function.apply asks for it at every call, 30 us if computed."""
     function.__signature__ = inspect.signature(function)

@@ -7,10 +7,11 @@ every device without these kernels, runs the equations of `fastrnn.variants_refe
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 from torch.nn.functional import linear
 
 from fastrnn import _ops
+from fastrnn._derivatives import in_forward_mode
 from fastrnn.variants_reference import recurrence, weight_factors
 
 
@@ -19,38 +20,15 @@ def _runs_on_kernels(tensor):
     return (
         tensor.device.type in ("cpu", "meta")
         and tensor.dtype in _ops.DTYPES
-        and getattr(forward_ad, "_current_level", -1) < 0
+        and not in_forward_mode()
         and not torch._C._are_functorch_transforms_active()
     )
 
 
-def layer(
-    cell: str,
-    norm: str,
-    input: Tensor,
-    batch_sizes: Tensor | None,
-    batch: int,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    gain_x: Tensor | None,
-    bias_x: Tensor | None,
-    bias: Tensor | None,
-    gain: Tensor | None,
-    cell_gain: Tensor | None,
-    cell_bias: Tensor | None,
-    h_scale: Tensor | None,
-    seed: Tensor | None,
-    index: int,
-    rates: tuple[float, float, float],
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def layer(*arguments) -> tuple[Tensor, Tensor, Tensor]:
     """One layer: arguments, results and equations are `variants_reference.recurrence`'s."""
-    arguments = (
-        cell, norm, input, batch_sizes, batch, h0, c0, w_ih, w_hh, gain_x, bias_x, bias, gain,
-        cell_gain, cell_bias, h_scale, seed, index, rates, eps,
-    )  # fmt: skip
+    (_, _, input, _, _, h0, c0, w_ih, w_hh, gain_x, bias_x, bias, gain, cell_gain, cell_bias,
+     *_) = arguments  # fmt: skip
     if not _runs_on_kernels(input):
         return recurrence(*arguments)
     tensors = (input, h0, c0, w_ih, w_hh, gain_x, bias_x, bias, gain, cell_gain, cell_bias)

@@ -45,9 +45,18 @@ class Layers:
 
     _norm = None
 
-    def _set_options(
-        self, layer_norm, eps, zoneout, recurrent_dropout, variational_dropout, weight_drop
+    def __init__(
+        self,
+        *args,
+        layer_norm: bool = False,
+        eps: float = 1e-5,
+        zoneout: float | tuple[float, float] = 0.0,
+        recurrent_dropout: float = 0.0,
+        variational_dropout: float | tuple[float, float] = 0.0,
+        weight_drop: float = 0.0,
+        **kwargs,
     ):
+        super().__init__(*args, **kwargs)
         name = type(self).__name__
         if not isinstance(layer_norm, bool):
             raise TypeError(f"{name}: expected layer_norm to be a bool, got {layer_norm!r}")

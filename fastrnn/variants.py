@@ -86,22 +86,6 @@ class LSTM(Layers, modules.LSTM):
     `_reverse` appended for the second direction.
     """
 
-    def __init__(
-        self,
-        *args,
-        layer_norm: bool = False,
-        eps: float = 1e-5,
-        zoneout: float | tuple[float, float] = 0.0,
-        recurrent_dropout: float = 0.0,
-        variational_dropout: float | tuple[float, float] = 0.0,
-        weight_drop: float = 0.0,
-        **kwargs,
-    ):
-        super().__init__(*args, **kwargs)
-        self._set_options(
-            layer_norm, eps, zoneout, recurrent_dropout, variational_dropout, weight_drop
-        )
-
 
 class GRU(Layers, modules.GRU):
     """`fastrnn.GRU` with options inside the recurrence.
@@ -113,22 +97,6 @@ class GRU(Layers, modules.GRU):
     Attributes: those of `fastrnn.GRU`; with layer_norm `norm_ih_l[k]` and `norm_hh_l[k]`
     `(3*hidden_size)`, with `_reverse` appended for the second direction.
     """
-
-    def __init__(
-        self,
-        *args,
-        layer_norm: bool = False,
-        eps: float = 1e-5,
-        zoneout: float = 0.0,
-        recurrent_dropout: float = 0.0,
-        variational_dropout: float | tuple[float, float] = 0.0,
-        weight_drop: float = 0.0,
-        **kwargs,
-    ):
-        super().__init__(*args, **kwargs)
-        self._set_options(
-            layer_norm, eps, zoneout, recurrent_dropout, variational_dropout, weight_drop
-        )
 
 
 class RNN(Layers, modules.RNN):
@@ -142,22 +110,6 @@ class RNN(Layers, modules.RNN):
     Attributes: those of `fastrnn.RNN`; with layer_norm `norm_ih_l[k]` and `norm_hh_l[k]`
     `(hidden_size)`, with `_reverse` appended for the second direction.
     """
-
-    def __init__(
-        self,
-        *args,
-        layer_norm: bool = False,
-        eps: float = 1e-5,
-        zoneout: float = 0.0,
-        recurrent_dropout: float = 0.0,
-        variational_dropout: float | tuple[float, float] = 0.0,
-        weight_drop: float = 0.0,
-        **kwargs,
-    ):
-        super().__init__(*args, **kwargs)
-        self._set_options(
-            layer_norm, eps, zoneout, recurrent_dropout, variational_dropout, weight_drop
-        )
 
 
 class DreamerGRU(Layers, modules.GRU):
@@ -204,9 +156,8 @@ class DreamerGRU(Layers, modules.GRU):
     ):
         super().__init__(
             input_size, hidden_size, num_layers, bias=False, batch_first=batch_first,
-            dropout=dropout, bidirectional=bidirectional, device=device, dtype=dtype,
+            dropout=dropout, bidirectional=bidirectional, eps=eps, device=device, dtype=dtype,
         )  # fmt: skip
-        self._set_options(False, eps, 0.0, 0.0, 0.0, 0.0)
         self._norm = "joint"
         check_update_bias("DreamerGRU", update_bias)
         self.update_bias = float(update_bias)

@@ -27,7 +27,7 @@ IMPORTS = {
     "_autograd": {"_derivatives", "_ops", "_rows", "_vmap"},
     "_checkpoint": {"_autograd", "_derivatives", "_ops"},
     "_derivatives": {"_ops", "_rows", "_vmap"},
-    "_extended": {"_ops", "variants_reference"},
+    "_extended": {"_derivatives", "_ops", "variants_reference"},
     "_ops": {"_C"},
     "_rows": set(),
     "_version": set(),
