@@ -261,6 +261,7 @@ def test_beyond_32_bits(regime):
     output[-1].float().sum().backward()
     part = x[:, -8:].detach().requires_grad_()
     expected = module(part)[0]
+    # bfloat16 keeps 8 bits, and two batch sizes may go by different regimes.
     torch.testing.assert_close(output[:, -8:], expected, rtol=2e-2, atol=2e-2)
     expected[-1].float().sum().backward()
     torch.testing.assert_close(x.grad[-9:, -8:], part.grad[-9:], rtol=5e-2, atol=1e-2)

@@ -123,6 +123,7 @@ def test_projection_dtype_and_no_graph():
     layer = fastrnn.LSTM(6, 12, proj_size=5, dtype=torch.bfloat16)
     fastrnn.init_(layer, weight_hr="orthogonal")
     w = layer.weight_hr_l0.float()
+    # Of weights that were rounded to bfloat16's 8 bits.
     torch.testing.assert_close(w @ w.t(), torch.eye(5), atol=0.02, rtol=0)
     for block in gate_blocks(layer, "weight_hh", 4):  # [12, 5]: orthonormal columns
         torch.testing.assert_close(

@@ -399,6 +399,7 @@ def test_autocast_numbers(name):
     expected = output(ours, x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         actual = output(ours, x)
+    # Weights and input were rounded to bfloat16's 8 bits.
     torch.testing.assert_close(actual.float(), expected, rtol=2e-2, atol=2e-2)
 
 
