@@ -345,8 +345,13 @@ class Products {
     V acc[MR][NV];
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
+      // The sums of a large layer lie in memory, each row in a page of its own: without asking
+      // in time a tile waits for them a quarter of its time.
 #pragma GCC unroll 8
-      for (int i = 0; i < NV; ++i) acc[m][i] = V::zero();
+      for (int i = 0; i < NV; ++i) {
+        __builtin_prefetch(out + m * size + i * L, 1);
+        acc[m][i] = V::zero();
+      }
     }
     accumulate_packed<MR, NV>(rows, a, panel, acc);
 #pragma GCC unroll 8
