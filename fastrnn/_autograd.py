@@ -12,6 +12,7 @@ Invariants
 """
 
 import torch
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function
 
 from fastrnn import _derivatives, _ops, _vmap
@@ -40,8 +41,8 @@ def lstm_layer(input, batch_sizes, states, params, has_biases, bidirectional, ke
     """One LSTM layer: `(output, h_n, c_n)`, and `cells, gates` if keep."""
     h0, c0 = states
     if _records(input, h0, c0, *params):
-        results = _function(_LSTM).apply(
-            input, batch_sizes, h0, c0, has_biases, bidirectional, keep, *params
+        results = _apply(
+            _LSTM, input, batch_sizes, h0, c0, has_biases, bidirectional, keep, *params
         )
     else:
         results = _ops.lstm_forward(
@@ -54,7 +55,7 @@ def gru_layer(input, batch_sizes, states, params, has_biases, bidirectional, kee
     """One GRU layer: `(output, h_n)`, and `None, gates` if keep."""
     (h0,) = states
     if _records(input, h0, *params):
-        results = _function(_GRU).apply(input, batch_sizes, h0, has_biases, bidirectional, *params)
+        results = _apply(_GRU, input, batch_sizes, h0, has_biases, bidirectional, *params)
     else:
         results = _ops.gru_forward(input, batch_sizes, h0, params, has_biases, bidirectional, keep)
     return (*results[:2], None, results[2]) if keep else results[:2]
@@ -66,8 +67,8 @@ def rnn_layer(
     """One Elman layer: `(output, h_n)`, and `None, None` if keep."""
     (h0,) = states
     if _records(input, h0, *params):
-        results = _function(_RNN).apply(
-            input, batch_sizes, h0, has_biases, bidirectional, nonlinearity, *params
+        results = _apply(
+            _RNN, input, batch_sizes, h0, has_biases, bidirectional, nonlinearity, *params
         )
     else:
         results = _ops.rnn_forward(
@@ -164,9 +165,8 @@ def _backward(ctx, d_output, d_h_n, d_c_n=None, d_cells=None):
         needs = True, tensors[3] is not None, tensors[4] is not None, *(True,) * len(params)
     # A gradient in forward mode has a tangent, whether or not a graph of it is recorded.
     if not torch.is_grad_enabled() and not in_forward_mode():
-        with torch.autocast("cpu", enabled=False):
-            saved = Saved(ctx, tensors)
-            return _derivatives.gradients(ctx, saved, needs, d_output, d_h_n, d_c_n, d_cells)
+        saved = Saved(ctx, tensors)
+        return _derivatives.gradients(ctx, saved, needs, d_output, d_h_n, d_c_n, d_cells)
     layer = Layer(ctx.cell, ctx.directions, ctx.stems, ctx.input_shape, needs)
     saved = _with_biases(ctx, tensors)
     wanted = iter(_derivatives.Gradients.apply(layer, d_output, d_h_n, d_c_n, d_cells, *saved))
@@ -340,3 +340,12 @@ _DUAL = {_LSTM: _DualLSTM, _GRU: _DualGRU, _RNN: _DualRNN}
 def _function(function):
     """The one for now: torch.compile takes no Function that has a jvp."""
     return _DUAL[function] if in_forward_mode() else function
+
+
+def _apply(function, *arguments):
+    """`_function(function).apply`. Where nothing transforms it, without what Function adds there:
+    binding all arguments to a signature takes longer than everything else about a call."""
+    function = _function(function)
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*arguments)
+    return super(Function, function).apply(*unwrap_dead_wrappers(arguments))

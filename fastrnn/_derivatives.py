@@ -116,6 +116,14 @@ def gradients(layer, saved, needs, d_output, d_h_n, d_c_n, d_cells, samples=None
     samples: as many share the rows, and d_params come one for each: `[samples, ...]`.
     """
     s, bidirectional = saved, layer.directions == 2
+    if s.w_hh[0].is_cpu and samples is None and not torch._C._are_functorch_transforms_active():
+        batch, wanted = _batch(layer, s, d_h_n, d_c_n), _flags(layer, needs)
+        d_input, d_h0, d_c0, d_hidden, products = _ops.layer_vjp(
+            layer.cell, d_output, d_h_n, d_c_n, d_cells, _rows(s), s.batch_sizes, batch, s.h0, s.c0,
+            s.gates, s.hidden, s.cells, s.w_ih if needs[0] else [], s.w_hh, s.w_hr, wanted,
+        )  # fmt: skip
+        d_input, d_params = _results(layer, s, needs, d_input, products, d_hidden, None)
+        return [d_input, d_h0 if needs[1] else None, d_c0 if needs[2] else None, *d_params]
     d_c0 = d_hidden = None
     if layer.cell == "lstm":
         if d_output is None and d_h_n is None and d_c_n is None and s.batch_sizes is None:
@@ -144,17 +152,9 @@ def _products(layer, saved, needs, d_gates, batch, d_hidden, samples=None):
 
     batch: rows of a state, of all samples together.
     """
-    directions, rows, _ = d_gates.shape
-    each, asked = len(layer.stems), needs[3:]
-    wanted = [False] * (4 * directions)
-    for i, needed in enumerate(asked):
-        if needed and i % each < 4 and layer.stems[i % each] != "w_hr":
-            wanted[i // each * 4 + _PRODUCTS.index(layer.stems[i % each])] = True
-    input = saved.input
-    if input is not None:
-        input = input.reshape(rows, input.shape[-1])
+    wanted = _flags(layer, needs)
     cell = layer.cell[:4].rstrip("_")
-    states = input, saved.hidden, None if saved.hidden is None else saved.h0
+    states = _rows(saved), saved.hidden, None if saved.hidden is None else saved.h0
     d_input, products = None, None
     if samples is None:
         d_input, products = _ops.layer_gradients(
@@ -171,8 +171,28 @@ def _products(layer, saved, needs, d_gates, batch, d_hidden, samples=None):
             products = _ops.sample_gradients(
                 cell, d_gates, samples, sizes, batch // samples, *states, wanted
             )
-    d_params = []
-    for i, needed in enumerate(asked):
+    return _results(layer, saved, needs, d_input, products, d_hidden, samples)
+
+
+def _flags(layer, needs):
+    """Which results of layer_gradients are wanted."""
+    each, wanted = len(layer.stems), [False] * (4 * layer.directions)
+    for i, needed in enumerate(needs[3:]):
+        stem = layer.stems[i % each]
+        if needed and stem != "w_hr":
+            wanted[i // each * 4 + _PRODUCTS.index(stem)] = True
+    return wanted
+
+
+def _rows(saved):
+    """Input `[N, I]`, None where it was not saved."""
+    return None if saved.input is None else saved.input.reshape(-1, saved.input.shape[-1])
+
+
+def _results(layer, saved, needs, d_input, products, d_hidden, samples):
+    """`(d_input, [d_param, ...])` as `_products`, from results of layer_gradients."""
+    each, d_params = len(layer.stems), []
+    for i, needed in enumerate(needs[3:]):
         direction, stem = i // each, layer.stems[i % each]
         if not needed:
             d_params.append(None)

@@ -39,6 +39,7 @@ rnn_backward = torch.ops.fastrnn.rnn_backward.default
 layer_gradients = torch.ops.fastrnn.layer_gradients.default
 sample_gradients = torch.ops.fastrnn.sample_gradients.default
 layer_tangent = torch.ops.fastrnn.layer_tangent.default
+layer_vjp = torch.ops.fastrnn.layer_vjp.default
 layer_backward = torch.ops.fastrnn.layer_backward.default
 layer_backward_tangent = torch.ops.fastrnn.layer_backward_tangent.default
 quantized_forward = torch.ops.fastrnn.quantized_forward.default
@@ -278,6 +279,21 @@ def _(
         layer.c_state(),
         layer.rows_of(layer.columns, save and gates is not None),
         layer.rows_of(layer.hidden_size, save and layer.lstm),
+    )
+
+
+@_register_fake("layer_vjp")
+def _(
+    cell, d_output, d_h_n, d_c_n, d_cells, input, batch_sizes, batch, h0, c0, gates, hidden, cells,
+    w_ih, w_hh, w_hr, weights_and_biases,
+):  # fmt: skip
+    layer = _SavedLayer(cell, batch, hidden, cells, w_hh, w_hr)
+    return (
+        layer.like.new_empty((layer.rows, w_ih[0].shape[1]) if w_ih else (0,)),
+        layer.h_state(),
+        layer.c_state(),
+        layer.rows_of(layer.state_size, layer.proj),
+        _empty_params(layer.like, (w_hh[0].shape[0],), input, hidden, weights_and_biases),
     )
 
 

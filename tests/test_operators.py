@@ -23,7 +23,7 @@ def first_order():
     """Those that the CUDA engine implements too."""
     cpu_only = {"layer_tangent", "layer_backward", "layer_backward_tangent", "quantized_forward",
                 "extended_forward", "extended_backward", "drop_weights", "segments",
-                "gather_rows", "sample_gradients"}  # fmt: skip
+                "gather_rows", "sample_gradients", "layer_vjp"}  # fmt: skip
     return [name for name in operators() if name not in cpu_only]
 
 
@@ -142,6 +142,9 @@ def second_order_sample(name, cell, random, sizes, rows, batch_sizes, states, pa
                 w_hh, w_hr, True)  # fmt: skip
     if name == "layer_backward":
         return cell, *v, *layer
+    if name == "layer_vjp":
+        wanted = [True, True, batch_sizes is None, True] * d
+        return cell, *v, input.flatten(0, -2), *of_rows, params[::each], w_hh, w_hr, wanted
     assert name == "layer_backward_tangent"
     through = random(d, count, h_size), random(d, count, hidden) if w_hr else None
     tangents = like(saved), like(h), like(cells)

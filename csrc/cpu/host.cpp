@@ -148,20 +148,8 @@ std::tuple<Tensor, std::vector<Tensor>> layer_gradients(
   if (with_input && N > 0) p.d_input = d_input.mutable_data_ptr();
   for (int64_t d = 0; d < D; ++d) {
     if (with_input) p.weights[d].w_ih = pointer(w_ih[d], "w_ih", {GH, I});
-    void** targets[] = {&p.gradients[d].d_w_ih, &p.gradients[d].d_w_hh, &p.gradients[d].d_b_ih,
-                        &p.gradients[d].d_b_hh};
-    const at::DimVector sizes[] = {{GH, I}, {GH, P}, {GH}, {GH}};
-    for (int k = 0; k < 4; ++k) {
-      const bool want = wanted.get(static_cast<size_t>(4 * d + k));
-      d_params.push_back(layer.empty(want ? sizes[k] : at::DimVector{0}));
-      if (!want) continue;
-      if (N == 0) {
-        d_params.back().zero_();
-      } else {
-        *targets[k] = d_params.back().mutable_data_ptr();
-      }
-    }
   }
+  d_params = empty_gradients(layer, wanted, p.gradients);
   if (N == 0) return result;
   p.shape = shape;
   const Kernels& k = kernels(shape.dtype);

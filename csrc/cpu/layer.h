@@ -52,6 +52,30 @@ struct Layer : host::Layer {
   }
 };
 
+// The gradients of weights and biases that are wanted, four flags a direction, and where kernels
+// put them. Those that nobody wants have size 0; without rows all are zeros, and no kernel runs.
+inline std::vector<Tensor> empty_gradients(const Layer& layer, const c10::List<bool>& wanted,
+                                           Gradients (&targets)[2]) {
+  const LayerShape& shape = layer.shape;
+  const int64_t rows = layer.gates() * shape.hidden_size;
+  const at::DimVector sizes[] = {{rows, shape.input_size}, {rows, shape.proj_size}, {rows}, {rows}};
+  std::vector<Tensor> gradients;
+  for (size_t d = 0; d < static_cast<size_t>(shape.directions); ++d) {
+    void** to[] = {&targets[d].d_w_ih, &targets[d].d_w_hh, &targets[d].d_b_ih, &targets[d].d_b_hh};
+    for (size_t k = 0; k < 4; ++k) {
+      const bool want = wanted.get(4 * d + k);
+      gradients.push_back(layer.empty(want ? sizes[k] : at::DimVector{0}));
+      if (!want) continue;
+      if (layer.rows() == 0) {
+        gradients.back().zero_();
+      } else {
+        *to[k] = gradients.back().mutable_data_ptr();
+      }
+    }
+  }
+  return gradients;
+}
+
 // The number of threads worth starting. A thread must have about 5 us of work in
 // all, and where threads meet at every step (small batches), the step must be
 // long against a barrier (0.2 us).
@@ -77,7 +101,8 @@ template <class Params>
 void run(const Layer& layer, Params& params, int64_t input_size,
          size_t (*workspace_bytes)(const Params&, int),
          void (*kernel)(const Params&, const Worker&)) {
-  constexpr bool kMeetsEveryStep = !std::is_same_v<Params, ProductParams>;
+  constexpr bool kMeetsEveryStep =
+      !std::is_same_v<Params, ProductParams> && !std::is_same_v<Params, VjpParams>;
   const int threads = worthwhile_threads(layer, input_size, kMeetsEveryStep);
   size_t bytes = 0;
   for (int n = 1; n <= threads; ++n) bytes = std::max(bytes, workspace_bytes(params, n));

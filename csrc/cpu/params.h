@@ -114,6 +114,14 @@ struct ProductParams {
   void* workspace;
 };
 
+// The whole backward pass. Both parts have the same shape; d_gates is nobody's, so null in either.
+struct VjpParams {
+  BackwardParams backward;
+  ProductParams products;
+  int backward_threads;  // at most these many of the team share the recurrence
+  void* workspace;
+};
+
 // What the extended recurrence normalises with one mean and variance a row: nothing, the recurrent
 // product, or its sum with the input's.
 enum class Norm { kNone, kRecurrent, kJoint };
@@ -210,6 +218,8 @@ struct Kernels {
   void (*backward)(const BackwardParams&, const Worker&);
   size_t (*products_workspace)(const ProductParams&, int threads);
   void (*products)(const ProductParams&, const Worker&);
+  size_t (*vjp_workspace)(const VjpParams&, int threads);
+  void (*vjp)(const VjpParams&, const Worker&);
   size_t (*tangent_workspace)(const TangentParams&, int threads);
   void (*tangent)(const TangentParams&, const Worker&);
   size_t (*extended_forward_workspace)(const ExtendedForwardParams&, int threads);

@@ -3,100 +3,10 @@
 // derivative of the backward pass. All take one layer's saved tensors.
 #include <torch/library.h>
 
-#include "cpu/layer.h"
+#include "cpu/saved.h"
 
 namespace fastrnn::cpu {
 namespace {
-
-// One layer as its saved tensors describe it, and the pointers to them.
-struct Saved {
-  Layer layer;
-  Weights weights[2] = {};
-  const void *h0 = nullptr, *c0 = nullptr, *gates = nullptr, *hidden = nullptr, *cells = nullptr;
-  std::vector<Tensor> keep;  // what the pointers point into
-  const bool lstm, gru;
-
-  explicit Saved(Layer&& of) : layer(std::move(of)), lstm(layer.lstm()), gru(layer.gru()) {}
-
-  const void* pointer(const OptionalTensor& t, const char* name, at::IntArrayRef size) {
-    if (!t) return nullptr;
-    layer.check(*t, name, size);
-    keep.push_back(t->contiguous());
-    return data(keep.back());
-  }
-  const void* required(const OptionalTensor& t, const char* name, at::IntArrayRef size) {
-    TORCH_CHECK(t, layer.op, ": expected ", name, ", got None");
-    return pointer(t, name, size);
-  }
-  // A gradient of the output, [N, D*P] or with its rows as steps and batch.
-  const void* output_gradient(const OptionalTensor& t, const char* name) {
-    if (!t) return nullptr;
-    const int64_t size = layer.rows() * layer.directions() * layer.shape.proj_size;
-    TORCH_CHECK(t->numel() == size, layer.op, ": expected ", name, " of ", size, " values, got ",
-                t->sizes());
-    return pointer(t, name, t->sizes());
-  }
-  at::DimVector rows_of(int64_t columns) const {
-    return {layer.directions(), layer.rows(), columns};
-  }
-  at::DimVector state_of(int64_t columns) const {
-    return {layer.directions(), layer.batch(), columns};
-  }
-  at::DimVector h_state() const { return state_of(layer.shape.proj_size); }
-  at::DimVector c_state() const { return state_of(layer.shape.hidden_size); }
-};
-
-Saved read(const char* op, c10::string_view cell, const OptionalTensor& batch_sizes,
-           const c10::SymInt& batch, const OptionalTensor& h0, const OptionalTensor& c0,
-           const OptionalTensor& gates, const OptionalTensor& hidden, const OptionalTensor& cells,
-           at::TensorList w_hh, at::TensorList w_hr) {
-  const OptionalTensor& sized = cells ? cells : hidden;
-  TORCH_CHECK(sized && sized->dim() == 3, op, ": expected saved tensors of 3 dimensions");
-  TORCH_CHECK(cell == "lstm" || cell == "gru" || cell == "rnn_tanh" || cell == "rnn_relu", op,
-              ": expected cell lstm, gru, rnn_tanh or rnn_relu, got ", cell);
-  const CellKind kind = cell == "lstm"       ? CellKind::kLstm
-                        : cell == "gru"      ? CellKind::kGru
-                        : cell == "rnn_tanh" ? CellKind::kRnnTanh
-                                             : CellKind::kRnnRelu;
-  TORCH_CHECK(w_hh.size() == 1 || w_hh.size() == 2, op,
-              ": expected w_hh of 1 or 2 directions, got ", w_hh.size());
-  Saved s(Layer(op, *sized, kind, static_cast<int>(w_hh.size()), false));
-  Layer& layer = s.layer;
-  LayerShape& shape = layer.shape;
-  shape.projected = !w_hr.empty();
-  TORCH_CHECK(!shape.projected || (s.lstm && w_hr.size() == w_hh.size()), op,
-              ": expected w_hr of no direction or, for the lstm, of each, got ", w_hr.size());
-  TORCH_CHECK(w_hh[0].dim() == 2 && w_hh[0].size(0) > 0 && w_hh[0].size(0) % layer.gates() == 0, op,
-              ": expected w_hh of shape (", layer.gates(), "*hidden_size, h_size), got ",
-              w_hh[0].sizes());
-  const int64_t H = shape.hidden_size = w_hh[0].size(0) / layer.gates();
-  const int64_t P = shape.proj_size = w_hh[0].size(1);
-  TORCH_CHECK(P > 0 && (shape.projected || P == H), op, ": expected w_hh of shape (", layer.gates(),
-              "*hidden_size, hidden_size), got ", w_hh[0].sizes());
-  shape.input_size = 1;  // the input takes no part
-  const int64_t N = sized->size(1), B = batch.expect_int();
-  if (batch_sizes) {
-    layer.set_packed(*batch_sizes, N);
-    TORCH_CHECK(layer.batch() == B, op, ": expected batch ", layer.batch(), ", got ", B);
-  } else {
-    TORCH_CHECK(B > 0 ? N % B == 0 : N == 0, op, ": expected a batch that divides ", N,
-                " rows, got ", B);
-    shape.steps = {B > 0 ? N / B : 0, B, N, nullptr, nullptr};
-  }
-  for (size_t d = 0; d < w_hh.size(); ++d) {
-    s.weights[d].w_hh = s.pointer(w_hh[d], "w_hh", {layer.gates() * H, P});
-    if (shape.projected) s.weights[d].w_hr = s.pointer(w_hr[d], "w_hr", {P, H});
-  }
-  s.h0 = s.pointer(h0, "h0", s.h_state());
-  s.c0 = s.lstm ? s.pointer(c0, "c0", s.c_state()) : nullptr;
-  const bool gated = s.lstm || s.gru;
-  s.gates = gated ? s.required(gates, "gates", s.rows_of(4 * H)) : nullptr;
-  s.hidden = s.lstm ? nullptr : s.required(hidden, "hidden", s.rows_of(H));
-  s.cells = s.lstm ? s.required(cells, "cells", s.rows_of(H)) : nullptr;
-  return s;
-}
-
-void copy_or_zero(Tensor& to, const OptionalTensor& from) { from ? to.copy_(*from) : to.zero_(); }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_tangent(
     c10::string_view cell, const OptionalTensor& t_input,

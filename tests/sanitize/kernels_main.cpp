@@ -441,14 +441,43 @@ void run_kernels(const Config& c, const Tensors& t, const std::string& where) {
     p.gradients[d] = {d_w_ih[d] = memory.out(G * H * c.I), d_w_hh[d] = memory.out(G * H * P),
                       d_b_ih[d] = memory.out(G * H), d_b_hh[d] = memory.out(G * H)};
   }
+  const auto compare_products = [&] {
+    compare("d_x", d_x, t.d_x, where);
+    for (int d = 0; d < c.directions; ++d) {
+      compare("d_w_ih", d_w_ih[d], t.d_w_ih[d], where);
+      compare("d_w_hh", d_w_hh[d], t.d_w_hh[d], where);
+      compare("d_b_ih", d_b_ih[d], t.d_b_ih[d], where);
+      compare("d_b_hh", d_b_hh[d], t.d_b_hh[d], where);
+    }
+  };
   launch(p, k.products_workspace, k.products, c.threads);
-  compare("d_x", d_x, t.d_x, where);
+  compare_products();
+
+  // Both in one pass, into results that hold NaN again.
+  const auto spoil = [](S* values, int64_t count) {
+    std::memset(values, 0xff, static_cast<size_t>(count) * sizeof(S));
+  };
+  spoil(d_x, N * c.I);
+  spoil(d_h0, D * c.B * P);
+  spoil(d_c0, D * c.B * H);
+  spoil(d_hidden, D * N * P);
   for (int d = 0; d < c.directions; ++d) {
-    compare("d_w_ih", d_w_ih[d], t.d_w_ih[d], where);
-    compare("d_w_hh", d_w_hh[d], t.d_w_hh[d], where);
-    compare("d_b_ih", d_b_ih[d], t.d_b_ih[d], where);
-    compare("d_b_hh", d_b_hh[d], t.d_b_hh[d], where);
+    spoil(d_w_ih[d], G * H * c.I);
+    spoil(d_w_hh[d], G * H * P);
+    spoil(d_b_ih[d], G * H);
+    spoil(d_b_hh[d], G * H);
   }
+  VjpParams v{};
+  v.backward = b;
+  v.products = p;
+  v.backward.d_gates = nullptr;
+  v.products.d_gates = nullptr;
+  v.backward_threads = 1 + static_cast<int>(generator() % static_cast<unsigned>(c.threads));
+  launch(v, k.vjp_workspace, k.vjp, c.threads);
+  compare("d_h0 of vjp", d_h0, t.d_h0, where);
+  if (lstm) compare("d_c0 of vjp", d_c0, t.d_c0, where);
+  if (c.projected) compare("d_hidden of vjp", d_hidden, t.d_hidden, where);
+  compare_products();
 }
 
 #include "quantized.h"
@@ -460,7 +489,7 @@ void run_kernels(const Config& c, const Tensors& t, const std::string& where) {
 Config random_config() {
   Config c;
   c.cell = static_cast<CellKind>(generator() % 4);
-  c.T = pick({1, 2, 3, 7, 20});
+  c.T = pick({1, 2, 3, 7, 20, 50});
   c.B = pick({1, 2, 3, 5, 8, 13, 17});
   c.I = pick({1, 3, 15, 16, 17, 40});
   c.H = pick({1, 2, 7, 8, 15, 16, 17, 33, 64, 70, 80});

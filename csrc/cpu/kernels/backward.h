@@ -7,7 +7,9 @@
 // the projected h, and a second one, with w_hr, that of the unprojected h.
 //
 // Invariants: d_gates goes to the result and, in the compute type, to a slot of
-// scratch that the next step multiplies; slots alternate. A thread writes its
+// scratch that the next step multiplies; slots alternate. The result is the whole
+// tensor, or room for the steps of one call of run_steps: kernels/vjp.h uses each
+// part of it before the next is made. A thread writes its
 // own rows and units only. Rows that become active (packed data) start from the
 // gradient of the final state; rows that were active and are no more have
 // reached the initial state, whose gradient is then written.
@@ -30,19 +32,10 @@ class Backward {
   using V = Vec<C>;
   static constexpr int L = V::kLanes;
   static constexpr int G = Cell::kGates;
-  static constexpr int kResults = Cell::kSaved > 0 ? Cell::kSaved : 1;  // values in d_gates
+  static constexpr int kResults = Cell::kSaved > 0 ? Cell::kSaved : 1;
   using Blocks = VectorBlocks<kBackwardVectors>;
   using Rows = RowBlocks<kBackwardRows>;
 
- public:
-  static size_t workspace_bytes(const BackwardParams& p, int threads) {
-    return Backward(p, threads, nullptr).bytes_;
-  }
-  static void run(const BackwardParams& p, const Worker& worker) {
-    Backward(p, worker.threads, p.workspace).run_worker(worker);
-  }
-
- private:
   struct Direction {
     C* w_hh;     // panels [G*H][NV * L], one a block of columns
     C* w_hr;     // panels [P][NV * L]
@@ -61,10 +54,29 @@ class Backward {
     int64_t joined;         // rows from here on are active for the first time
     const C* d_gates_in;
     C* d_gates_out;
+    GateRows<S> target;  // where d_gates goes
+    C* partial;          // this thread's sums of the first blocks of terms
   };
 
+ public:
+  // How far a worker has come in one direction.
+  struct Progress {
+    Step step;
+    Range rows;  // of a step, that are the worker's
+    int64_t was_active;
+  };
+
+  static size_t workspace_bytes(const BackwardParams& p, int threads) {
+    return Backward(p, threads, nullptr).bytes_;
+  }
+  static void run(const BackwardParams& p, const Worker& worker) {
+    Backward(p, worker.threads, p.workspace).run_worker(worker);
+  }
+
+  // threads: over how many of the team the recurrence is divided.
   Backward(const BackwardParams& p, int threads, void* workspace)
       : p_(p),
+        threads_(threads),
         s_(p.shape),
         H_(s_.hidden_size),
         P_(s_.proj_size),
@@ -90,19 +102,17 @@ class Backward {
     partial_ = arena.take<C>(threads * partial_elements_);
     bytes_ = arena.used();
   }
+  size_t bytes() const { return bytes_; }
 
-  void run_worker(const Worker& worker) {
-    const Place place =
-        place_of(worker.thread, worker.threads, s_.directions, B_, vectors_, weight_bytes_);
-    pack(worker, place.split.unit_groups);
-    worker.barriers[0].wait(worker.threads);
-    partial_ += worker.thread * partial_elements_;
-    for (int d = place.first_direction; d <= place.last_direction; ++d) {
-      run_direction(d, place, worker);
-    }
+  // What a worker does of it: nothing where the team has more threads than it is divided over.
+  Place place(const Worker& worker) const {
+    if (worker.thread >= threads_) return {{1, 1}, 0, -1, 0, 0, 0};
+    return place_of(worker.thread, threads_, s_.directions, B_, vectors_, weight_bytes_);
   }
 
-  void pack(const Worker& worker, int unit_groups) const {
+  void pack(const Worker& worker) const {
+    const int unit_groups =
+        place_of(0, threads_, s_.directions, B_, vectors_, weight_bytes_).split.unit_groups;
     int64_t job = 0;
     const auto pack_all = [&](const void* w, int64_t terms, int64_t columns, int64_t vectors,
                               C* panels) {
@@ -124,11 +134,24 @@ class Backward {
     }
   }
 
-  void run_direction(int d, const Place& place, const Worker& worker) const {
+  Progress start(int d, const Place& place, const Worker& worker) const {
+    Progress progress{};
+    progress.step.d = d;
+    progress.step.partial = partial_ + worker.thread * partial_elements_;
+    progress.rows = batch_rows(s_.steps, place.split.batch_groups, place.batch_group);
+    progress.was_active = progress.rows.begin;
+    return progress;
+  }
+
+  // Steps `range` of T + 1 in the order of this pass: against that of the recurrence.
+  void run_steps(Range range, const Place& place, const Worker& worker, GateRows<S> target,
+                 Progress& progress) const {
+    Step& step = progress.step;
+    const int d = step.d;
     const Steps& steps = s_.steps;
     const Direction& a = directions_[d];
     const int64_t T = steps.seq_len;
-    const Range rows = batch_rows(steps, place.split.batch_groups, place.batch_group);
+    const Range rows = progress.rows;
     const Range units = part(vectors_, place.split.unit_groups, place.unit_group);
     const Range h_units =
         s_.projected ? part(h_vectors_, place.split.unit_groups, place.unit_group) : units;
@@ -137,10 +160,9 @@ class Backward {
     const int64_t direction =
         d == 0 ? -1 : 1;  // from a step to the one before it in the recurrence
 
-    int64_t was_active = rows.begin;
-    Step step{};
-    step.d = d;
-    for (int64_t s = 0; s <= T; ++s) {  // s == T: what is left reaches the initial state
+    int64_t& was_active = progress.was_active;
+    step.target = target;
+    for (int64_t s = range.begin; s < range.end; ++s) {  // s == T: the rest reaches h0 and c0
       const int64_t t = d == 0 ? T - 1 - s : s;
       const int64_t active = s < T ? within(rows, steps.count(t)) : rows.begin;
       step.next_row = step.row;
@@ -181,6 +203,18 @@ class Backward {
     }
   }
 
+ private:
+  void run_worker(const Worker& worker) const {
+    const Place mine = place(worker);
+    pack(worker);
+    worker.barriers[0].wait(worker.threads);
+    for (int d = mine.first_direction; d <= mine.last_direction; ++d) {
+      Progress progress = start(d, mine, worker);
+      S* const rows = static_cast<S*>(p_.d_gates) + d * s_.steps.rows * kResults * H_;
+      run_steps({0, s_.steps.seq_len + 1}, mine, worker, {rows, 0}, progress);
+    }
+  }
+
   static int64_t within(Range rows, int64_t count) {
     return larger(rows.begin, smaller(rows.end, count));
   }
@@ -215,7 +249,7 @@ class Backward {
   FASTRNN_INLINE void product(const Step& step, int64_t v, int64_t b, int64_t begin, int64_t k,
                               int64_t count, V (&acc)[MR][NV]) const {
     const Direction& a = directions_[step.d];
-    const C* partial = partial_ + (b - begin) * kBackwardVectors * L;
+    const C* partial = step.partial + (b - begin) * kBackwardVectors * L;
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 8
@@ -238,7 +272,8 @@ class Backward {
                                      int64_t k) const {
     V acc[MR][NV];
     product<MR, NV>(step, v, b, begin, k, kReduction, acc);
-    store_tile<MR, NV>(acc, partial_ + (b - begin) * kBackwardVectors * L, kBackwardVectors * L);
+    store_tile<MR, NV>(acc, step.partial + (b - begin) * kBackwardVectors * L,
+                       kBackwardVectors * L);
   }
 
   // The last terms of the product; then the cell, or the end of the recurrence.
@@ -392,10 +427,10 @@ class Backward {
       if (p_.d_cell_c) store_lanes(d_c, static_cast<S*>(p_.d_cell_c) + n * H_ + v * L, k);
       const auto d = cells::lstm_cell_backward(gates, c_previous, c, d_h, d_c);
       d_c.store(carry);
-      publish(step, n, v, b, 0, d.i, k);
-      publish(step, n, v, b, 1, d.f, k);
-      publish(step, n, v, b, 2, d.g, k);
-      publish(step, n, v, b, 3, d.o, k);
+      publish(step, v, b, 0, d.i, k);
+      publish(step, v, b, 1, d.f, k);
+      publish(step, v, b, 2, d.g, k);
+      publish(step, v, b, 3, d.o, k);
     } else if constexpr (Cell::kIsGru) {
       const cells::GruGates<V> gates{load_lanes<V>(saved, k), load_lanes<V>(saved + H_, k),
                                      load_lanes<V>(saved + 2 * H_, k),
@@ -403,17 +438,17 @@ class Backward {
       const V h_previous = previous(step, p_.hidden, p_.h0, v, b, k);
       const auto d = cells::gru_cell_backward(gates, h_previous, d_h);
       d_h.store(a.d_skip + b * stride_ + v * L);
-      publish(step, n, v, b, 0, d.r, k);
-      publish(step, n, v, b, 1, d.z, k);
+      publish(step, v, b, 0, d.r, k);
+      publish(step, v, b, 1, d.z, k);
       // n's product is multiplied by r: the recurrent side sees d.u, the input d.n.
-      store_lanes(d.n, result(n, v, 2), k);
-      store_lanes(d.u, result(n, v, 3), k);
+      store_lanes(d.n, result(step, v, b, 2), k);
+      store_lanes(d.u, result(step, v, b, 3), k);
       store_lanes(d.u, step.d_gates_out + b * gate_stride_ + 2 * H_ + v * L, k);
     } else {
       const V h = load_lanes<V>(static_cast<const S*>(p_.hidden) + n * H_ + v * L, k);
       const V d = s_.cell == CellKind::kRnnRelu ? cells::Relu::backward(h, d_h)
                                                 : cells::Tanh::backward(h, d_h);
-      publish(step, n, v, b, 0, d, k);
+      publish(step, v, b, 0, d, k);
     }
   }
 
@@ -441,26 +476,26 @@ class Backward {
       D d_c{load(p.d_cell_c, H_, 0), arriving_d_c(step, n, v, b, k, carry)};
       const auto d = cells::lstm_cell_backward(gates, c_previous, c, d_h, d_c);
       d_c.t.store(carry);
-      publish(step, n, v, b, 0, d.i.t, k);
-      publish(step, n, v, b, 1, d.f.t, k);
-      publish(step, n, v, b, 2, d.g.t, k);
-      publish(step, n, v, b, 3, d.o.t, k);
+      publish(step, v, b, 0, d.i.t, k);
+      publish(step, v, b, 1, d.f.t, k);
+      publish(step, v, b, 2, d.g.t, k);
+      publish(step, v, b, 3, d.o.t, k);
     } else if constexpr (Cell::kIsGru) {
       const cells::GruGates<D> gates{gate(0), gate(1), gate(2), gate(3)};
       const D h_previous{previous(step, p_.hidden, p_.h0, v, b, k),
                          previous(step, p.t_hidden, p.t_h0, v, b, k)};
       const auto d = cells::gru_cell_backward(gates, h_previous, d_h);
       d_h.t.store(a.d_skip + b * stride_ + v * L);
-      publish(step, n, v, b, 0, d.r.t, k);
-      publish(step, n, v, b, 1, d.z.t, k);
-      store_lanes(d.n.t, result(n, v, 2), k);
-      store_lanes(d.u.t, result(n, v, 3), k);
+      publish(step, v, b, 0, d.r.t, k);
+      publish(step, v, b, 1, d.z.t, k);
+      store_lanes(d.n.t, result(step, v, b, 2), k);
+      store_lanes(d.u.t, result(step, v, b, 3), k);
       store_lanes(d.u.t, step.d_gates_out + b * gate_stride_ + 2 * H_ + v * L, k);
     } else {
       const D h{load(p_.hidden, H_, 0), load(p.t_hidden, H_, 0)};
       const D d = s_.cell == CellKind::kRnnRelu ? cells::Relu::backward(h, d_h)
                                                 : cells::Tanh::backward(h, d_h);
-      publish(step, n, v, b, 0, d.t, k);
+      publish(step, v, b, 0, d.t, k);
     }
   }
 
@@ -481,13 +516,13 @@ class Backward {
     return load_lanes<V>(static_cast<const S*>(saved) + n * H_ + v * L, k);
   }
 
-  FASTRNN_INLINE S* result(int64_t n, int64_t v, int gate) const {
-    return static_cast<S*>(p_.d_gates) + (n * kResults + gate) * H_ + v * L;
+  FASTRNN_INLINE S* result(const Step& step, int64_t v, int64_t b, int gate) const {
+    const int64_t n = step.row + b - step.target.first;
+    return step.target.data + (n * kResults + gate) * H_ + v * L;
   }
 
-  FASTRNN_INLINE void publish(const Step& step, int64_t n, int64_t v, int64_t b, int gate, V d,
-                              int k) const {
-    store_lanes(d, result(n, v, gate), k);
+  FASTRNN_INLINE void publish(const Step& step, int64_t v, int64_t b, int gate, V d, int k) const {
+    store_lanes(d, result(step, v, b, gate), k);
     store_lanes(d, step.d_gates_out + b * gate_stride_ + gate * H_ + v * L, k);
   }
 
@@ -511,6 +546,7 @@ class Backward {
   }
 
   const BackwardParams& p_;
+  const int threads_;
   const LayerShape& s_;
   const int64_t H_, P_, B_;
   const int64_t vectors_, h_vectors_;  // of units, of values of h
@@ -519,7 +555,7 @@ class Backward {
   int64_t weight_bytes_;               // of w_hh in the compute type
   bool direct_;                        // w_hh is read where it lies
   int64_t partial_elements_;
-  C* partial_;  // a thread's sums of the first blocks of terms, [rows][kBackwardVectors * L]
+  C* partial_;  // of each thread, [rows][kBackwardVectors * L]
   Direction directions_[2];
   size_t bytes_;
 };

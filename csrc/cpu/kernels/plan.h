@@ -18,6 +18,13 @@ FASTRNN_INLINE Range part(int64_t total, int64_t parts, int64_t index) {
   return {total * index / parts, total * (index + 1) / parts};
 }
 
+// Rows of one direction's d_gates from row `first` on.
+template <class S>
+struct GateRows {
+  S* data;
+  int64_t first;
+};
+
 // How one direction's threads divide it.
 struct Split {
   int batch_groups, unit_groups;

@@ -32,7 +32,6 @@ class Products {
     Products(p, worker.threads, p.workspace).run_worker(worker);
   }
 
- private:
   Products(const ProductParams& p, int threads, void* workspace)
       : p_(p),
         s_(p.shape),
@@ -55,37 +54,31 @@ class Products {
     panel_elements_ = kProductRows * (padded + ceil_div(P_, L) * L);
     converted_elements_ = kConverts ? kProductRows * gates_ : 0;
     partial_elements_ = kConverts ? kProductRows * padded : 0;
-    sum_elements_ = kConverts ? columns_ * (I_ + P_ + 2 * L) : 0;
+    sum_elements_ = kConverts ? columns_ * (I_ + P_ + 2) : 0;
     panel_ = arena.take<C>(threads * panel_elements_);
     packed_ = arena.take<C>(threads * kPackedElements);
     converted_ = arena.take<C>(threads * converted_elements_);
     partial_ = arena.take<C>(threads * partial_elements_);
-    sums_ = arena.take<C>(sum_elements_);
+    for (int d = 0; d < s_.directions; ++d) sums_[d] = arena.take<C>(sum_elements_);
     bytes_ = arena.used();
   }
+  size_t bytes() const { return bytes_; }
+  bool wants_input() const { return p_.d_input; }
+  int64_t columns() const { return columns_; }
 
-  void run_worker(const Worker& worker) {
+  // Before anything else: this thread's part of the scratch.
+  void start(const Worker& worker) {
     panel_ += worker.thread * panel_elements_;
     packed_ += worker.thread * kPackedElements;
     converted_ += worker.thread * converted_elements_;
     partial_ += worker.thread * partial_elements_;
-    if (p_.d_input) {
-      if (!direct_) {
-        pack(worker);
-        worker.barriers[0].wait(worker.threads);
-      }
-      input_gradient(part(N_, worker.threads, worker.thread));
-    }
-    for (int d = 0; d < s_.directions; ++d) {
-      weight_gradients(d, my_columns(worker));
-      // The scratch of narrow dtypes is shared by the directions; each thread
-      // uses its own columns of it.
-    }
+    mine_ = my_columns(worker);
   }
 
   // ---- d_input -------------------------------------------------------------
 
   void pack(const Worker& worker) const {
+    if (!p_.d_input || direct_) return;
     const Blocks blocks{0, ceil_div(I_, L)};
     int64_t job = 0;
     for (int d = 0; d < s_.directions; ++d) {
@@ -99,16 +92,19 @@ class Products {
     }
   }
 
-  void input_gradient(Range rows) const {
+  // What directions `d_begin` to `d_end` bring to these rows, added to what is there or not. Narrow
+  // dtypes round what they store: there all directions come in one call.
+  void input_gradient(Range rows, int d_begin, int d_end, const GateRows<const S>* d_gates,
+                      bool adds) const {
     const Blocks blocks{0, ceil_div(I_, L)};
     for (int64_t n0 = rows.begin; n0 < rows.end; n0 += kProductRows) {
       const int64_t n1 = smaller(n0 + kProductRows, rows.end);
-      for (int d = 0; d < s_.directions; ++d) {
-        const C* a = d_gates_rows(d, n0, n1);
+      for (int d = d_begin; d < d_end; ++d) {
+        const C* a = d_gates_rows(d_gates[d], n0, n1);
         const int64_t lda = kConverts ? gates_ : columns_;
         for (int64_t k = 0; k < gates_; k += kReduction) {
           const int64_t terms = smaller(kReduction, gates_ - k);
-          const bool first = d == 0 && k == 0;
+          const bool first = !adds && d == d_begin && k == 0;
           for (int64_t i = 0; i < blocks.count(); ++i) {
             blocks.call(i, [&](auto nv, int64_t v) {
               Rows::each(0, n1 - n0, [&](auto mr, int64_t r) {
@@ -124,6 +120,88 @@ class Products {
       if constexpr (kConverts) {
         narrow_row(partial_, (n1 - n0) * I_, static_cast<S*>(p_.d_input) + n0 * I_);
       }
+    }
+  }
+
+  // ---- d_w_ih, d_w_hh, d_b -------------------------------------------------
+
+  // What these rows, of steps from `step` on, bring to this thread's columns; `first`: nothing is
+  // there yet.
+  void weight_gradients(int d, Range rows_of, int64_t step, GateRows<const S> d_gates,
+                        bool first) const {
+    if (mine_.size() <= 0) return;
+    const Gradients& g = p_.gradients[d];
+    const auto [w_ih, w_hh, b_ih, b_hh] = sums(d);
+    Segment list[3];
+    const int count = segments(list);
+
+    C* const input_panel = panel_;
+    C* const hidden_panel = panel_ + kProductRows * ceil_div(I_, L) * L;
+    Walk walk(s_.steps, d, step);
+    const int64_t parts = ceil_div(rows_of.size(), kProductRows);
+    for (int64_t i = 0; i < parts; ++i, first = false) {
+      const Range block = part(rows_of.size(), parts, i);
+      const int64_t n0 = rows_of.begin + block.begin, rows = block.size();
+      if (g.d_w_ih) {
+        pack_panel(I_, rows, input_panel,
+                   [&](int64_t r) { return static_cast<const S*>(p_.input) + (n0 + r) * I_; });
+      }
+      if (g.d_w_hh) {
+        pack_panel(P_, rows, hidden_panel, [&](int64_t) { return previous_h(d, walk); });
+      }
+      for (int j = 0; j < count; ++j) {
+        const Segment& s = list[j];
+        const Range own = overlap(mine_, s.columns);
+        for (int64_t m0 = own.begin; m0 < own.end; m0 += kProductColumns) {
+          const Range m{m0, smaller(m0 + kProductColumns, own.end)};
+          const int64_t r = m.begin - s.recurrent_shift;  // row of d_w_hh and d_b_hh
+          const S* a = d_gates.data + (n0 - d_gates.first) * columns_ + m.begin;
+          sum_rows(a, rows, m.size(), first, s.input && g.d_b_ih ? b_ih + m.begin : nullptr,
+                   s.recurrent && g.d_b_hh ? b_hh + r : nullptr);
+          const bool input = s.input && g.d_w_ih, recurrent = s.recurrent && g.d_w_hh;
+          if (input || recurrent) pack_columns_of(a, rows, m.size());
+          if (input) outer(m.size(), rows, input_panel, I_, first, w_ih + m.begin * I_);
+          if (recurrent) outer(m.size(), rows, hidden_panel, P_, first, w_hh + r * P_);
+        }
+      }
+    }
+  }
+
+  // After the last rows: sums to results, where the dtype is narrower.
+  void finish(int d) const {
+    if constexpr (kConverts) {
+      const Gradients& g = p_.gradients[d];
+      const auto [w_ih, w_hh, b_ih, b_hh] = sums(d);
+      Segment list[3];
+      const int count = segments(list);
+      for (int i = 0; i < count; ++i) {
+        const Segment& s = list[i];
+        const Range m = overlap(mine_, s.columns);
+        if (m.size() <= 0) continue;
+        const int64_t r = m.begin - s.recurrent_shift;
+        if (s.input && g.d_w_ih) narrow_rows(w_ih, m.begin, m.size(), I_, g.d_w_ih);
+        if (s.recurrent && g.d_w_hh) narrow_rows(w_hh, r, m.size(), P_, g.d_w_hh);
+        if (s.input && g.d_b_ih) narrow_rows(b_ih, m.begin, m.size(), 1, g.d_b_ih);
+        if (s.recurrent && g.d_b_hh) narrow_rows(b_hh, r, m.size(), 1, g.d_b_hh);
+      }
+    }
+  }
+
+ private:
+  void run_worker(const Worker& worker) {
+    start(worker);
+    GateRows<const S> d_gates[2];
+    for (int d = 0; d < s_.directions; ++d) {
+      d_gates[d] = {static_cast<const S*>(p_.d_gates) + d * N_ * columns_, 0};
+    }
+    if (p_.d_input) {
+      pack(worker);
+      if (!direct_) worker.barriers[0].wait(worker.threads);
+      input_gradient(part(N_, worker.threads, worker.thread), 0, s_.directions, d_gates, false);
+    }
+    for (int d = 0; d < s_.directions; ++d) {
+      weight_gradients(d, {0, N_}, 0, d_gates[d], true);
+      finish(d);
     }
   }
 
@@ -152,8 +230,6 @@ class Products {
       }
     }
   }
-
-  // ---- d_w_ih, d_w_hh, d_b -------------------------------------------------
 
   // Columns of d_gates that belong to the input product, to the recurrent one,
   // or to both. Only a GRU has three such segments: r and z, n of the input, n
@@ -194,72 +270,19 @@ class Products {
   }
   int64_t weight(const Segment& s) const { return (s.input ? I_ : 0) + (s.recurrent ? P_ : 0); }
 
-  // Where a gradient is summed: the result, or scratch of the compute type.
-  struct Sum {
-    C* sum;
-    int64_t stride;
+  // Where gradients of a direction are summed: the results, or scratch of the compute type.
+  struct Sums {
+    C *w_ih, *w_hh, *b_ih, *b_hh;
   };
-
-  void weight_gradients(int d, Range mine) const {
-    if (mine.size() <= 0) return;
+  Sums sums(int d) const {
     const Gradients& g = p_.gradients[d];
-    C* scratch = sums_;
-    const auto sum_of = [&](void* result, int64_t elements) {
-      if constexpr (kConverts) {
-        C* mine_of_all = scratch;
-        scratch += elements;
-        return mine_of_all;
-      } else {
-        return static_cast<C*>(result);
-      }
-    };
-    C* w_ih = sum_of(g.d_w_ih, columns_ * I_);
-    C* w_hh = sum_of(g.d_w_hh, columns_ * P_);
-    C* b_ih = sum_of(g.d_b_ih, columns_);
-    C* b_hh = sum_of(g.d_b_hh, columns_);
-    Segment list[3];
-    const int count = segments(list);
-
-    C* const input_panel = panel_;
-    C* const hidden_panel = panel_ + kProductRows * ceil_div(I_, L) * L;
-    Walk walk(s_.steps, d);
-    for (int64_t n0 = 0; n0 < N_; n0 += kProductRows) {
-      const int64_t rows = smaller(kProductRows, N_ - n0);
-      const bool first = n0 == 0;
-      if (g.d_w_ih) {
-        pack_panel(I_, rows, input_panel,
-                   [&](int64_t r) { return static_cast<const S*>(p_.input) + (n0 + r) * I_; });
-      }
-      if (g.d_w_hh) {
-        pack_panel(P_, rows, hidden_panel, [&](int64_t) { return previous_h(d, walk); });
-      }
-      for (int i = 0; i < count; ++i) {
-        const Segment& s = list[i];
-        const Range own = overlap(mine, s.columns);
-        for (int64_t m0 = own.begin; m0 < own.end; m0 += kProductColumns) {
-          const Range m{m0, smaller(m0 + kProductColumns, own.end)};
-          const int64_t r = m.begin - s.recurrent_shift;  // row of d_w_hh and d_b_hh
-          const S* a = static_cast<const S*>(p_.d_gates) + (d * N_ + n0) * columns_ + m.begin;
-          sum_rows(a, rows, m.size(), first, s.input && g.d_b_ih ? b_ih + m.begin : nullptr,
-                   s.recurrent && g.d_b_hh ? b_hh + r : nullptr);
-          const bool input = s.input && g.d_w_ih, recurrent = s.recurrent && g.d_w_hh;
-          if (input || recurrent) pack_columns_of(a, rows, m.size());
-          if (input) outer(m.size(), rows, input_panel, I_, first, w_ih + m.begin * I_);
-          if (recurrent) outer(m.size(), rows, hidden_panel, P_, first, w_hh + r * P_);
-        }
-      }
-    }
     if constexpr (kConverts) {
-      for (int i = 0; i < count; ++i) {
-        const Segment& s = list[i];
-        const Range m = overlap(mine, s.columns);
-        if (m.size() <= 0) continue;
-        const int64_t r = m.begin - s.recurrent_shift;
-        if (s.input && g.d_w_ih) narrow_rows(w_ih, m.begin, m.size(), I_, g.d_w_ih);
-        if (s.recurrent && g.d_w_hh) narrow_rows(w_hh, r, m.size(), P_, g.d_w_hh);
-        if (s.input && g.d_b_ih) narrow_rows(b_ih, m.begin, m.size(), 1, g.d_b_ih);
-        if (s.recurrent && g.d_b_hh) narrow_rows(b_hh, r, m.size(), 1, g.d_b_hh);
-      }
+      C* const w_hh = sums_[d] + columns_ * I_;
+      C* const b_ih = w_hh + columns_ * P_;
+      return {sums_[d], w_hh, b_ih, b_ih + columns_};
+    } else {
+      return {static_cast<C*>(g.d_w_ih), static_cast<C*>(g.d_w_hh), static_cast<C*>(g.d_b_ih),
+              static_cast<C*>(g.d_b_hh)};
     }
   }
 
@@ -267,12 +290,12 @@ class Products {
     return {larger(a.begin, b.begin), smaller(a.end, b.end)};
   }
 
-  // Steps through rows 0, 1, ... and knows each one's place.
+  // Goes through rows, from the first of step t on, and knows each one's place.
   struct Walk {
-    Walk(const Steps& steps, int direction) : steps(steps), direction(direction) {}
+    Walk(const Steps& steps, int direction, int64_t t) : steps(steps), direction(direction), t(t) {}
     const Steps& steps;
     int direction;
-    int64_t t = 0, b = 0;
+    int64_t t, b = 0;
     void next() {
       if (++b == steps.count(t)) {
         b = 0;
@@ -387,8 +410,8 @@ class Products {
 
   // Rows [n0, n1) of the input product's columns of d_gates in the compute type:
   // where they lie, or converted and then side by side.
-  const C* d_gates_rows(int d, int64_t n0, int64_t n1) const {
-    const S* from = static_cast<const S*>(p_.d_gates) + (d * N_ + n0) * columns_;
+  const C* d_gates_rows(GateRows<const S> d_gates, int64_t n0, int64_t n1) const {
+    const S* from = d_gates.data + (n0 - d_gates.first) * columns_;
     if constexpr (kConverts) {
       for (int64_t r = 0; r < n1 - n0; ++r) {
         convert(from + r * columns_, gates_, converted_ + r * gates_);
@@ -422,8 +445,9 @@ class Products {
   bool direct_;            // w_ih is read where it lies
   int64_t panel_elements_, converted_elements_, partial_elements_, sum_elements_;
   C *panel_, *packed_, *converted_, *partial_;  // a thread's own
-  C* sums_;                                     // of the compute type, where results are narrower
+  C* sums_[2];                                  // of the compute type, where results are narrower
   C* w_ih_[2];                                  // panels [G*H][NV * L]
+  Range mine_;                                  // this thread's columns of d_gates
   size_t bytes_;
 };
 

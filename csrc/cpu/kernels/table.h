@@ -1,13 +1,12 @@
 // The last header of a target file: instantiates the recurrences for one dtype
 // and puts them behind one table.
 #pragma once
-#include "cpu/kernels/backward.h"
 #include "cpu/kernels/drop.h"
 #include "cpu/kernels/extended_backward.h"
 #include "cpu/kernels/extended_forward.h"
 #include "cpu/kernels/forward.h"
-#include "cpu/kernels/products.h"
 #include "cpu/kernels/tangent.h"
+#include "cpu/kernels/vjp.h"
 
 namespace fastrnn::cpu {
 namespace {
@@ -46,6 +45,15 @@ constexpr Kernels make_kernels() {
       },
       [](const ProductParams& p, int threads) { return Products<S>::workspace_bytes(p, threads); },
       [](const ProductParams& p, const Worker& worker) { Products<S>::run(p, worker); },
+      [](const VjpParams& p, int threads) {
+        return with_cell(p.backward.shape.cell, [&](auto cell) {
+          return Vjp<decltype(cell), S>::workspace_bytes(p, threads);
+        });
+      },
+      [](const VjpParams& p, const Worker& worker) {
+        with_cell(p.backward.shape.cell,
+                  [&](auto cell) { Vjp<decltype(cell), S>::run(p, worker); });
+      },
       [](const TangentParams& p, int threads) {
         return with_cell(p.shape.cell, [&](auto cell) {
           return Tangent<decltype(cell), S>::workspace_bytes(p, threads);

@@ -1,0 +1,86 @@
+// The CPU operator of a whole backward pass: the gradients of a layer's results to those of its
+// input, states and parameters, in one call of a kernel.
+#include <torch/library.h>
+
+#include "cpu/saved.h"
+
+namespace fastrnn::cpu {
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_vjp(
+    c10::string_view cell, const OptionalTensor& d_output, const OptionalTensor& d_h_n,
+    const OptionalTensor& d_c_n, const OptionalTensor& d_cells, const OptionalTensor& input,
+    const OptionalTensor& batch_sizes, c10::SymInt batch, const OptionalTensor& h0,
+    const OptionalTensor& c0, const OptionalTensor& gates, const OptionalTensor& hidden,
+    const OptionalTensor& cells, at::TensorList w_ih, at::TensorList w_hh, at::TensorList w_hr,
+    const c10::List<bool>& wanted) {
+  const char* op = "layer_vjp";
+  Saved s = read(op, cell, batch_sizes, batch, h0, c0, gates, hidden, cells, w_hh, w_hr);
+  Layer& layer = s.layer;
+  LayerShape& shape = layer.shape;
+  const int64_t D = layer.directions(), N = layer.rows(), H = shape.hidden_size,
+                P = shape.proj_size, GH = layer.gates() * H;
+  TORCH_CHECK(wanted.size() == static_cast<size_t>(4 * D), op, ": expected ", 4 * D, " flags, got ",
+              wanted.size());
+  TORCH_CHECK(w_ih.empty() || static_cast<int64_t>(w_ih.size()) == D, op, ": expected ", D,
+              " w_ih, got ", w_ih.size());
+  bool of_w_ih = false, of_w_hh = false;
+  for (size_t d = 0; d < static_cast<size_t>(D); ++d) {
+    of_w_ih = of_w_ih || wanted.get(4 * d);
+    of_w_hh = of_w_hh || wanted.get(4 * d + 1);
+  }
+  TORCH_CHECK(input || !of_w_ih, op, ": expected input for d_w_ih, got None");
+  if (input) {
+    shape.input_size = input->size(-1);
+  } else if (!w_ih.empty()) {
+    shape.input_size = w_ih[0].size(-1);
+  }
+  const int64_t I = shape.input_size;
+
+  VjpParams p{};
+  BackwardParams& b = p.backward;
+  b.d_output = s.output_gradient(d_output, "d_output");
+  b.d_h_n = s.pointer(d_h_n, "d_h_n", s.h_state());
+  b.d_c_n = s.lstm ? s.pointer(d_c_n, "d_c_n", s.c_state()) : nullptr;
+  b.d_cells = s.lstm ? s.pointer(d_cells, "d_cells", s.rows_of(H)) : nullptr;
+  b.h0 = s.h0;
+  b.c0 = s.c0;
+  b.gates = s.gates;
+  b.hidden = s.hidden;
+  b.cells = s.cells;
+  std::copy(s.weights, s.weights + 2, b.weights);
+  ProductParams& products = p.products;
+  products.h0 = s.h0;
+  if (of_w_ih) products.input = s.pointer(input, "input", {N, I});
+  if (of_w_hh) products.hidden = s.required(hidden, "hidden", s.rows_of(P));
+  for (size_t d = 0; d < w_ih.size(); ++d) {
+    products.weights[d].w_ih = s.pointer(w_ih[d], "w_ih", {GH, I});
+  }
+
+  const bool projected = shape.projected;
+  Tensor d_input = layer.empty(w_ih.empty() ? at::DimVector{0} : at::DimVector{N, I});
+  Tensor d_h0 = layer.empty(s.h_state());
+  Tensor d_c0 = layer.empty(s.lstm ? s.c_state() : at::DimVector{0});
+  Tensor d_hidden = projected ? layer.internal(s.rows_of(P)) : layer.empty({0});
+  std::vector<Tensor> d_params = empty_gradients(layer, wanted, products.gradients);
+  if (N == 0) {
+    copy_or_zero(d_h0, d_h_n);
+    if (s.lstm) copy_or_zero(d_c0, d_c_n);
+    return {d_input, d_h0, d_c0, d_hidden, d_params};
+  }
+  if (!w_ih.empty()) products.d_input = d_input.mutable_data_ptr();
+  b.d_h0 = d_h0.mutable_data_ptr();
+  if (s.lstm) b.d_c0 = d_c0.mutable_data_ptr();
+  if (projected) b.d_hidden = d_hidden.mutable_data_ptr();
+  b.shape = products.shape = shape;
+  p.backward_threads = worthwhile_threads(layer, 0, true);
+  const Kernels& k = kernels(shape.dtype);
+  run(layer, p, I, k.vjp_workspace, k.vjp);
+  return {d_input, d_h0, d_c0, d_hidden, d_params};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fastrnn, CPU, m) { m.impl("layer_vjp", layer_vjp); }
+
+}  // namespace fastrnn::cpu
