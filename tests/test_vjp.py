@@ -6,16 +6,16 @@ import torch
 from fastrnn import _C, _ops
 from tests.test_operators import leaves
 
-# Steps and rows a step: one chunk of rows, several, a short last one, a step with more than one
-# chunk's rows, more steps than rows, packed data with many sequences at first and few at last.
+# Steps and rows a step: one chunk of 2048 rows, several, a short last one, a step with more rows
+# than a chunk, one row a step, packed data with many sequences at first and few at last.
 SHAPES = {
     "one": (3, 2),
-    "steps": (300, 1),
-    "even": (16, 64),
-    "last": (70, 9),
-    "wide": (3, 300),
-    "packed": [40] * 5 + [30] * 10 + [3] * 60,
-    "packed_steep": [900, 2, 1],
+    "even": (64, 128),
+    "last": (70, 99),
+    "wide": (3, 2100),
+    "steps": (4500, 1),
+    "packed": [400] * 5 + [300] * 10 + [30] * 60,
+    "packed_steep": [3000, 2, 1],
 }
 CELLS = ["lstm", "lstm_proj", "gru", "rnn_tanh", "rnn_relu"]
 

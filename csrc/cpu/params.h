@@ -119,6 +119,7 @@ struct VjpParams {
   BackwardParams backward;
   ProductParams products;
   int backward_threads;  // at most these many of the team share the recurrence
+  int64_t chunk_rows;    // of d_gates at a time, as far as whole steps allow; results depend on it
   void* workspace;
 };
 

@@ -473,6 +473,7 @@ void run_kernels(const Config& c, const Tensors& t, const std::string& where) {
   v.backward.d_gates = nullptr;
   v.products.d_gates = nullptr;
   v.backward_threads = 1 + static_cast<int>(generator() % static_cast<unsigned>(c.threads));
+  v.chunk_rows = pick({1, 10, 40, 300});
   launch(v, k.vjp_workspace, k.vjp, c.threads);
   compare("d_h0 of vjp", d_h0, t.d_h0, where);
   if (lstm) compare("d_c0 of vjp", d_c0, t.d_c0, where);

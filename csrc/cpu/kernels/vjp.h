@@ -1,6 +1,5 @@
 // The whole backward pass of one layer: the recurrence of backward.h and the products of
-// products.h in turns, a chunk of steps at a time, so that d_gates is used while it lies in the
-// cache and is never stored.
+// products.h in turns, a chunk of steps at a time, so that d_gates is never stored as a whole.
 //
 // All threads meet once a chunk, between the two. The room for d_gates has two halves: who is done
 // with the products of a chunk goes on to the recurrence of the next, which writes the other half.
@@ -34,7 +33,7 @@ class Vjp {
     // narrow dtype they have to be added before: in one chunk, then.
     const bool whole = s_.directions == 2 && !std::is_same_v<S, Compute<S>>;
     const int64_t rows_a_step = ceil_div(s_.steps.rows, T_);
-    steps_ = whole ? T_ : smaller(T_, larger(1, kProductRows / rows_a_step));
+    steps_ = whole ? T_ : smaller(T_, larger(1, p.chunk_rows / rows_a_step));
     chunks_ = ceil_div(T_, steps_);
     rows_ = s_.steps.offset(steps_ - 1) + s_.steps.count(steps_ - 1);  // no chunk has more
     halves_ = chunks_ > 1 ? 2 : 1;
