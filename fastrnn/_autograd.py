@@ -1,8 +1,9 @@
 """One autograd Function per cell: one layer with all its directions.
 
 Invariants
-* A cell's backward operator returns the gradients of the gates; layer_gradients turns them into
-  those of the input, the weights and the biases.
+* The backward pass is layer_vjp. Where that does not go, a cell's backward operator returns the
+  gradients of the gates, and layer_gradients turns them into those of the input, the weights and
+  the biases.
 * What backward needs is an output of the operator that nobody else can reach, marked
   non-differentiable and only read, so that a second backward gives the same numbers.
 * Only what some gradient needs is saved, and only gradients that are asked for are computed.

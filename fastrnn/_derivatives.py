@@ -2,7 +2,7 @@
 
 Write J for the Jacobian of a layer at its arguments p (input, states, parameters), v for gradients
 of its results and u for tangents of its arguments.
-* `gradients` is J^T v, the backward pass. Two sweeps of kernels and products over all steps.
+* `gradients` is J^T v, the backward pass: a recurrence and products over all steps.
 * `_tangents` is J u. The only sequential part is `w_hh t_h`; what input, weights and biases bring
   to the gates is a product over all steps.
 * Second derivatives are those of <J u, v> = <u, J^T v>. With respect to v that is J u, to u it is
@@ -117,12 +117,13 @@ def gradients(layer, saved, needs, d_output, d_h_n, d_c_n, d_cells, samples=None
     """
     s, bidirectional = saved, layer.directions == 2
     if s.w_hh[0].is_cpu and samples is None and not torch._C._are_functorch_transforms_active():
+        # All in one call, which has neither a kernel elsewhere nor a batching rule.
         batch, wanted = _batch(layer, s, d_h_n, d_c_n), _flags(layer, needs)
         d_input, d_h0, d_c0, d_hidden, products = _ops.layer_vjp(
             layer.cell, d_output, d_h_n, d_c_n, d_cells, _rows(s), s.batch_sizes, batch, s.h0, s.c0,
             s.gates, s.hidden, s.cells, s.w_ih if needs[0] else [], s.w_hh, s.w_hr, wanted,
         )  # fmt: skip
-        d_input, d_params = _results(layer, s, needs, d_input, products, d_hidden, None)
+        d_input, d_params = _in_order(layer, s, needs, d_input, products, d_hidden, None)
         return [d_input, d_h0 if needs[1] else None, d_c0 if needs[2] else None, *d_params]
     d_c0 = d_hidden = None
     if layer.cell == "lstm":
@@ -171,7 +172,7 @@ def _products(layer, saved, needs, d_gates, batch, d_hidden, samples=None):
             products = _ops.sample_gradients(
                 cell, d_gates, samples, sizes, batch // samples, *states, wanted
             )
-    return _results(layer, saved, needs, d_input, products, d_hidden, samples)
+    return _in_order(layer, saved, needs, d_input, products, d_hidden, samples)
 
 
 def _flags(layer, needs):
@@ -189,8 +190,8 @@ def _rows(saved):
     return None if saved.input is None else saved.input.reshape(-1, saved.input.shape[-1])
 
 
-def _results(layer, saved, needs, d_input, products, d_hidden, samples):
-    """`(d_input, [d_param, ...])` as `_products`, from results of layer_gradients."""
+def _in_order(layer, saved, needs, d_input, products, d_hidden, samples):
+    """`(d_input, [d_param, ...])` in the order of needs, from what the operators return."""
     each, d_params = len(layer.stems), []
     for i, needed in enumerate(needs[3:]):
         direction, stem = i // each, layer.stems[i % each]
