@@ -76,30 +76,37 @@ def rnn_layer(
     return (*results[:2], None, None) if keep else results[:2]
 
 
-def gather_rows(inputs, index, inverse):
-    """Rows of each of inputs, `[X, R, C]`, in another order: `[X, M, C]`.
+def gather_rows(inputs, indices, inverses):
+    """The rows of each of inputs that its index names, one index for each.
 
-    index: int64 `[Y, M]`, which row of R each one is, or -1: zeros; Y divides X, and group x has
-    the row x % Y of it. inverse `[Y, R]` the same the other way: no row is taken twice.
+    An input `[X, *R, C]` with an index int64 `[Y, *M]` becomes `[X, *M, C]`: which of all its rows
+    each one is, or -1: zeros. Y divides X, and group x has the row x % Y of the index. Where Y is
+    1, the input may be `[*R, C]`, the result is `[*M, C]`. The inverse `[Y, *R]` is the same the
+    other way: no row is taken twice.
     """
     if _records(*inputs):
-        return (_DualGather if in_forward_mode() else _Gather).apply(index, inverse, *inputs)
-    return _gather(inputs, index)
+        function = _DualGather if in_forward_mode() else _Gather
+        return function.apply(*inputs, *indices, *inverses)
+    return _gather(inputs, indices, inverses)
 
 
-def _gather(inputs, index):
-    if index.is_cpu:
-        return tuple(_ops.gather_rows(inputs, index))
-    return tuple(_gather_by_torch(input, index) for input in inputs)
+def _gather(inputs, indices, inverses):
+    inputs = [
+        t if inverse.dim() == 2 else t.flatten(-inverse.dim(), -2)
+        for t, inverse in zip(inputs, inverses, strict=True)
+    ]
+    if indices[0].is_cpu:
+        return tuple(_ops.gather_rows(inputs, indices))
+    return tuple(map(_gather_by_torch, inputs, indices))
 
 
 def _gather_by_torch(input, index):
-    groups = input.unflatten(0, (-1, index.shape[0]))
+    groups = input.reshape(-1, index.shape[0], *input.shape[-2:])
     parts = [
         groups[:, y].index_select(1, row.clamp_min(0)).masked_fill((row < 0)[:, None], 0)
-        for y, row in enumerate(index)
+        for y, row in enumerate(index.flatten(1))
     ]
-    return torch.stack(parts, 1).flatten(0, 1)
+    return torch.stack(parts, 1).view(*input.shape[:-2], *index.shape[1:], input.shape[-1])
 
 
 # -- What the Functions share --------------------------------------------------------------------
@@ -314,24 +321,32 @@ class _Gather(Function):
 
     @staticmethod
     @signed
-    def forward(index, inverse, *inputs):
-        return _gather(inputs, index)
+    def forward(*tensors):
+        count = len(tensors) // 3
+        return _gather(tensors[:count], tensors[count : 2 * count], tensors[2 * count :])
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:2])
-        ctx.save_for_forward(*inputs[:2])
+        # Final states seldom have gradients. In forward mode every result must have a tangent.
+        ctx.set_materialize_grads(in_forward_mode())
+        ctx.save_for_backward(*inputs[len(output) :])
+        ctx.save_for_forward(*inputs[len(output) :])
 
     @staticmethod
     def backward(ctx, *d_rows):
-        index, inverse = ctx.saved_tensors
-        return None, None, *gather_rows(d_rows, inverse, index)
+        count = len(d_rows)
+        there = [i for i, d in enumerate(d_rows) if d is not None]
+        indices, inverses = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        given = ([each[i] for i in there] for each in (d_rows, inverses, indices))
+        moved = iter(gather_rows(*given) if there else ())
+        return *(None if d is None else next(moved) for d in d_rows), *(None,) * (2 * count)
 
 
 class _DualGather(_Gather):
     @staticmethod
-    def jvp(ctx, _, __, *t_inputs):
-        return gather_rows(t_inputs, *ctx.saved_tensors)
+    def jvp(ctx, *t_inputs):
+        count = len(t_inputs) // 3
+        return gather_rows(t_inputs[:count], ctx.saved_tensors[:count], ctx.saved_tensors[count:])
 
 
 _DUAL = {_LSTM: _DualLSTM, _GRU: _DualGRU, _RNN: _DualRNN}

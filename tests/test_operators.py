@@ -66,12 +66,13 @@ def sample(name, packed, bidirectional, proj=False):
         return cell, d_gates, 2, batch_sizes, batch, input, h, h0, wanted
     if name == "segments":
         resets = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0], [1, 0, 1]]).bool()
-        return resets, torch.tensor([4, 2, 0]) if packed else None, 4, 3
+        return resets, torch.tensor([4, 2, 0]) if packed else None, 4, 3, d, False
     if name == "drop_weights":
         return random(gates * hidden, h_size), torch.tensor([3]), 2, 0.25
     if name == "gather_rows":
         inputs = [random(2 * d, 5, features), random(d, 5, hidden)]
-        return inputs, torch.tensor([[3, -1, 0], [2, 4, 1]])[:d]
+        index = torch.tensor([[3, -1, 0, 2], [2, 4, 1, -1]])[:d]
+        return [*inputs, random(5, hidden)], [index, index.view(d, 2, 2), index[:1]]
     if name.startswith("layer_"):
         return second_order_sample(name, cell, random, (d, count, batch, hidden, h_size), rows,
                                    batch_sizes, states, params, len(sizes))  # fmt: skip

@@ -128,7 +128,7 @@ def test_nothing_to_split_is_the_plain_layer(kind, setting, monkeypatch):
     options["lengths"].fill_(case.seq_len)
     torch.manual_seed(0)
     plain, _ = both(case, {})
-    monkeypatch.setattr(_options, "_Segments", None)
+    monkeypatch.setattr(_options, "gather_rows", None)
     for asked in ({"resets"}, {"lengths"}, {"resets", "lengths"}):
         torch.manual_seed(0)
         ours, theirs = both(case, {name: options[name] for name in asked})
@@ -535,7 +535,7 @@ def test_any_byte_but_zero_resets():
 @pytest.mark.parametrize("seq_len", [2**62, 2**62 + 1, 2**60])
 def test_more_rows_than_there_can_be(seq_len):
     with pytest.raises(RuntimeError, match="segments: expected fewer rows"):
-        torch.ops.fastrnn.segments(None, torch.ones(4, dtype=torch.int64), seq_len, 4)
+        torch.ops.fastrnn.segments(None, torch.ones(4, dtype=torch.int64), seq_len, 4, 1, False)
 
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
