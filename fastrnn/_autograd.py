@@ -334,12 +334,14 @@ class _Gather(Function):
 
     @staticmethod
     def backward(ctx, *d_rows):
-        count = len(d_rows)
-        there = [i for i, d in enumerate(d_rows) if d is not None]
-        indices, inverses = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
-        given = ([each[i] for i in there] for each in (d_rows, inverses, indices))
-        moved = iter(gather_rows(*given) if there else ())
-        return *(None if d is None else next(moved) for d in d_rows), *(None,) * (2 * count)
+        saved, count = ctx.saved_tensors, len(d_rows)  # a second access may raise, see _backward
+        d_inputs = [None] * (3 * count)
+        if there := [i for i, d in enumerate(d_rows) if d is not None]:
+            given = [d_rows[i] for i in there]
+            indices, inverses = [saved[count + i] for i in there], [saved[i] for i in there]
+            for i, d_input in zip(there, gather_rows(given, indices, inverses), strict=True):
+                d_inputs[i] = d_input
+        return tuple(d_inputs)
 
 
 class _DualGather(_Gather):

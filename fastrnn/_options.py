@@ -211,18 +211,21 @@ class _Segments:
     """
 
     def __init__(self, resets, lengths, seq_len, batch, directions, device, known):
-        if device.type != "cpu":
+        on_cpu = device.type == "cpu"
+        if not on_cpu:
             resets, lengths = (None if t is None else t.cpu() for t in (resets, lengths))
         self.batch_sizes, *indices = _ops.segments(
             resets, lengths, seq_len, batch, directions, known
         )
         self.are_whole = known and self.batch_sizes.shape[0] == 0
-        if device.type != "cpu":
+        if self.are_whole:
+            self.start_anew = indices[3].dim() == 2
+            return
+        if not on_cpu:
             indices = [index.to(device) for index in indices]
         (
             self.order, self.places, self.owners, self.starts, self.started, self.ends, self.ended,
         ) = indices  # fmt: skip
-        self.start_anew = self.are_whole and self.starts.dim() == 2
         # Without resets, a segment for each sequence but those of length 0.
         self.are_all = known and resets is None and self.owners.shape[0] == batch
 
