@@ -101,7 +101,7 @@ def _gather(inputs, indices, inverses):
 
 
 def _gather_by_torch(input, index):
-    groups = input.reshape(-1, index.shape[0], *input.shape[-2:])
+    groups = (input if input.dim() == 3 else input[None]).unflatten(0, (-1, index.shape[0]))
     parts = [
         groups[:, y].index_select(1, row.clamp_min(0)).masked_fill((row < 0)[:, None], 0)
         for y, row in enumerate(index.flatten(1))
@@ -329,6 +329,11 @@ class _Gather(Function):
     def setup_context(ctx, inputs, output):
         # Final states seldom have gradients. In forward mode every result must have a tangent.
         ctx.set_materialize_grads(in_forward_mode())
+        if not in_forward_mode() and not torch._C._are_functorch_transforms_active():
+            # Else a layer would make gradients of rows that nobody asked for.
+            ctx.mark_non_differentiable(
+                *(row for row, needed in zip(output, ctx.needs_input_grad) if not needed)
+            )
         ctx.save_for_backward(*inputs[len(output) :])
         ctx.save_for_forward(*inputs[len(output) :])
 
@@ -347,8 +352,8 @@ class _Gather(Function):
 class _DualGather(_Gather):
     @staticmethod
     def jvp(ctx, *t_inputs):
-        count = len(t_inputs) // 3
-        return gather_rows(t_inputs[:count], ctx.saved_tensors[:count], ctx.saved_tensors[count:])
+        saved, count = ctx.saved_tensors, len(t_inputs) // 3
+        return gather_rows(t_inputs[:count], saved[:count], saved[count:])
 
 
 _DUAL = {_LSTM: _DualLSTM, _GRU: _DualGRU, _RNN: _DualRNN}
