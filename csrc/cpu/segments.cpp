@@ -104,8 +104,9 @@ Results segments(const OptionalTensor& resets, const OptionalTensor& lengths, c1
   if (none_if_whole && S == B && N == T * B) {
     const bool starts_anew = at_resets && std::any_of(at_resets, at_resets + B,
                                                       [](uint8_t reset) { return reset != 0; });
-    const Tensor none = indices({0});
-    return {none, none, none, none, starts_anew ? indices({D, S}) : none, none, none, none};
+    const auto none = [] { return indices({0}); };
+    Tensor starts = starts_anew ? indices({D, S}) : none();
+    return {none(), none(), none(), none(), starts, none(), none(), none()};
   }
   if (empty) N = 1;
   Tensor batch_sizes = indices({longest});
