@@ -76,28 +76,32 @@ def rnn_layer(
     return (*results[:2], None, None) if keep else results[:2]
 
 
-def gather_rows(inputs, indices, inverses):
-    """The rows of each of inputs that its index names, one index for each.
+def gather_rows(inputs, index, inverse, others=(), other_index=None, other_inverse=None):
+    """The rows of each of inputs that an index names, and those of others that another names.
 
     An input `[X, *R, C]` with an index int64 `[Y, *M]` becomes `[X, *M, C]`: which of all its rows
     each one is, or -1: zeros. Y divides X, and group x has the row x % Y of the index. Where Y is
     1, the input may be `[*R, C]`, the result is `[*M, C]`. The inverse `[Y, *R]` is the same the
     other way: no row is taken twice.
     """
-    if _records(*inputs):
+    moves = index, inverse, other_index, other_inverse
+    if _records(*inputs, *others):
         function = _DualGather if in_forward_mode() else _Gather
-        return function.apply(*inputs, *indices, *inverses)
-    return _gather(inputs, indices, inverses)
+        return function.apply(len(inputs), *moves, *inputs, *others)
+    return _gather(inputs, *moves, others)
 
 
-def _gather(inputs, indices, inverses):
-    inputs = [
-        t if inverse.dim() == 2 else t.flatten(-inverse.dim(), -2)
-        for t, inverse in zip(inputs, inverses, strict=True)
-    ]
-    if indices[0].is_cpu:
-        return tuple(_ops.gather_rows(inputs, indices))
-    return tuple(map(_gather_by_torch, inputs, indices))
+def _gather(inputs, index, inverse, other_index, other_inverse, others):
+    rows = [_flat(input, inverse) for input in inputs]
+    rows += [_flat(other, other_inverse) for other in others]
+    indices = [index] * len(inputs) + [other_index] * len(others)
+    if index.is_cpu:
+        return tuple(_ops.gather_rows(rows, indices))
+    return tuple(map(_gather_by_torch, rows, indices))
+
+
+def _flat(input, inverse):
+    return input if inverse.dim() == 2 else input.flatten(-inverse.dim(), -2)
 
 
 def _gather_by_torch(input, index):
@@ -321,39 +325,38 @@ class _Gather(Function):
 
     @staticmethod
     @signed
-    def forward(*tensors):
-        count = len(tensors) // 3
-        return _gather(tensors[:count], tensors[count : 2 * count], tensors[2 * count :])
+    def forward(count, index, inverse, other_index, other_inverse, *rows):
+        moves = index, inverse, other_index, other_inverse
+        return _gather(rows[:count], *moves, rows[count:])
 
     @staticmethod
     def setup_context(ctx, inputs, output):
+        ctx.count, *moves = inputs[:5]
         # Final states seldom have gradients. In forward mode every result must have a tangent.
         ctx.set_materialize_grads(in_forward_mode())
         if not in_forward_mode() and not torch._C._are_functorch_transforms_active():
             # Else a layer would make gradients of rows that nobody asked for.
             ctx.mark_non_differentiable(
-                *(row for row, needed in zip(output, ctx.needs_input_grad) if not needed)
+                *[row for row, needed in zip(output, ctx.needs_input_grad[5:]) if not needed]
             )
-        ctx.save_for_backward(*inputs[len(output) :])
-        ctx.save_for_forward(*inputs[len(output) :])
+        ctx.save_for_backward(*moves)
+        ctx.save_for_forward(*moves)
 
     @staticmethod
     def backward(ctx, *d_rows):
-        saved, count = ctx.saved_tensors, len(d_rows)  # a second access may raise, see _backward
-        d_inputs = [None] * (3 * count)
-        if there := [i for i, d in enumerate(d_rows) if d is not None]:
-            given = [d_rows[i] for i in there]
-            indices, inverses = [saved[count + i] for i in there], [saved[i] for i in there]
-            for i, d_input in zip(there, gather_rows(given, indices, inverses), strict=True):
-                d_inputs[i] = d_input
-        return tuple(d_inputs)
+        index, inverse, other_index, other_inverse = ctx.saved_tensors
+        moves = inverse, index, other_inverse, other_index
+        inputs, others = ([d for d in part if d is not None]
+                          for part in (d_rows[: ctx.count], d_rows[ctx.count :]))  # fmt: skip
+        moved = iter(gather_rows(inputs, *moves[:2], others, *moves[2:]))
+        return None, *(None,) * 4, *[None if d is None else next(moved) for d in d_rows]
 
 
 class _DualGather(_Gather):
     @staticmethod
-    def jvp(ctx, *t_inputs):
-        saved, count = ctx.saved_tensors, len(t_inputs) // 3
-        return gather_rows(t_inputs[:count], saved[:count], saved[count:])
+    def jvp(ctx, _, __, ___, ____, _____, *t_rows):
+        moves = ctx.saved_tensors
+        return gather_rows(t_rows[: ctx.count], *moves[:2], t_rows[ctx.count :], *moves[2:])
 
 
 _DUAL = {_LSTM: _DualLSTM, _GRU: _DualGRU, _RNN: _DualRNN}

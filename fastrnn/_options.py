@@ -236,9 +236,7 @@ class _Segments:
         if reset_to == "hx" or states[0] is None:
             every = ()
         rows, *started = gather_rows(
-            [input, *every],
-            [self.order, *(self.starts,) * len(every)],
-            [self.places, *(self.started,) * len(every)],
+            [input], self.order, self.places, every, self.starts, self.started
         )
         if not every and states[0] is not None:
             started = [state.index_select(1, self.owners) for state in states]
@@ -248,11 +246,7 @@ class _Segments:
         """Packed rows `[N, C]` and `[D, N, C]` as padded ones `[T, B, C]` and `[D, T, B, C]`, and
         the states that segments end with as the batch's; zeros where a sequence has none."""
         rows = [output, *(t for each in kept for t in each if t is not None and t is not output)]
-        moved = gather_rows(
-            [*rows, *finals],
-            [self.places] * len(rows) + [self.ends] * len(finals),
-            [self.order] * len(rows) + [self.ended] * len(finals),
-        )
+        moved = gather_rows(rows, self.places, self.order, finals, self.ends, self.ended)
         others = iter(moved[1 : len(rows)])
         kept = [
             [None if t is None else moved[0] if t is output else next(others) for t in each]
@@ -291,8 +285,7 @@ class _Masked:
                 None if t is None else t.view(1, *self.sizes, t.shape[-1])
                 for t in (output, *finals[len(states) :])
             ]
-            n = len(states)
-            ends = gather_rows(steps[:n], [self.last] * n, [self.is_last] * n)
+            ends = gather_rows(steps[: len(states)], self.last, self.is_last)
             kept = [None if t is None else self._ordered(t, d) for t in steps[1:]] if keep else []
             results.append((self._ordered(output, d), *ends, *kept))
         outputs, *others = zip(*results, strict=True)
@@ -300,4 +293,4 @@ class _Masked:
 
     def _ordered(self, rows, direction):
         order = self.orders[direction]
-        return gather_rows([rows], [order], [order])[0]
+        return gather_rows([rows], order, order)[0]

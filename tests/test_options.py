@@ -332,7 +332,7 @@ def test_what_requires_no_gradient_gets_none(kind, asked):
     assert states.gates is None or not states.gates.requires_grad
     index = torch.tensor([[1, 0]])
     leaves = [torch.randn(1, 2, 3, requires_grad=needed) for needed in (True, False)]
-    moved = _autograd.gather_rows(leaves, [index] * 2, [index] * 2)
+    moved = _autograd.gather_rows(leaves, index, index)
     assert [t.requires_grad for t in moved] == [True, False]
 
 
