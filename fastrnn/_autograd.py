@@ -345,11 +345,12 @@ class _Gather(Function):
     @staticmethod
     def backward(ctx, *d_rows):
         index, inverse, other_index, other_inverse = ctx.saved_tensors
-        moves = inverse, index, other_inverse, other_index
-        inputs, others = ([d for d in part if d is not None]
-                          for part in (d_rows[: ctx.count], d_rows[ctx.count :]))  # fmt: skip
-        moved = iter(gather_rows(inputs, *moves[:2], others, *moves[2:]))
-        return None, *(None,) * 4, *[None if d is None else next(moved) for d in d_rows]
+        inputs = [d for d in d_rows[: ctx.count] if d is not None]
+        others = [d for d in d_rows[ctx.count :] if d is not None]
+        if not inputs and not others:
+            return (None,) * len(ctx.needs_input_grad)
+        moved = iter(gather_rows(inputs, inverse, index, others, other_inverse, other_index))
+        return (None,) * 5 + tuple([None if d is None else next(moved) for d in d_rows])
 
 
 class _DualGather(_Gather):
