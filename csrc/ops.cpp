@@ -21,7 +21,7 @@ TORCH_LIBRARY(fastrnn, m) {
   m.def("layer_vjp(str cell, Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor? d_cells, Tensor? input, Tensor? batch_sizes, SymInt batch, Tensor? h0, Tensor? c0, Tensor? gates, Tensor? hidden, Tensor? cells, Tensor[] w_ih, Tensor[] w_hh, Tensor[] w_hr, bool[] weights_and_biases) -> (Tensor d_input, Tensor d_h0, Tensor d_c0, Tensor d_hidden, Tensor[] d_params)");
   m.def("layer_backward(str cell, Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor? d_cells, Tensor? batch_sizes, SymInt batch, Tensor? h0, Tensor? c0, Tensor? gates, Tensor? hidden, Tensor? cells, Tensor[] w_hh, Tensor[] w_hr) -> (Tensor d_gates, Tensor d_h0, Tensor d_c0, Tensor d_hidden, Tensor d_cell_h, Tensor d_cell_c)");
   m.def("layer_backward_tangent(str cell, Tensor? t_d_output, Tensor? t_d_h_n, Tensor? t_d_c_n, Tensor? t_d_cells, Tensor? through_w_hh, Tensor? through_w_hr, Tensor? t_h0, Tensor? t_c0, Tensor? t_gates, Tensor? t_hidden, Tensor? t_cells, Tensor d_cell_h, Tensor? d_cell_c, Tensor? batch_sizes, SymInt batch, Tensor? h0, Tensor? c0, Tensor? gates, Tensor? hidden, Tensor? cells, Tensor[] w_hh, Tensor[] w_hr) -> (Tensor t_d_gates, Tensor t_d_h0, Tensor t_d_c0, Tensor t_d_hidden)");
-  m.def("segments(Tensor? resets, Tensor? lengths, SymInt seq_len, SymInt batch) -> (Tensor batch_sizes, Tensor rows, Tensor places, Tensor owners, Tensor starts, Tensor started, Tensor ends, Tensor ended)");
-  m.def("gather_rows(Tensor[] inputs, Tensor index) -> Tensor[]");
+  m.def("segments(Tensor? resets, Tensor? lengths, SymInt seq_len, SymInt batch, int directions, bool none_if_whole) -> (Tensor batch_sizes, Tensor rows, Tensor places, Tensor owners, Tensor starts, Tensor started, Tensor ends, Tensor ended)");
+  m.def("gather_rows(Tensor[] inputs, Tensor[] indices) -> Tensor[]");
 }
 // clang-format on

@@ -13,11 +13,10 @@ Invariants
 """
 
 import torch
-from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function
 
 from fastrnn import _derivatives, _ops, _vmap
-from fastrnn._derivatives import Layer, Saved, in_forward_mode, requires_grad, signed
+from fastrnn._derivatives import Layer, Saved, apply, in_forward_mode, requires_grad, signed
 from fastrnn._rows import fold, unfold
 
 # -- Layers: the operator alone where no graph is wanted, else the Function ---------------------
@@ -42,8 +41,8 @@ def lstm_layer(input, batch_sizes, states, params, has_biases, bidirectional, ke
     """One LSTM layer: `(output, h_n, c_n)`, and `cells, gates` if keep."""
     h0, c0 = states
     if _records(input, h0, c0, *params):
-        results = _apply(
-            _LSTM, input, batch_sizes, h0, c0, has_biases, bidirectional, keep, *params
+        results = apply(
+            _function(_LSTM), input, batch_sizes, h0, c0, has_biases, bidirectional, keep, *params
         )
     else:
         results = _ops.lstm_forward(
@@ -56,7 +55,7 @@ def gru_layer(input, batch_sizes, states, params, has_biases, bidirectional, kee
     """One GRU layer: `(output, h_n)`, and `None, gates` if keep."""
     (h0,) = states
     if _records(input, h0, *params):
-        results = _apply(_GRU, input, batch_sizes, h0, has_biases, bidirectional, *params)
+        results = apply(_function(_GRU), input, batch_sizes, h0, has_biases, bidirectional, *params)
     else:
         results = _ops.gru_forward(input, batch_sizes, h0, params, has_biases, bidirectional, keep)
     return (*results[:2], None, results[2]) if keep else results[:2]
@@ -68,9 +67,10 @@ def rnn_layer(
     """One Elman layer: `(output, h_n)`, and `None, None` if keep."""
     (h0,) = states
     if _records(input, h0, *params):
-        results = _apply(
-            _RNN, input, batch_sizes, h0, has_biases, bidirectional, nonlinearity, *params
-        )
+        results = apply(
+            _function(_RNN), input, batch_sizes, h0, has_biases, bidirectional, nonlinearity,
+            *params,
+        )  # fmt: skip
     else:
         results = _ops.rnn_forward(
             input, batch_sizes, h0, params, has_biases, bidirectional, nonlinearity, False
@@ -78,30 +78,40 @@ def rnn_layer(
     return (*results[:2], None, None) if keep else results[:2]
 
 
-def gather_rows(inputs, index, inverse):
-    """Rows of each of inputs, `[X, R, C]`, in another order: `[X, M, C]`.
+def gather_rows(inputs, index, inverse, others=(), other_index=None, other_inverse=None):
+    """The rows of each of inputs that an index names, and those of others that another names.
 
-    index: int64 `[Y, M]`, which row of R each one is, or -1: zeros; Y divides X, and group x has
-    the row x % Y of it. inverse `[Y, R]` the same the other way: no row is taken twice.
+    An input `[X, *R, C]` with an index int64 `[Y, *M]` becomes `[X, *M, C]`: which of all its rows
+    each one is, or -1: zeros. Y divides X, and group x has the row x % Y of the index. Where Y is
+    1, the input may be `[*R, C]`, the result is `[*M, C]`. The inverse `[Y, *R]` is the same the
+    other way: no row is taken twice.
     """
-    if _records(*inputs):
-        return (_DualGather if in_forward_mode() else _Gather).apply(index, inverse, *inputs)
-    return _gather(inputs, index)
+    moves = index, inverse, other_index, other_inverse
+    if _records(*inputs, *others):
+        return apply(_function(_Gather), len(inputs), *moves, *inputs, *others)
+    return _gather(inputs, *moves, others)
 
 
-def _gather(inputs, index):
+def _gather(inputs, index, inverse, other_index, other_inverse, others):
+    rows = [_flat(input, inverse) for input in inputs]
+    rows += [_flat(other, other_inverse) for other in others]
+    indices = [index] * len(inputs) + [other_index] * len(others)
     if index.is_cpu:
-        return tuple(_ops.gather_rows(inputs, index))
-    return tuple(_gather_by_torch(input, index) for input in inputs)
+        return tuple(_ops.gather_rows(rows, indices))
+    return tuple(map(_gather_by_torch, rows, indices))
+
+
+def _flat(input, inverse):
+    return input if inverse.dim() == 2 else input.flatten(-inverse.dim(), -2)
 
 
 def _gather_by_torch(input, index):
-    groups = input.unflatten(0, (-1, index.shape[0]))
+    groups = (input if input.dim() == 3 else input[None]).unflatten(0, (-1, index.shape[0]))
     parts = [
         groups[:, y].index_select(1, row.clamp_min(0)).masked_fill((row < 0)[:, None], 0)
-        for y, row in enumerate(index)
+        for y, row in enumerate(index.flatten(1))
     ]
-    return torch.stack(parts, 1).flatten(0, 1)
+    return torch.stack(parts, 1).view(*input.shape[:-2], *index.shape[1:], input.shape[-1])
 
 
 # -- What the Functions share --------------------------------------------------------------------
@@ -315,38 +325,44 @@ class _Gather(Function):
 
     @staticmethod
     @signed
-    def forward(index, inverse, *inputs):
-        return _gather(inputs, index)
+    def forward(count, index, inverse, other_index, other_inverse, *rows):
+        moves = index, inverse, other_index, other_inverse
+        return _gather(rows[:count], *moves, rows[count:])
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:2])
-        ctx.save_for_forward(*inputs[:2])
+        ctx.count, *moves = inputs[:5]
+        # Final states seldom have gradients. In forward mode every result must have a tangent.
+        ctx.set_materialize_grads(in_forward_mode())
+        if not in_forward_mode() and not torch._C._are_functorch_transforms_active():
+            # Else a layer would make gradients of rows that nobody asked for.
+            ctx.mark_non_differentiable(
+                *[row for row, needed in zip(output, ctx.needs_input_grad[5:]) if not needed]
+            )
+        ctx.save_for_backward(*moves)
+        ctx.save_for_forward(*moves)
 
     @staticmethod
     def backward(ctx, *d_rows):
-        index, inverse = ctx.saved_tensors
-        return None, None, *gather_rows(d_rows, inverse, index)
+        index, inverse, other_index, other_inverse = ctx.saved_tensors
+        inputs = [d for d in d_rows[: ctx.count] if d is not None]
+        others = [d for d in d_rows[ctx.count :] if d is not None]
+        if not inputs and not others:
+            return (None,) * len(ctx.needs_input_grad)
+        moved = iter(gather_rows(inputs, inverse, index, others, other_inverse, other_index))
+        return (None,) * 5 + tuple([None if d is None else next(moved) for d in d_rows])
 
 
 class _DualGather(_Gather):
     @staticmethod
-    def jvp(ctx, _, __, *t_inputs):
-        return gather_rows(t_inputs, *ctx.saved_tensors)
+    def jvp(ctx, _, __, ___, ____, _____, *t_rows):
+        moves = ctx.saved_tensors
+        return gather_rows(t_rows[: ctx.count], *moves[:2], t_rows[ctx.count :], *moves[2:])
 
 
-_DUAL = {_LSTM: _DualLSTM, _GRU: _DualGRU, _RNN: _DualRNN}
+_DUAL = {_LSTM: _DualLSTM, _GRU: _DualGRU, _RNN: _DualRNN, _Gather: _DualGather}
 
 
 def _function(function):
     """The one for now: torch.compile takes no Function that has a jvp."""
     return _DUAL[function] if in_forward_mode() else function
-
-
-def _apply(function, *arguments):
-    """`_function(function).apply`. Where nothing transforms it, without what Function adds there:
-    binding all arguments to a signature takes longer than everything else about a call."""
-    function = _function(function)
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return function.apply(*arguments)
-    return super(Function, function).apply(*unwrap_dead_wrappers(arguments))

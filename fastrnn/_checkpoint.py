@@ -15,7 +15,7 @@ import torch
 from torch.autograd import Function
 
 from fastrnn import _autograd, _derivatives, _ops
-from fastrnn._derivatives import Layer, Saved
+from fastrnn._derivatives import Layer, Saved, apply
 
 
 def layer(
@@ -37,7 +37,7 @@ def layer(
     ):
         return run(input, batch_sizes, states, params, has_biases, bidirectional, keep)
     h0, c0 = states if len(states) == 2 else (states[0], None)
-    return _Checkpointed.apply(input, h0, c0, cell, every, has_biases, bidirectional, *params)
+    return apply(_Checkpointed, input, h0, c0, cell, every, has_biases, bidirectional, *params)
 
 
 def _run(cell, input, h, c, params, has_biases, save, bidirectional=False):

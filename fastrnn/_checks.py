@@ -136,16 +136,16 @@ def lstm_states(hx, dim, indexed):
     dim: 3 for a layer, 2 for a cell. indexed: a layer's packed or a cell's unbatched input, where
     torch.nn meets a wrong hx in another place.
     """
+    if isinstance(hx, tuple | list) and len(hx) == 2 and all(isinstance(s, Tensor) for s in hx):
+        return tuple(hx)
     name = "lstm" if dim == 3 else "lstm_cell"
     message = f"{name}: expected hx to be a tuple (h_0, c_0) of two tensors, got {what(hx)}"
     packed = dim == 3 and indexed
     if isinstance(hx, tuple | list):
         if not all(isinstance(state, Tensor) for state in hx):
             raise (TypeError if packed else AttributeError)(message)
-        if len(hx) != 2:
-            by_index = len(hx) < 2 and (dim == 3) != indexed
-            raise (IndexError if by_index else RuntimeError)(message)
-        return tuple(hx)
+        by_index = len(hx) < 2 and (dim == 3) != indexed
+        raise (IndexError if by_index else RuntimeError)(message)
     if packed:
         raise TypeError(message)
     if not isinstance(hx, Tensor):

@@ -19,6 +19,7 @@ import inspect
 from dataclasses import dataclass, replace
 
 import torch
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
 
 from fastrnn import _ops, _vmap
@@ -68,6 +69,14 @@ def signed(function):
     """Keeps the signature at hand: Function.apply asks for it at every call, 30 us if computed."""
     function.__signature__ = inspect.signature(function)
     return function
+
+
+def apply(function, *arguments):
+    """`function.apply`. Where nothing transforms it, without what Function adds there: binding all
+    arguments to a signature takes longer than everything else about a call."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*arguments)
+    return super(Function, function).apply(*unwrap_dead_wrappers(arguments))
 
 
 def requires_grad(*tensors):

@@ -11,7 +11,7 @@ from torch.autograd import Function
 from torch.nn.functional import linear
 
 from fastrnn import _ops
-from fastrnn._derivatives import in_forward_mode
+from fastrnn._derivatives import apply, in_forward_mode
 from fastrnn.variants_reference import recurrence, weight_factors
 
 
@@ -33,7 +33,7 @@ def layer(*arguments) -> tuple[Tensor, Tensor, Tensor]:
         return recurrence(*arguments)
     tensors = (input, h0, c0, w_ih, w_hh, gain_x, bias_x, bias, gain, cell_gain, cell_bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return _Extended.apply(*arguments)[:3]
+        return apply(_Extended, *arguments)[:3]
     return _forward(arguments, False)[0][:3]
 
 
@@ -42,7 +42,7 @@ def dropped(weights: Tensor, seed: Tensor, stream: int, rate: float) -> Tensor:
     if not _runs_on_kernels(weights):
         return weights * weight_factors(seed, stream, rate, weights)
     if torch.is_grad_enabled() and weights.requires_grad:
-        return _Dropped.apply(weights, seed, stream, rate)
+        return apply(_Dropped, weights, seed, stream, rate)
     return _ops.drop_weights(weights, seed, stream, rate)
 
 

@@ -434,7 +434,7 @@ def _(weights, seed, stream, rate):
 
 
 @_register_fake("segments")
-def _(resets, lengths, seq_len, batch):
+def _(resets, lengths, seq_len, batch, directions, none_if_whole):
     """How many segments there are, how long the longest is and, with lengths, how many rows they
     have depend on values."""
     like = resets if lengths is None else lengths
@@ -445,12 +445,16 @@ def _(resets, lengths, seq_len, batch):
     def indices(*size):
         return like.new_empty(size, dtype=torch.int64)
 
+    of_segments, of_batch = (directions, segments), (directions, batch)
     return (
-        indices(longest), indices(1, rows), indices(1, seq_len * batch), indices(segments),
-        indices(2, segments), indices(2, batch), indices(2, batch), indices(2, segments),
+        indices(longest), indices(1, rows), indices(1, seq_len, batch), indices(segments),
+        indices(*of_segments), indices(*of_batch), indices(*of_batch), indices(*of_segments),
     )  # fmt: skip
 
 
 @_register_fake("gather_rows")
-def _(inputs, index):
-    return [t.new_empty((t.shape[0], index.shape[1], t.shape[2])) for t in inputs]
+def _(inputs, indices):
+    return [
+        t.new_empty((*t.shape[:-2], *index.shape[1:], t.shape[-1]))
+        for t, index in zip(inputs, indices, strict=True)
+    ]

@@ -116,36 +116,39 @@ def apply(options, run, layer, input, initial, directions, native):
     our kernels compute it.
     """
     seq_len, batch = input.shape[:2]
-    resets, lengths = (
-        None if t is None else t.to(input.device) for t in (options.resets, options.lengths)
-    )
+    resets, reset_to, lengths, keep = options
+    if resets is not None and resets.device != input.device:
+        resets = resets.to(input.device)
+    if lengths is not None and lengths.device != input.device:
+        lengths = lengths.to(input.device)
     if batch == 0:  # no row that could be split
         resets = lengths = None
-    states, keep, held = initial, options.return_states, False
-    if lengths is not None and _is_known(lengths) and (lengths == seq_len).all():
-        lengths = None
-    if resets is not None and _is_known(resets) and not resets.any():
+    states, segments, held = initial, None, False
+    if resets is not None and seq_len == 1:
+        states = _reset_at_start(reset_to, resets[0], lengths, states, directions)
         resets = None
-    if resets is not None and (seq_len == 1 or _is_known(resets) and not resets[1:].any()):
-        states = _reset_at_start(options.reset_to, resets[0], lengths, states, directions)
-        resets = None
-    if resets is None and lengths is None:
+    if resets is None and lengths is not None and native and not _reads_values(input):
+        layer = _Masked(layer, lengths, seq_len, batch)
+    elif resets is not None or lengths is not None:
+        known = _is_known(lengths if resets is None else resets)
+        segments = _Segments(resets, lengths, seq_len, batch, directions, input.device, known)
+        if segments.are_whole:
+            if segments.start_anew:
+                states = _reset_at_start(reset_to, resets[0], lengths, states, directions)
+            segments = lengths = None
+    if segments is None:
         output, finals, kept = run(input, None, states, layer, keep)
         # Backward reads what the layers kept, but for the copies that rows in order are.
-        held = output.requires_grad or torch._C._are_functorch_transforms_active()
-    elif resets is None and native and not _reads_values(input):
-        layer = _Masked(layer, lengths, seq_len, batch)
-        output, finals, kept = run(input, None, states, layer, keep)
+        held = lengths is None and (
+            output.requires_grad or torch._C._are_functorch_transforms_active()
+        )
     else:
-        segments = _Segments(resets, lengths, seq_len, batch, directions, input.device)
-        rows, states = segments.rows(input), segments.initial(states, options.reset_to)
+        rows, states = segments.packed(input, states, reset_to)
         output, finals, kept = run(rows, segments.batch_sizes, states, layer, keep)
-        output, finals = segments.padded(output), segments.final(finals)
-        kept = [
-            (segments.padded(h) if i + 1 < len(kept) else output, *map(segments.padded, rest))
-            for i, (h, *rest) in enumerate(kept)
-        ]
-        output = output.view(seq_len, batch, -1)
+        del rows  # so that padded rows may lie there, in the cache still
+        output, finals, kept = segments.padded(output, finals, kept)
+        if segments.are_all:
+            lengths = None
     if lengths is not None and initial[0] is not None:
         ran = (lengths > 0)[:, None]
         finals = [torch.where(ran, *pair) for pair in zip(finals, initial, strict=True)]
@@ -189,9 +192,10 @@ def _states(kept, seq_len, batch, directions, held):
     def stacked(layers, columns):
         if layers[0] is None:
             return None
-        parts = [each[..., :columns] for each in layers]
-        part = torch.cat(parts) if held or len(parts) > 1 else parts[0]
-        return part.unflatten(1, (seq_len, batch))
+        parts = [each.view(directions, seq_len, batch, each.shape[-1]) for each in layers]
+        if columns is not None:
+            parts = [part.narrow(-1, 0, columns) for part in parts]
+        return torch.cat(parts) if held or len(parts) > 1 else parts[0]
 
     # Of a GRU, W_hn h + b_hn is kept beside its three gates.
     columns = 3 * size if cells[0] is None else None
@@ -199,39 +203,56 @@ def _states(kept, seq_len, batch, directions, held):
 
 
 class _Segments:
-    """Padded rows as the packed rows of their segments, and back."""
+    """Padded rows as the packed rows of their segments, and back.
 
-    def __init__(self, resets, lengths, seq_len, batch, directions, device):
-        host = (None if t is None else t.cpu() for t in (resets, lengths))
-        self.batch_sizes, *indices = _ops.segments(*host, seq_len, batch)
-        if device.type != "cpu":
+    known: whether values may decide what is run. Then `are_whole` says that there is nothing to
+    split or to cut off, in which case there are no rows to move, and `start_anew` that the first
+    step has a reset.
+    """
+
+    def __init__(self, resets, lengths, seq_len, batch, directions, device, known):
+        on_cpu = device.type == "cpu"
+        if not on_cpu:
+            resets, lengths = (None if t is None else t.cpu() for t in (resets, lengths))
+        self.batch_sizes, *indices = _ops.segments(
+            resets, lengths, seq_len, batch, directions, known
+        )
+        self.are_whole = known and self.batch_sizes.shape[0] == 0
+        if self.are_whole:
+            self.start_anew = indices[3].dim() == 2
+            return
+        if not on_cpu:
             indices = [index.to(device) for index in indices]
-        self.order, self.places, self.owners, *of_states = indices
-        self.starts, self.started, self.ends, self.ended = (i[:directions] for i in of_states)
+        (
+            self.order, self.places, self.owners, self.starts, self.started, self.ends, self.ended,
+        ) = indices  # fmt: skip
+        # Without resets, a segment for each sequence but those of length 0.
+        self.are_all = known and resets is None and self.owners.shape[0] == batch
 
-    def rows(self, input):
-        """`[T, B, I]` as packed rows `[N, I]`."""
-        input = input.reshape(1, -1, input.shape[-1])
-        return gather_rows([input], self.order, self.places)[0].squeeze(0)
+    def packed(self, input, states, reset_to):
+        """`[T, B, I]` as packed rows `[N, I]`, and the states `[L*D, B, ...]` that a batch starts
+        from as those of its segments."""
+        every = states
+        if reset_to == "hx" or states[0] is None:
+            every = ()
+        rows, *started = gather_rows(
+            [input], self.order, self.places, every, self.starts, self.started
+        )
+        if not every and states[0] is not None:
+            started = [state.index_select(1, self.owners) for state in states]
+        return rows, started or states
 
-    def initial(self, states, reset_to):
-        """The states `[L*D, B, ...]` that a batch starts from, as those of its segments."""
-        if states[0] is None:
-            return states
-        if reset_to == "hx":
-            return tuple(state.index_select(1, self.owners) for state in states)
-        return gather_rows(states, self.starts, self.started)
-
-    def final(self, states):
-        """The states that segments end with, as the batch's; zeros where a sequence has none."""
-        return list(gather_rows(states, self.ends, self.ended))
-
-    def padded(self, rows):
-        """Packed rows `[N, C]` or `[X, N, C]` as padded ones `[1, T*B, C]` or `[X, T*B, C]`."""
-        if rows is None:
-            return None
-        rows = rows.unsqueeze(0) if rows.dim() == 2 else rows
-        return gather_rows([rows], self.places, self.order)[0]
+    def padded(self, output, finals, kept):
+        """Packed rows `[N, C]` and `[D, N, C]` as padded ones `[T, B, C]` and `[D, T, B, C]`, and
+        the states that segments end with as the batch's; zeros where a sequence has none."""
+        rows = [output, *(t for each in kept for t in each if t is not None and t is not output)]
+        moved = gather_rows(rows, self.places, self.order, finals, self.ends, self.ended)
+        others = iter(moved[1 : len(rows)])
+        kept = [
+            [None if t is None else moved[0] if t is output else next(others) for t in each]
+            for each in kept
+        ]
+        return moved[0], list(moved[len(rows) :]), kept
 
 
 class _Masked:
@@ -244,30 +265,32 @@ class _Masked:
         b = torch.arange(batch, device=lengths.device)
         # The row at each step of a direction, from its own begin on; the inverse is the same.
         self.orders = [
-            torch.where(t < lengths, at * batch + b, -1).view(1, -1) for at in (t, lengths - 1 - t)
+            torch.where(t < lengths, at * batch + b, -1)[None] for at in (t, lengths - 1 - t)
         ]
         self.last = torch.where(lengths > 0, (lengths - 1) * batch + b, -1)[None]
-        self.is_last = torch.where(t == lengths - 1, b, -1).view(1, -1)
+        self.is_last = torch.where(t == lengths - 1, b, -1)[None]
 
     def __call__(self, input, batch_sizes, states, params, has_biases, bidirectional, keep=False):
         directions = 2 if bidirectional else 1
-        each, rows = len(params) // directions, input.reshape(1, -1, input.shape[-1])
+        each = len(params) // directions
         lstm = len(states) == 2
         results = []
         for d in range(directions):
             own = params[d * each : (d + 1) * each]
             initial = tuple(None if state is None else state[d : d + 1] for state in states)
-            x = self._ordered(rows, d).view(*self.sizes, -1)
+            x = self._ordered(input, d)
             # The last cell of a sequence is one of every step's.
             output, *finals = self.layer(x, None, initial, own, has_biases, False, keep or lstm)
-            cells, gates = finals[len(states) :] if keep or lstm else (None, None)
-            output = output.view(1, -1, output.shape[-1])
-            ends = gather_rows([output, cells][: len(states)], self.last, self.is_last)
-            kept = [self._ordered(e, d) for e in (cells, gates)] if keep else []
-            results.append((self._ordered(output, d).view(*self.sizes, -1), *ends, *kept))
+            steps = [
+                None if t is None else t.view(1, *self.sizes, t.shape[-1])
+                for t in (output, *finals[len(states) :])
+            ]
+            ends = gather_rows(steps[: len(states)], self.last, self.is_last)
+            kept = [None if t is None else self._ordered(t, d) for t in steps[1:]] if keep else []
+            results.append((self._ordered(output, d), *ends, *kept))
         outputs, *others = zip(*results, strict=True)
         return torch.cat(outputs, -1), *(None if o[0] is None else torch.cat(o) for o in others)
 
     def _ordered(self, rows, direction):
         order = self.orders[direction]
-        return None if rows is None else gather_rows([rows], order, order)[0]
+        return gather_rows([rows], order, order)[0]

@@ -199,18 +199,18 @@ def _(size, in_dims, *arguments):
 
 
 @_register(_ops.gather_rows)
-def _(size, in_dims, inputs, index):
+def _(size, in_dims, inputs, indices):
     """Whole rows move: a mapped dimension goes beside their columns."""
-    dims, index_dim = in_dims
-    if index_dim is not None:
+    dims, index_dims = in_dims
+    if _is_mapped(index_dims):
         raise RuntimeError(
             "fastrnn: expected the same index for all samples of vmap, got mapped ones"
         )
     folded = [t if d is None else t.movedim(d, -2).flatten(-2) for t, d in zip(inputs, dims)]
-    results = _ops.gather_rows(folded, index)
+    results = _ops.gather_rows(folded, indices)
     return (
         [r if d is None else r.unflatten(-1, (size, -1)) for r, d in zip(results, dims)],
-        [None if d is None else 2 for d in dims],
+        [None if d is None else r.dim() - 1 for r, d in zip(results, dims)],
     )
 
 

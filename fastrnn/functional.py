@@ -440,7 +440,9 @@ def _layers(
     """
     directions = 2 if bidirectional else 1
     per_layer = len(params) // num_layers
-    initial = [[None] * num_layers if s is None else s.split(directions) for s in states]
+    initial = [
+        [s] * num_layers if s is None or num_layers == 1 else s.split(directions) for s in states
+    ]
     finals, kept = [], []
     for index in range(num_layers):
         input, *final = layer(

@@ -256,27 +256,32 @@ class _Quantized(nn.Module):
 
     def _check_call(self, input):
         """The input in float32, or what is wrong with the call."""
-        name = self._get_name()
         if self.training:
-            raise RuntimeError(f"{name}: quantized layers are for inference: call eval() first")
+            raise RuntimeError(
+                f"{self._get_name()}: quantized layers are for inference: call eval() first"
+            )
         if input.dtype is not torch.float32:
             if torch.is_autocast_enabled("cpu") and input.dtype in (torch.bfloat16, torch.float16):
                 return input.float()  # of a product under autocast
-            raise ValueError(f"{name}: expected input of dtype torch.float32, got {input.dtype}")
+            raise ValueError(
+                f"{self._get_name()}: expected input of dtype torch.float32, got {input.dtype}"
+            )
         if not (input.is_cpu or input.is_meta):
-            raise RuntimeError(f"{name}: expected input on cpu, got {input.device}")
+            raise RuntimeError(f"{self._get_name()}: expected input on cpu, got {input.device}")
         if input.shape[-1] != self.input_size:
             raise RuntimeError(
-                f"{name}: expected input.size(-1) to be input_size = {self.input_size}, "
-                f"got shape {tuple(input.shape)}"
+                f"{self._get_name()}: expected input.size(-1) to be input_size = "
+                f"{self.input_size}, got shape {tuple(input.shape)}"
             )
         return input
 
-    def _check_states(self, states, sizes):
+    def _check_states(self, states, leading):
+        """leading: their shape but for the last dimension."""
+        sizes = (self.proj_size or self.hidden_size, self.hidden_size)
         for what, state, size in zip(("h", "c"), states, sizes):
-            if state.shape != size:
+            if state.shape != (*leading, size):
                 raise RuntimeError(
-                    f"{self._get_name()}: expected {what} of hx of shape {size}, "
+                    f"{self._get_name()}: expected {what} of hx of shape {(*leading, size)}, "
                     f"got {tuple(state.shape)}"
                 )
             if state.dtype is not torch.float32:
@@ -366,7 +371,6 @@ class QuantizedLayer(_Quantized):
 
     def forward(self, input: Tensor | PackedSequence, hx=None):
         """Runs the layers; see the class."""
-        name = self._get_name()
         if isinstance(input, PackedSequence):
             data, batch_sizes, order, back = input
             states = self._states(hx, 3, True)
@@ -379,19 +383,20 @@ class QuantizedLayer(_Quantized):
             return output, states if self.cell == "lstm" else states[0]
         if not isinstance(input, Tensor):
             raise AttributeError(
-                f"{name}: expected input to be a Tensor or a PackedSequence, "
+                f"{self._get_name()}: expected input to be a Tensor or a PackedSequence, "
                 f"got {_checks.what(input)}"
             )
-        if input.dim() not in (2, 3):
-            raise ValueError(f"{name}: expected input of 2 or 3 dimensions, got {input.dim()}")
+        dim = input.dim()
+        if dim != 2 and dim != 3:
+            raise ValueError(f"{self._get_name()}: expected input of 2 or 3 dimensions, got {dim}")
         input = self._check_call(input)
         states = self._states(hx, 3, False)
-        batched, turned = input.dim() == 3, input.dim() == 3 and self.batch_first
-        if not batched:
+        turned = dim == 3 and self.batch_first
+        if dim == 2:
             for state in states:
                 if state is not None and state.dim() != 2:
                     raise RuntimeError(
-                        f"{name}: expected hx of 2 dimensions for 2-D input, "
+                        f"{self._get_name()}: expected hx of 2 dimensions for 2-D input, "
                         f"got {tuple(state.shape)}"
                     )
             input = input.unsqueeze(1)
@@ -399,7 +404,7 @@ class QuantizedLayer(_Quantized):
         output, states = self._stack(input.transpose(0, 1) if turned else input, None, states)
         if turned:
             output = output.transpose(0, 1)
-        if not batched:
+        if dim == 2:
             output, states = output.squeeze(1), tuple(s.squeeze(1) for s in states)
         return output, states if self.cell == "lstm" else states[0]
 
@@ -409,9 +414,7 @@ class QuantizedLayer(_Quantized):
             raise RuntimeError(f"{self._get_name()}: expected seq_len > 0, got 0")
         if states[0] is not None:
             batch = input.shape[1] if batch_sizes is None else int(batch_sizes[0])
-            indices = self.num_layers * directions
-            sizes = (self.proj_size or self.hidden_size, self.hidden_size)
-            self._check_states(states, [(indices, batch, size) for size in sizes])
+            self._check_states(states, (self.num_layers * directions, batch))
         if self.num_layers == 1:
             output, h_n, c_n = self._run(
                 self._layers[0], input, batch_sizes, states, self.bidirectional
@@ -456,19 +459,18 @@ class QuantizedCell(_Quantized):
 
     def forward(self, input: Tensor, hx=None):
         """Runs the step; see the class."""
-        name = self._get_name()
         if not isinstance(input, Tensor):
             raise AttributeError(
-                f"{name}: expected input to be a Tensor, got {_checks.what(input)}"
+                f"{self._get_name()}: expected input to be a Tensor, got {_checks.what(input)}"
             )
-        if input.dim() not in (1, 2):
-            raise ValueError(f"{name}: expected input of 1 or 2 dimensions, got {input.dim()}")
+        dim = input.dim()
+        if dim != 1 and dim != 2:
+            raise ValueError(f"{self._get_name()}: expected input of 1 or 2 dimensions, got {dim}")
         input = self._check_call(input)
-        states = self._states(hx, 2, input.dim() == 1)
-        batched = input.dim() == 2
+        states = self._states(hx, 2, dim == 1)
+        batched = dim == 2
         if states[0] is not None:
-            size = (*input.shape[:-1], self.hidden_size)
-            self._check_states(states, [size] * len(states))
+            self._check_states(states, input.shape[:-1])
             states = tuple(s.unsqueeze(0) if batched else s[None, None] for s in states)
         rows = input.unsqueeze(0) if batched else input[None, None]
         _, *finals = self._run(self._all, rows, None, states, False)

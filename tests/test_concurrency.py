@@ -101,13 +101,13 @@ def test_fork(threads):
         inputs = [torch.randn(2, 1, 64), torch.randn(40, 64, 64)]
         ones = [torch.ones(*x.shape[:2], 128) for x in inputs]
 
-        rows = [torch.randn(1, 4096, 64)], torch.arange(4096).flip(0)[None]
+        rows = [torch.randn(1, 4096, 64)], [torch.arange(4096).flip(0)[None]]
         mask, lengths = torch.zeros(40, 64, dtype=torch.bool), torch.arange(64).clamp(max=40)
         mask[7] = True
 
         def run():  # operators of ours only: torch's own may wait forever after a fork
             results = [*torch.ops.fastrnn.gather_rows(*rows)]
-            results += torch.ops.fastrnn.segments(mask, lengths, 40, 64)
+            results += torch.ops.fastrnn.segments(mask, lengths, 40, 64, 2, False)
             for layer in layers:
                 for x, d_output in zip(inputs, ones):
                     output, _ = layer(x)

@@ -66,12 +66,13 @@ def sample(name, packed, bidirectional, proj=False):
         return cell, d_gates, 2, batch_sizes, batch, input, h, h0, wanted
     if name == "segments":
         resets = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0], [1, 0, 1]]).bool()
-        return resets, torch.tensor([4, 2, 0]) if packed else None, 4, 3
+        return resets, torch.tensor([4, 2, 0]) if packed else None, 4, 3, d, False
     if name == "drop_weights":
         return random(gates * hidden, h_size), torch.tensor([3]), 2, 0.25
     if name == "gather_rows":
         inputs = [random(2 * d, 5, features), random(d, 5, hidden)]
-        return inputs, torch.tensor([[3, -1, 0], [2, 4, 1]])[:d]
+        index = torch.tensor([[3, -1, 0, 2], [2, 4, 1, -1]])[:d]
+        return [*inputs, random(5, hidden)], [index, index.view(d, 2, 2) + 0, index[:1] + 0]
     if name.startswith("layer_"):
         return second_order_sample(name, cell, random, (d, count, batch, hidden, h_size), rows,
                                    batch_sizes, states, params, len(sizes))  # fmt: skip
@@ -228,6 +229,23 @@ def test_no_operator_changes_or_returns_its_arguments(name):
     assert all(torch.equal(a, b) for a, b in zip(tensors, before))
     storages = [t.untyped_storage().data_ptr() for t in (*tensors, *results) if t.numel()]
     assert len(set(storages)) == len(storages)
+
+
+@pytest.mark.parametrize("columns", [1, 3, 15, 16, 17, 31, 33, 127, 255, 256, 257, 1000])
+def test_gather_rows_of_any_size(columns):
+    """Short rows are copied another way than long ones."""
+    rows = torch.randint(0, 256, (2, 40, columns), dtype=torch.uint8)
+    index = torch.randint(0, 40, (2, 30))
+    index[:, ::7] = -1
+    expected = torch.stack([r[i] for r, i in zip(rows, index)])
+    expected[index < 0] = 0
+    (actual,) = torch.ops.fastrnn.gather_rows([rows], [index])
+    assert torch.equal(actual, expected)
+    (actual,) = torch.ops.fastrnn.gather_rows([rows[1]], [index[1:].view(1, 5, 6)])
+    assert torch.equal(actual, expected[1].view(5, 6, columns))
+    for wrong in ([[40]], [[0], [1], [2]]):
+        with pytest.raises(RuntimeError, match="gather_rows: expected"):
+            torch.ops.fastrnn.gather_rows([rows], [torch.tensor(wrong)])
 
 
 def test_targets():

@@ -7,7 +7,7 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import fastrnn
-from fastrnn import _options, reference
+from fastrnn import _autograd, _options, reference
 from tests.cases import KINDS, LAYERS, Case
 from tests.tolerances import magnitude
 
@@ -128,7 +128,7 @@ def test_nothing_to_split_is_the_plain_layer(kind, setting, monkeypatch):
     options["lengths"].fill_(case.seq_len)
     torch.manual_seed(0)
     plain, _ = both(case, {})
-    monkeypatch.setattr(_options, "_Segments", None)
+    monkeypatch.setattr(_options, "gather_rows", None)
     for asked in ({"resets"}, {"lengths"}, {"resets", "lengths"}):
         torch.manual_seed(0)
         ours, theirs = both(case, {name: options[name] for name in asked})
@@ -316,6 +316,24 @@ def test_unbatched(name):
     assert all(torch.equal(a, b[:, 0]) for a, b in pairs)
     for a, b in zip(states, states_of_one):
         assert (a is b is None) or torch.equal(a, b[:, 0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("asked", ["states", "all"])
+def test_what_requires_no_gradient_gets_none(kind, asked):
+    """Rows move together, but each has a history of its own: gates have none."""
+    case = Case(kind, hidden_size=5, seq_len=7)
+    module, data = case.modules(torch.float64)[1], case.data(torch.float64)
+    hx = data.states if case.name == "LSTM" else data.states[0]
+    options = options_of(case, {**ASKED["all"], **ASKED[asked]})
+    *_, states = module(data.inputs[0], hx, **options)
+    assert states.hidden.requires_grad
+    assert states.cells is None or states.cells.requires_grad
+    assert states.gates is None or not states.gates.requires_grad
+    index = torch.tensor([[1, 0]])
+    leaves = [torch.randn(1, 2, 3, requires_grad=needed) for needed in (True, False)]
+    moved = _autograd.gather_rows(leaves, index, index)
+    assert [t.requires_grad for t in moved] == [True, False]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -535,7 +553,7 @@ def test_any_byte_but_zero_resets():
 @pytest.mark.parametrize("seq_len", [2**62, 2**62 + 1, 2**60])
 def test_more_rows_than_there_can_be(seq_len):
     with pytest.raises(RuntimeError, match="segments: expected fewer rows"):
-        torch.ops.fastrnn.segments(None, torch.ones(4, dtype=torch.int64), seq_len, 4)
+        torch.ops.fastrnn.segments(None, torch.ones(4, dtype=torch.int64), seq_len, 4, 1, False)
 
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])

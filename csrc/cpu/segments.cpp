@@ -21,21 +21,35 @@ struct Segment {
   int64_t begin, length, b;
 };
 
+// Calls visit(i) for each byte in [begin, end) that is not zero. Most are: they go by in words.
+template <class Visit>
+void each_nonzero(const uint8_t* bytes, int64_t begin, int64_t end, const Visit& visit) {
+  constexpr int64_t kWord = sizeof(uint64_t);
+  for (int64_t i = begin; i < end; i += kWord) {
+    uint64_t word = 1;
+    if (i + kWord <= end) std::memcpy(&word, bytes + i, kWord);
+    if (word == 0) continue;
+    for (int64_t j = i; j < std::min(i + kWord, end); ++j) {
+      if (bytes[j]) visit(j);
+    }
+  }
+}
+
 // Every segment of the batch, in the order of their ends. One that holds no row is none.
 // resets: bytes, for a bool tensor may view memory in which true is another byte than 1.
 std::vector<Segment> split(const uint8_t* resets, const int64_t* lengths, int64_t T, int64_t B) {
   std::vector<Segment> segments;
+  segments.reserve(static_cast<size_t>(B));
   std::vector<int64_t> begins(static_cast<size_t>(B), 0);
   const auto length_of = [&](int64_t b) { return lengths ? lengths[b] : T; };
-  for (int64_t t = 1; resets && t < T; ++t) {
-    const uint8_t* row = resets + t * B;
-    if (std::all_of(row, row + B, [](uint8_t reset) { return reset == 0; })) continue;
-    for (int64_t b = 0; b < B; ++b) {
-      if (!row[b] || t >= length_of(b)) continue;
+  if (resets) {
+    each_nonzero(resets, B, T * B, [&](int64_t i) {
+      const int64_t t = i / B, b = i % B;
+      if (t >= length_of(b)) return;
       int64_t& begin = begins[static_cast<size_t>(b)];
       segments.push_back({begin, t - begin, b});
       begin = t;
-    }
+    });
   }
   for (int64_t b = 0; b < B; ++b) {
     const int64_t begin = begins[static_cast<size_t>(b)];
@@ -44,20 +58,23 @@ std::vector<Segment> split(const uint8_t* resets, const int64_t* lengths, int64_
   return segments;
 }
 
-Tensor filled(at::IntArrayRef size, int64_t value) {
-  Tensor t = at::empty(size, at::kLong);
-  std::fill_n(t.mutable_data_ptr<int64_t>(), t.numel(), value);
-  return t;
+Tensor indices(at::IntArrayRef size) { return at::empty(size, at::kLong); }
+
+int64_t* filled(Tensor& t) {
+  int64_t* data = t.mutable_data_ptr<int64_t>();
+  std::fill_n(data, t.numel(), -1);
+  return data;
 }
 
 using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Results segments(const OptionalTensor& resets, const OptionalTensor& lengths, c10::SymInt seq_len,
-                 c10::SymInt batch) {
-  const int64_t T = seq_len.expect_int(), B = batch.expect_int();
+                 c10::SymInt batch, int64_t directions, bool none_if_whole) {
+  const int64_t T = seq_len.expect_int(), B = batch.expect_int(), D = directions;
   TORCH_CHECK(T > 0 && B >= 0, "segments: expected at least one step, got ", T);
   TORCH_CHECK(B == 0 || T <= INT64_MAX / 16 / B, "segments: expected fewer rows than ", T, " * ",
               B);
+  TORCH_CHECK(D == 1 || D == 2, "segments: expected one direction or two, got ", D);
   TORCH_CHECK(!resets || (resets->device().is_cpu() && resets->scalar_type() == at::kBool &&
                           resets->sizes() == at::IntArrayRef({T, B})),
               "segments: expected resets as bool (", T, ", ", B, ") on cpu");
@@ -79,26 +96,42 @@ Results segments(const OptionalTensor& resets, const OptionalTensor& lengths, c1
   const int64_t S = empty ? 1 : static_cast<int64_t>(all.size());
 
   // Sorted by length, the longest first: `next` is where those of a length go.
-  int64_t longest = 1;
-  for (const Segment& s : all) longest = std::max(longest, s.length);
-  Tensor batch_sizes = filled({longest}, empty ? 1 : 0);
+  int64_t longest = 1, N = 0;
+  for (const Segment& s : all) {
+    longest = std::max(longest, s.length);
+    N += s.length;
+  }
+  if (none_if_whole && S == B && N == T * B) {
+    const bool starts_anew = at_resets && std::any_of(at_resets, at_resets + B,
+                                                      [](uint8_t reset) { return reset != 0; });
+    const auto none = [] { return indices({0}); };
+    Tensor starts = starts_anew ? indices({D, S}) : none();
+    return {none(), none(), none(), none(), starts, none(), none(), none()};
+  }
+  if (empty) N = 1;
+  Tensor batch_sizes = indices({longest});
   int64_t* sizes = batch_sizes.mutable_data_ptr<int64_t>();
+  std::fill_n(sizes, longest, empty ? 1 : 0);
   for (const Segment& s : all) ++sizes[s.length - 1];
   for (int64_t t = longest - 2; t >= 0; --t) sizes[t] += sizes[t + 1];
   std::vector<int64_t> next(static_cast<size_t>(longest)), offsets(static_cast<size_t>(longest));
-  int64_t N = 0;
+  int64_t offset = 0;
   for (int64_t t = 0; t < longest; ++t) {
     next[static_cast<size_t>(t)] = t + 1 < longest ? sizes[t + 1] : 0;
-    offsets[static_cast<size_t>(t)] = N;
-    N += sizes[t];
+    offsets[static_cast<size_t>(t)] = offset;
+    offset += sizes[t];
   }
-  Tensor rows = filled({1, N}, -1), places = filled({1, T * B}, -1);
-  Tensor owners = filled({S}, 0), starts = filled({2, S}, -1), started = filled({2, B}, -1);
-  Tensor ends = filled({2, B}, -1), ended = filled({2, S}, -1);
-  int64_t *row = rows.mutable_data_ptr<int64_t>(), *place = places.mutable_data_ptr<int64_t>();
-  int64_t *owner = owners.mutable_data_ptr<int64_t>(), *start = starts.mutable_data_ptr<int64_t>(),
-          *begun = started.mutable_data_ptr<int64_t>(), *end = ends.mutable_data_ptr<int64_t>(),
-          *done = ended.mutable_data_ptr<int64_t>();
+  Tensor rows = indices({1, N}), places = indices({1, T, B}), owners = indices({S});
+  Tensor starts = indices({D, S}), started = indices({D, B});
+  Tensor ends = indices({D, B}), ended = indices({D, S});
+  int64_t *row = rows.mutable_data_ptr<int64_t>(), *place = places.mutable_data_ptr<int64_t>(),
+          *owner = owners.mutable_data_ptr<int64_t>(), *start = filled(starts),
+          *begun = filled(started), *end = filled(ends), *done = filled(ended);
+  if (empty) {
+    row[0] = -1;
+    owner[0] = 0;
+  }
+  if (empty || N < T * B) filled(places);  // else each has a row
   for (const Segment& s : all) {
     const int64_t k = next[static_cast<size_t>(s.length - 1)]++, b = s.b;
     owner[k] = b;
@@ -113,59 +146,95 @@ Results segments(const OptionalTensor& resets, const OptionalTensor& lengths, c1
     };
     // Forward, a sequence starts in its first segment and ends in its last; in reverse, it starts
     // in the last and ends in the first.
-    if (s.begin == 0) {
-      if (!at_resets || !at_resets[b]) pair(start, k, begun, b);
-      pair(end + B, b, done + S, k);
-    }
-    if (s.begin + s.length == (at_lengths ? at_lengths[b] : T)) {
-      pair(start + S, k, begun + B, b);
-      pair(end, b, done, k);
-    }
+    const bool first = s.begin == 0, last = s.begin + s.length == (at_lengths ? at_lengths[b] : T);
+    if (first && !(at_resets && at_resets[b])) pair(start, k, begun, b);
+    if (last) pair(end, b, done, k);
+    if (D == 2 && last) pair(start + S, k, begun + B, b);
+    if (D == 2 && first) pair(end + B, b, done + S, k);
   }
   return {batch_sizes, rows, places, owners, starts, started, ends, ended};
 }
 
+// Rows of few bytes are copied in vectors, the last of which may overlap the one before: a call of
+// memcpy takes as long as they do.
+inline void copy_row(char* to, const char* from, size_t bytes) {
+  constexpr size_t kVector = 16, kMost = 256;
+  if (bytes < kVector || bytes > kMost) {
+    std::memcpy(to, from, bytes);
+    return;
+  }
+  for (size_t i = 0; i + kVector < bytes; i += kVector) std::memcpy(to + i, from + i, kVector);
+  std::memcpy(to + bytes - kVector, from + bytes - kVector, kVector);
+}
+
+// Rows come from anywhere, which no hardware foresees: they are asked for this many rows ahead.
+constexpr int64_t kAhead = 8;
+
+inline void prefetch_row(const char* group, int64_t row, size_t bytes) {
+  constexpr size_t kLine = 64, kMost = 512;  // what follows in a longer row is foreseen
+  if (row < 0) return;
+  const char* from = group + static_cast<size_t>(row) * bytes;
+  for (size_t i = 0; i < std::min(bytes, kMost); i += kLine) __builtin_prefetch(from + i);
+}
+
+// The rows of input [X, R, C], or [R, C], that index [Y, *M] names: [X, *M, C], or [*M, C].
 Tensor gathered(const Tensor& input, const Tensor& index) {
-  TORCH_CHECK(input.device().is_cpu() && input.dim() == 3 && index.device().is_cpu() &&
-                  index.dim() == 2 && index.scalar_type() == at::kLong && index.size(0) > 0 &&
-                  input.size(0) % index.size(0) == 0,
-              "gather_rows: expected input [X, R, C] and index int64 [Y, M] on cpu, Y a divisor of "
-              "X, got ",
+  const bool grouped = input.dim() == 3;
+  TORCH_CHECK(input.device().is_cpu() && (grouped || input.dim() == 2) && index.device().is_cpu() &&
+                  index.dim() >= 2 && index.scalar_type() == at::kLong && index.size(0) > 0 &&
+                  (grouped ? input.size(0) % index.size(0) == 0 : index.size(0) == 1),
+              "gather_rows: expected input [X, R, C] or [R, C] and index int64 [Y, ...] on cpu, Y "
+              "a divisor of X or 1, got ",
               input.sizes(), " and ", index.sizes(), " ", index.scalar_type());
   const Tensor from_rows = input.contiguous(), of = index.contiguous();
-  const int64_t R = input.size(1), C = input.size(2), M = index.size(1);
-  Tensor result = at::empty({input.size(0), M, C}, input.options());
+  const int64_t X = grouped ? input.size(0) : 1, R = input.size(-2), C = input.size(-1);
+  const int64_t Y = index.size(0), M = index.numel() / Y;
+  at::DimVector size(input.sizes().begin(), input.sizes().begin() + (grouped ? 1 : 0));
+  size.append(index.sizes().begin() + 1, index.sizes().end());
+  size.push_back(C);
+  Tensor result = at::empty(size, input.options());
   if (result.numel() == 0) return result;
   const size_t bytes = static_cast<size_t>(C) * input.element_size();
   const char* from = static_cast<const char*>(from_rows.const_data_ptr());
   char* to = static_cast<char*>(result.mutable_data_ptr());
   advise_huge_pages(to, result.nbytes());
   const int64_t* at = of.const_data_ptr<int64_t>();
-  const int64_t indices = index.numel(), rows = input.size(0) * M;
-  const int64_t largest = *std::max_element(at, at + indices);
+  int64_t largest = -1;
+  for (int64_t i = 0; i < Y * M; ++i) largest = std::max(largest, at[i]);
   TORCH_CHECK(largest < R, "gather_rows: expected indices below ", R, ", got ", largest);
+  const int64_t rows = X * M;
   // A thread must have 64 KiB to move.
   const int64_t worth = static_cast<int64_t>(result.nbytes() / 65536);
   const int64_t available = at::in_parallel_region() ? 1 : at::get_num_threads();
   const int threads = static_cast<int>(std::clamp<int64_t>(worth, 1, available));
   run_team(threads, [&](const Worker& worker) {
+    const int64_t begin = rows * worker.thread / worker.threads;
     const int64_t end = rows * (worker.thread + 1) / worker.threads;
-    for (int64_t i = rows * worker.thread / worker.threads; i < end; ++i) {
-      const int64_t source = at[i % indices];
-      char* target = to + static_cast<size_t>(i) * bytes;
-      if (source < 0) {
-        std::memset(target, 0, bytes);
-      } else {
-        std::memcpy(target, from + static_cast<size_t>(i / M * R + source) * bytes, bytes);
+    char* target = to + static_cast<size_t>(begin) * bytes;
+    for (int64_t i = begin; i < end;) {
+      const int64_t x = i / M, first = i - x * M, last = std::min(M, first + end - i);
+      const int64_t* sources = at + x % Y * M;
+      const char* group = from + static_cast<size_t>(x * R) * bytes;
+      for (int64_t m = first; m < last; ++m, target += bytes) {
+        if (m + kAhead < last) prefetch_row(group, sources[m + kAhead], bytes);
+        if (sources[m] < 0) {
+          std::memset(target, 0, bytes);
+        } else {
+          copy_row(target, group + static_cast<size_t>(sources[m]) * bytes, bytes);
+        }
       }
+      i += last - first;
     }
   });
   return result;
 }
 
-std::vector<Tensor> gather_rows(at::TensorList inputs, const Tensor& index) {
+std::vector<Tensor> gather_rows(at::TensorList inputs, at::TensorList indices) {
+  TORCH_CHECK(inputs.size() == indices.size(), "gather_rows: expected an index for each of ",
+              inputs.size(), " inputs, got ", indices.size());
   std::vector<Tensor> results;
-  for (const Tensor& input : inputs) results.push_back(gathered(input, index));
+  results.reserve(inputs.size());
+  for (size_t i = 0; i < inputs.size(); ++i) results.push_back(gathered(inputs[i], indices[i]));
   return results;
 }
 
