@@ -50,3 +50,22 @@ def test_layers(cpu_target, kind):
     overall = math.exp(sum(map(sum, ratios.values())) / sum(map(len, ratios.values())))
     assert overall <= 1.0, means
     assert max(means.values()) <= 1.1, means
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_sums_of_many_rows(cpu_target, threads):
+    """Gradients of biases over 100,000 rows: hundreds of blocks, whose rounding does not add up."""
+    generator = torch.Generator().manual_seed(0)
+    d_gates = torch.rand(1, 100_000, 24, generator=generator)
+    d_gates[0, 70_000, 3], d_gates[0, 300, 4] = torch.inf, torch.nan
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    wanted = [False, False, True, True]
+    results = _ops.layer_gradients("rnn", d_gates, None, 1, None, None, None, [], wanted)[1][2:]
+    torch.set_num_threads(before)
+    expected = d_gates[0].double().sum(0)
+    for result in results:
+        assert result[3] == torch.inf and result[4].isnan()
+        finite = expected.isfinite()
+        error = (result.double() - expected)[finite] / expected[finite]
+        assert error.abs().max() < 1.5e-7

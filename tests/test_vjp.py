@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastrnn import _C, _ops
+from fastrnn import _ops
 from tests.test_operators import leaves
 
 # Steps and rows a step: one chunk of 2048 rows, several, a short last one, a step with more rows
@@ -71,14 +71,6 @@ def by_two(a):
     return d_input, d_h0, d_c0, d_hidden, d_params
 
 
-@pytest.fixture(params=_C.cpu_targets())
-def target(request):
-    before = _C.cpu_target()
-    _C.set_cpu_target(request.param)
-    yield request.param
-    _C.set_cpu_target(before)
-
-
 @pytest.fixture
 def threads():
     before = torch.get_num_threads()
@@ -89,7 +81,7 @@ def threads():
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("cell", CELLS)
-def test_is_both_operators(target, threads, cell, shape, directions):
+def test_is_both_operators(cpu_target, threads, cell, shape, directions):
     """Sums come in another order; their rounding is all that may differ."""
     for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 2e-4)):
         arguments = sample(cell, shape, directions, dtype)
@@ -109,7 +101,7 @@ def test_is_both_operators(target, threads, cell, shape, directions):
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("shape", [SHAPES["last"], SHAPES["packed"]], ids=["padded", "packed"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_narrow_dtypes(target, threads, cell, shape, directions, dtype):
+def test_narrow_dtypes(cpu_target, threads, cell, shape, directions, dtype):
     """Rounded once, after all sums: to the same value or its neighbour."""
     arguments = sample(cell, shape, directions, dtype)
     expected = leaves(by_two(arguments))

@@ -54,12 +54,15 @@ class Products {
     panel_elements_ = kProductRows * (padded + ceil_div(P_, L) * L);
     converted_elements_ = kConverts ? kProductRows * gates_ : 0;
     partial_elements_ = kConverts ? kProductRows * padded : 0;
-    sum_elements_ = kConverts ? columns_ * (I_ + P_ + 2) : 0;
+    sum_elements_ = kConverts ? columns_ * (I_ + P_) : 0;
     panel_ = arena.take<C>(threads * panel_elements_);
     packed_ = arena.take<C>(threads * kPackedElements);
     converted_ = arena.take<C>(threads * converted_elements_);
     partial_ = arena.take<C>(threads * partial_elements_);
-    for (int d = 0; d < s_.directions; ++d) sums_[d] = arena.take<C>(sum_elements_);
+    for (int d = 0; d < s_.directions; ++d) {
+      sums_[d] = arena.take<C>(sum_elements_);
+      column_sums_[d] = arena.take<C>(2 * columns_);
+    }
     bytes_ = arena.used();
   }
   size_t bytes() const { return bytes_; }
@@ -131,7 +134,8 @@ class Products {
                         bool first) const {
     if (mine_.size() <= 0) return;
     const Gradients& g = p_.gradients[d];
-    const auto [w_ih, w_hh, b_ih, b_hh] = sums(d);
+    const auto [w_ih, w_hh] = sums(d);
+    const bool biases = g.d_b_ih || g.d_b_hh;
     Segment list[3];
     const int count = segments(list);
 
@@ -154,10 +158,9 @@ class Products {
         const Range own = overlap(mine_, s.columns);
         for (int64_t m0 = own.begin; m0 < own.end; m0 += kProductColumns) {
           const Range m{m0, smaller(m0 + kProductColumns, own.end)};
-          const int64_t r = m.begin - s.recurrent_shift;  // row of d_w_hh and d_b_hh
+          const int64_t r = m.begin - s.recurrent_shift;  // row of d_w_hh
           const S* a = d_gates.data + (n0 - d_gates.first) * columns_ + m.begin;
-          sum_rows(a, rows, m.size(), first, s.input && g.d_b_ih ? b_ih + m.begin : nullptr,
-                   s.recurrent && g.d_b_hh ? b_hh + r : nullptr);
+          if (biases) sum_rows(a, rows, m.size(), first, column_sums_[d] + m.begin);
           const bool input = s.input && g.d_w_ih, recurrent = s.recurrent && g.d_w_hh;
           if (input || recurrent) pack_columns_of(a, rows, m.size());
           if (input) outer(m.size(), rows, input_panel, I_, first, w_ih + m.begin * I_);
@@ -167,23 +170,24 @@ class Products {
     }
   }
 
-  // After the last rows: sums to results, where the dtype is narrower.
+  // After the last rows: sums to results.
   void finish(int d) const {
-    if constexpr (kConverts) {
-      const Gradients& g = p_.gradients[d];
-      const auto [w_ih, w_hh, b_ih, b_hh] = sums(d);
-      Segment list[3];
-      const int count = segments(list);
-      for (int i = 0; i < count; ++i) {
-        const Segment& s = list[i];
-        const Range m = overlap(mine_, s.columns);
-        if (m.size() <= 0) continue;
-        const int64_t r = m.begin - s.recurrent_shift;
-        if (s.input && g.d_w_ih) narrow_rows(w_ih, m.begin, m.size(), I_, g.d_w_ih);
-        if (s.recurrent && g.d_w_hh) narrow_rows(w_hh, r, m.size(), P_, g.d_w_hh);
-        if (s.input && g.d_b_ih) narrow_rows(b_ih, m.begin, m.size(), 1, g.d_b_ih);
-        if (s.recurrent && g.d_b_hh) narrow_rows(b_hh, r, m.size(), 1, g.d_b_hh);
-      }
+    const Gradients& g = p_.gradients[d];
+    const auto [w_ih, w_hh] = sums(d);
+    Segment list[3];
+    const int count = segments(list);
+    for (int i = 0; i < count; ++i) {
+      const Segment& s = list[i];
+      const Range m = overlap(mine_, s.columns);
+      if (m.size() <= 0) continue;
+      const int64_t r = m.begin - s.recurrent_shift;
+      const auto store = [&](const C* from, int64_t row, int64_t size, void* result) {
+        if (result) narrow_row(from, m.size() * size, static_cast<S*>(result) + row * size);
+      };
+      if (kConverts && s.input) store(w_ih + m.begin * I_, m.begin, I_, g.d_w_ih);
+      if (kConverts && s.recurrent) store(w_hh + r * P_, r, P_, g.d_w_hh);
+      if (s.input) store(column_sums_[d] + m.begin, m.begin, 1, g.d_b_ih);
+      if (s.recurrent) store(column_sums_[d] + m.begin, r, 1, g.d_b_hh);
     }
   }
 
@@ -270,19 +274,16 @@ class Products {
   }
   int64_t weight(const Segment& s) const { return (s.input ? I_ : 0) + (s.recurrent ? P_ : 0); }
 
-  // Where gradients of a direction are summed: the results, or scratch of the compute type.
+  // Where gradients of weights are summed: the results, or scratch of the compute type.
   struct Sums {
-    C *w_ih, *w_hh, *b_ih, *b_hh;
+    C *w_ih, *w_hh;
   };
   Sums sums(int d) const {
     const Gradients& g = p_.gradients[d];
     if constexpr (kConverts) {
-      C* const w_hh = sums_[d] + columns_ * I_;
-      C* const b_ih = w_hh + columns_ * P_;
-      return {sums_[d], w_hh, b_ih, b_ih + columns_};
+      return {sums_[d], sums_[d] + columns_ * I_};
     } else {
-      return {static_cast<C*>(g.d_w_ih), static_cast<C*>(g.d_w_hh), static_cast<C*>(g.d_b_ih),
-              static_cast<C*>(g.d_b_hh)};
+      return {static_cast<C*>(g.d_w_ih), static_cast<C*>(g.d_w_hh)};
     }
   }
 
@@ -389,9 +390,11 @@ class Products {
     }
   }
 
-  // Sums of `count` columns of d_gates over `rows` rows, added to either bias.
-  void sum_rows(const S* a, int64_t rows, int64_t count, bool first, C* b_ih, C* b_hh) const {
-    if (!b_ih && !b_hh) return;
+  // Sums of `count` columns of d_gates over `rows` rows, added to column_sums. What an addition
+  // rounds off goes into the next one (Kahan, Communications of the ACM 8(1), 1965): a long
+  // sequence has hundreds of blocks.
+  void sum_rows(const S* a, int64_t rows, int64_t count, bool first, C* column_sums) const {
+    C* const rounded_off = column_sums + columns_;
     for (int64_t i = 0; i < count; i += L) {
       const int k = static_cast<int>(smaller(L, count - i));
       V sum = V::zero();
@@ -402,9 +405,17 @@ class Products {
         }
         sum = sum + part;
       }
-      for (C* b : {b_ih, b_hh}) {
-        if (b) store_lanes(first ? sum : sum + load_lanes<V>(b + i, k), b + i, k);
+      V lost = V::zero();
+      if (!first) {
+        const V before = load_lanes<V>(column_sums + i, k);
+        const V more = sum - load_lanes<V>(rounded_off + i, k);
+        sum = before + more;
+        lost = (sum - before) - more;
+        // An infinite sum stays one.
+        lost = select_greater(V::set1(static_cast<C>(INFINITY)), abs(lost), lost, V::zero());
       }
+      store_lanes(sum, column_sums + i, k);
+      store_lanes(lost, rounded_off + i, k);
     }
   }
 
@@ -428,9 +439,6 @@ class Products {
       store_lanes(load_lanes<V>(from + i, k), to + i, k);
     }
   }
-  static void narrow_rows(const C* sums, int64_t first, int64_t rows, int64_t size, void* result) {
-    narrow_row(sums + first * size, rows * size, static_cast<S*>(result) + first * size);
-  }
 
   static FASTRNN_INLINE int lanes(int64_t v, int64_t size) {
     return static_cast<int>(smaller(L, size - v * L));
@@ -446,8 +454,9 @@ class Products {
   int64_t panel_elements_, converted_elements_, partial_elements_, sum_elements_;
   C *panel_, *packed_, *converted_, *partial_;  // a thread's own
   C* sums_[2];                                  // of the compute type, where results are narrower
-  C* w_ih_[2];                                  // panels [G*H][NV * L]
-  Range mine_;                                  // this thread's columns of d_gates
+  C* column_sums_[2];  // of d_gates, [columns], and what they were rounded off by, [columns]
+  C* w_ih_[2];         // panels [G*H][NV * L]
+  Range mine_;         // this thread's columns of d_gates
   size_t bytes_;
 };
 

@@ -5,8 +5,8 @@
 //   fnma(a, b, c) = c - a*b, min_keep_nan(x, limit), max_keep_nan(x, limit)
 //   (NaN in x stays), abs, copysign(magnitude >= 0, sign), round (to even),
 //   scale(a, n) = a * 2^n, zero_where_not_positive(test, a) (NaN in test
-//   keeps a), select_greater(a, b, yes, no) (NaN in a: no), sum(), transpose(rows) (kLanes vectors:
-//   rows[i] lane j <-> rows[j] lane i). 0 < n < kLanes.
+//   keeps a), select_greater(a, b, yes, no) (NaN in either: no), sum(), transpose(rows) (kLanes
+//   vectors: rows[i] lane j <-> rows[j] lane i). 0 < n < kLanes.
 #pragma once
 #include <cmath>
 #include <cstdint>
