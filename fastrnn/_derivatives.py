@@ -125,8 +125,7 @@ def gradients(layer, saved, needs, d_output, d_h_n, d_c_n, d_cells, samples=None
     samples: as many share the rows, and d_params come one for each: `[samples, ...]`.
     """
     s, bidirectional = saved, layer.directions == 2
-    if s.w_hh[0].is_cpu and samples is None and not torch._C._are_functorch_transforms_active():
-        # All in one call, which has neither a kernel elsewhere nor a batching rule.
+    if samples is None and _has_vjp(s):
         batch, wanted = _batch(layer, s, d_h_n, d_c_n), _flags(layer, needs)
         d_input, d_h0, d_c0, d_hidden, products = _ops.layer_vjp(
             layer.cell, d_output, d_h_n, d_c_n, d_cells, _rows(s), s.batch_sizes, batch, s.h0, s.c0,
@@ -155,6 +154,12 @@ def gradients(layer, saved, needs, d_output, d_h_n, d_c_n, d_cells, samples=None
         )  # fmt: skip
     d_input, d_params = _products(layer, s, needs, d_gates, d_h0.shape[1], d_hidden, samples)
     return [d_input, d_h0 if needs[1] else None, d_c0 if needs[2] else None, *d_params]
+
+
+def _has_vjp(saved):
+    """Whether layer_vjp goes, which makes all in one call: it has neither a kernel on other devices
+    nor a batching rule."""
+    return saved.w_hh[0].is_cpu and not torch._C._are_functorch_transforms_active()
 
 
 def _products(layer, saved, needs, d_gates, batch, d_hidden, samples=None):
