@@ -28,15 +28,15 @@ def sample(cell, shape, directions, dtype, hidden=7, features=5):
         values = torch.randn(*size, generator=generator, dtype=torch.float64)
         return (scale * values).to(dtype)
 
-    cell, _, proj = cell.partition("_proj") if cell == "lstm_proj" else (cell, None, None)
-    h_size = 4 if proj is not None else hidden
+    proj, cell = cell.endswith("_proj"), cell.removesuffix("_proj")
+    h_size = 4 if proj else hidden
     packed = isinstance(shape, list)
     batch_sizes = torch.tensor(shape) if packed else None
     rows = (sum(shape),) if packed else shape
     batch = shape[0] if packed else shape[1]
     gates = {"lstm": 4, "gru": 3}.get(cell, 1)
     sizes = [(gates * hidden, features), (gates * hidden, h_size), (gates * hidden,)]
-    sizes += [(gates * hidden,)] + ([(h_size, hidden)] if proj is not None else [])
+    sizes += [(gates * hidden,)] + ([(h_size, hidden)] if proj else [])
     params = [random(*size, scale=0.25) for _ in range(directions) for size in sizes]
     input = random(*rows, features)
     h0, c0 = random(directions, batch, h_size), random(directions, batch, hidden)

@@ -71,15 +71,7 @@ inline Saved read(const char* op, c10::string_view cell, const OptionalTensor& b
   TORCH_CHECK(P > 0 && (shape.projected || P == H), op, ": expected w_hh of shape (", layer.gates(),
               "*hidden_size, hidden_size), got ", w_hh[0].sizes());
   shape.input_size = 1;  // the input takes no part
-  const int64_t N = sized->size(1), B = batch.expect_int();
-  if (batch_sizes) {
-    layer.set_packed(*batch_sizes, N);
-    TORCH_CHECK(layer.batch() == B, op, ": expected batch ", layer.batch(), ", got ", B);
-  } else {
-    TORCH_CHECK(B > 0 ? N % B == 0 : N == 0, op, ": expected a batch that divides ", N,
-                " rows, got ", B);
-    shape.steps = {B > 0 ? N / B : 0, B, N, nullptr, nullptr};
-  }
+  layer.set_steps(batch_sizes, sized->size(1), batch.expect_int());
   for (size_t d = 0; d < w_hh.size(); ++d) {
     s.weights[d].w_hh = s.pointer(w_hh[d], "w_hh", {layer.gates() * H, P});
     if (shape.projected) s.weights[d].w_hr = s.pointer(w_hr[d], "w_hr", {P, H});
@@ -96,6 +88,43 @@ inline Saved read(const char* op, c10::string_view cell, const OptionalTensor& b
 // What a gradient is without any step.
 inline void copy_or_zero(Tensor& to, const OptionalTensor& from) {
   from ? to.copy_(*from) : to.zero_();
+}
+
+struct StateGradients {
+  Tensor d_h0, d_c0, d_hidden;
+};
+
+// Fills in p all that a backward pass reads, and where it puts what has this form. Without rows
+// the results are there already, and no kernel runs.
+inline StateGradients fill(BackwardParams& p, Saved& s, const OptionalTensor& d_output,
+                           const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
+                           const OptionalTensor& d_cells) {
+  const Layer& layer = s.layer;
+  p.shape = layer.shape;
+  std::copy(s.weights, s.weights + 2, p.weights);
+  p.d_output = s.output_gradient(d_output, "d_output");
+  p.d_h_n = s.pointer(d_h_n, "d_h_n", s.h_state());
+  p.d_c_n = s.lstm ? s.pointer(d_c_n, "d_c_n", s.c_state()) : nullptr;
+  p.d_cells = s.lstm ? s.pointer(d_cells, "d_cells", s.rows_of(layer.shape.hidden_size)) : nullptr;
+  p.h0 = s.h0;
+  p.c0 = s.c0;
+  p.gates = s.gates;
+  p.hidden = s.hidden;
+  p.cells = s.cells;
+  StateGradients r;
+  r.d_h0 = layer.empty(s.h_state());
+  r.d_c0 = layer.empty(s.lstm ? s.c_state() : at::DimVector{0});
+  r.d_hidden =
+      layer.shape.projected ? layer.internal(s.rows_of(layer.shape.proj_size)) : layer.empty({0});
+  if (layer.rows() == 0) {
+    copy_or_zero(r.d_h0, d_h_n);
+    if (s.lstm) copy_or_zero(r.d_c0, d_c_n);
+    return r;
+  }
+  p.d_h0 = r.d_h0.mutable_data_ptr();
+  if (s.lstm) p.d_c0 = r.d_c0.mutable_data_ptr();
+  if (layer.shape.projected) p.d_hidden = r.d_hidden.mutable_data_ptr();
+  return r;
 }
 
 }  // namespace

@@ -74,8 +74,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_tangent(
   return {t_hidden, t_h_n, t_c_n, t_gates, t_cells};
 }
 
-struct SweepResult {
-  Tensor d_gates, d_h0, d_c0, d_hidden;
+struct SweepResult : StateGradients {
+  Tensor d_gates;
 };
 
 // The backward kernel on what Saved and the caller put into p.
@@ -83,32 +83,10 @@ SweepResult sweep(Saved& s, BackwardParams& p, const OptionalTensor& d_output,
                   const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
                   const OptionalTensor& d_cells) {
   const Layer& layer = s.layer;
-  p.shape = layer.shape;
-  std::copy(s.weights, s.weights + 2, p.weights);
-  p.d_output = s.output_gradient(d_output, "d_output");
-  p.d_h_n = s.pointer(d_h_n, "d_h_n", s.h_state());
-  p.d_c_n = s.lstm ? s.pointer(d_c_n, "d_c_n", s.c_state()) : nullptr;
-  p.d_cells = s.lstm ? s.pointer(d_cells, "d_cells", s.rows_of(layer.shape.hidden_size)) : nullptr;
-  p.h0 = s.h0;
-  p.c0 = s.c0;
-  p.gates = s.gates;
-  p.hidden = s.hidden;
-  p.cells = s.cells;
-  SweepResult r;
-  r.d_gates = layer.internal(s.rows_of(layer.saved_gates() * layer.shape.hidden_size));
-  r.d_h0 = layer.empty(s.h_state());
-  r.d_c0 = s.lstm ? layer.empty(s.c_state()) : layer.empty({0});
-  r.d_hidden =
-      layer.shape.projected ? layer.internal(s.rows_of(layer.shape.proj_size)) : layer.empty({0});
-  if (layer.rows() == 0) {
-    copy_or_zero(r.d_h0, d_h_n);
-    if (s.lstm) copy_or_zero(r.d_c0, d_c_n);
-    return r;
-  }
+  SweepResult r{fill(p, s, d_output, d_h_n, d_c_n, d_cells),
+                layer.internal(s.rows_of(layer.saved_gates() * layer.shape.hidden_size))};
+  if (layer.rows() == 0) return r;
   p.d_gates = r.d_gates.mutable_data_ptr();
-  p.d_h0 = r.d_h0.mutable_data_ptr();
-  if (s.lstm) p.d_c0 = r.d_c0.mutable_data_ptr();
-  if (layer.shape.projected) p.d_hidden = r.d_hidden.mutable_data_ptr();
   const Kernels& k = kernels(layer.shape.dtype);
   run(layer, p, 0, k.backward_workspace, k.backward);
   return r;

@@ -44,17 +44,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_vjp(
   const int64_t I = shape.input_size;
 
   VjpParams p{};
-  BackwardParams& b = p.backward;
-  b.d_output = s.output_gradient(d_output, "d_output");
-  b.d_h_n = s.pointer(d_h_n, "d_h_n", s.h_state());
-  b.d_c_n = s.lstm ? s.pointer(d_c_n, "d_c_n", s.c_state()) : nullptr;
-  b.d_cells = s.lstm ? s.pointer(d_cells, "d_cells", s.rows_of(H)) : nullptr;
-  b.h0 = s.h0;
-  b.c0 = s.c0;
-  b.gates = s.gates;
-  b.hidden = s.hidden;
-  b.cells = s.cells;
-  std::copy(s.weights, s.weights + 2, b.weights);
+  StateGradients r = fill(p.backward, s, d_output, d_h_n, d_c_n, d_cells);
   ProductParams& products = p.products;
   products.h0 = s.h0;
   if (of_w_ih) products.input = s.pointer(input, "input", {N, I});
@@ -63,28 +53,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_vjp(
     products.weights[d].w_ih = s.pointer(w_ih[d], "w_ih", {GH, I});
   }
 
-  const bool projected = shape.projected;
   Tensor d_input = layer.empty(w_ih.empty() ? at::DimVector{0} : at::DimVector{N, I});
-  Tensor d_h0 = layer.empty(s.h_state());
-  Tensor d_c0 = layer.empty(s.lstm ? s.c_state() : at::DimVector{0});
-  Tensor d_hidden = projected ? layer.internal(s.rows_of(P)) : layer.empty({0});
   std::vector<Tensor> d_params = empty_gradients(layer, wanted, products.gradients);
-  if (N == 0) {
-    copy_or_zero(d_h0, d_h_n);
-    if (s.lstm) copy_or_zero(d_c0, d_c_n);
-    return {d_input, d_h0, d_c0, d_hidden, d_params};
-  }
+  if (N == 0) return {d_input, r.d_h0, r.d_c0, r.d_hidden, d_params};
   if (!w_ih.empty()) products.d_input = d_input.mutable_data_ptr();
-  b.d_h0 = d_h0.mutable_data_ptr();
-  if (s.lstm) b.d_c0 = d_c0.mutable_data_ptr();
-  if (projected) b.d_hidden = d_hidden.mutable_data_ptr();
-  b.shape = products.shape = shape;
+  products.shape = shape;
   p.backward_threads = worthwhile_threads(layer, 0, true);
-  const int64_t row_bytes = layer.saved_gates() * H * static_cast<int64_t>(d_h0.element_size());
+  const int64_t row_bytes = layer.saved_gates() * H * static_cast<int64_t>(r.d_h0.element_size());
   p.chunk_rows = std::clamp(kChunkBytes / row_bytes, kFewestChunkRows, kChunkRows);
   const Kernels& k = kernels(shape.dtype);
   run(layer, p, I, k.vjp_workspace, k.vjp);
-  return {d_input, d_h0, d_c0, d_hidden, d_params};
+  return {d_input, r.d_h0, r.d_c0, r.d_hidden, d_params};
 }
 
 }  // namespace

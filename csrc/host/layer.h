@@ -150,6 +150,18 @@ struct Layer {
     shape.steps = {T, counts[0], rows, counts, offsets.data()};
   }
 
+  // N rows, of B sequences.
+  void set_steps(const OptionalTensor& sizes, int64_t N, int64_t B) {
+    if (sizes) {
+      set_packed(*sizes, N);
+      TORCH_CHECK(batch() == B, op, ": expected batch ", batch(), ", got ", B);
+    } else {
+      TORCH_CHECK(B > 0 ? N % B == 0 : N == 0, op, ": expected a batch that divides ", N,
+                  " rows, got ", B);
+      shape.steps = {B > 0 ? N / B : 0, B, N, nullptr, nullptr};
+    }
+  }
+
   // The steps of a backward pass, from the saved tensor [D, N, ·] and the gradients that came.
   void set_backward_steps(const Tensor& saved, const OptionalTensor& batch_sizes,
                           const OptionalTensor& d_output, const OptionalTensor& d_h_n,
@@ -214,14 +226,7 @@ inline Layer gradients_layer(c10::string_view cell, const Tensor& d_gates,
                 ": expected hidden for d_w_hh, got None");
   }
   LayerShape& shape = layer.shape;
-  if (batch_sizes) {
-    layer.set_packed(*batch_sizes, N);
-    TORCH_CHECK(layer.batch() == B, op, ": expected batch ", layer.batch(), ", got ", B);
-  } else {
-    TORCH_CHECK(B > 0 ? N % B == 0 : N == 0, op, ": expected a batch that divides ", N,
-                " rows, got ", B);
-    shape.steps = {B > 0 ? N / B : 0, B, N, nullptr, nullptr};
-  }
+  layer.set_steps(batch_sizes, N, B);
   shape.hidden_size = H;
   shape.proj_size = hidden ? hidden->size(-1) : H;
   shape.input_size = input ? input->size(-1) : !w_ih.empty() ? w_ih[0].size(1) : 1;

@@ -32,7 +32,7 @@ class Backward {
   using V = Vec<C>;
   static constexpr int L = V::kLanes;
   static constexpr int G = Cell::kGates;
-  static constexpr int kResults = Cell::kSaved > 0 ? Cell::kSaved : 1;
+  static constexpr int kResults = Cell::kSaved > 0 ? Cell::kSaved : 1;  // values in d_gates
   using Blocks = VectorBlocks<kBackwardVectors>;
   using Rows = RowBlocks<kBackwardRows>;
 

@@ -369,8 +369,8 @@ class Products {
     V acc[MR][NV];
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
-      // The sums of a large layer lie in memory, each row in a page of its own: without asking
-      // in time a tile waits for them a quarter of its time.
+      // The sums of a large layer lie in memory, each row in a page of its own: they are asked for
+      // before the tile needs them.
 #pragma GCC unroll 8
       for (int i = 0; i < NV; ++i) {
         __builtin_prefetch(out + m * size + i * L, 1);
