@@ -9,6 +9,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 
@@ -26,12 +27,24 @@ SLOW_CALL_SECONDS = 4.0
 SLOW_ROUNDS = 3
 
 
+#: A round is taken again, at most this often, when the machine was not whole before or after it.
+RETAKES = 5
+
+#: How long a round waits for the machine to be whole before it starts all the same.
+WAIT_SECONDS = 10.0
+
+#: Below this share of the best rate seen, the machine is not whole.
+WHOLE = 0.75
+
+
 @dataclasses.dataclass
 class Timing:
     """Seconds per call of one contestant, one value a round."""
 
     rounds: list[float]
     calls: int
+    retaken: int = 0  # rounds thrown away because the machine was not whole
+    disturbed: int = 0  # rounds kept although it was not, after RETAKES of them
 
     @property
     def median(self) -> float:
@@ -50,6 +63,8 @@ class Timing:
             "spread": self.spread,
             "rounds_s": self.rounds,
             "calls_per_round": self.calls,
+            "retaken": self.retaken,
+            "disturbed": self.disturbed,
         }
 
 
@@ -92,6 +107,57 @@ def autorange(call: Callable[[], object], round_seconds: float) -> tuple[int, fl
         calls *= 2
 
 
+class Machine:
+    """Whether all threads have a core each, by the rate of a small matrix product.
+
+    Hypervisors put two virtual CPUs on one core for seconds at a time; two threads then multiply
+    as fast as one. That slows down whoever is bound by multiplications more than whoever waits.
+    """
+
+    #: The best rate seen in this process, by number of threads.
+    _best: ClassVar[dict[int, float]] = {}
+
+    def __init__(self) -> None:
+        self._a, self._b = torch.randn(384, 384), torch.randn(384, 384)
+        if torch.get_num_threads() not in self._best:
+            for _ in range(100):  # two seconds: longer than most such phases
+                self.is_whole()
+                time.sleep(0.02)
+
+    def is_whole(self) -> bool:
+        with torch.no_grad():
+            seconds = min(time_calls(lambda: torch.mm(self._a, self._b), 1) for _ in range(3))
+        threads = torch.get_num_threads()
+        self._best[threads] = max(1 / seconds, self._best.get(threads, 0.0))
+        return 1 / seconds >= WHOLE * self._best[threads]
+
+    def wait(self) -> bool:
+        """Waits until it is whole; false where WAIT_SECONDS were not enough."""
+        end = time.perf_counter() + WAIT_SECONDS
+        while not self.is_whole():
+            if time.perf_counter() > end:
+                return False
+            time.sleep(0.05)
+        return True
+
+
+def time_round(
+    call: Callable[[], object], calls: int, warm_up: bool, machine: Machine
+) -> tuple[float, int, bool]:
+    """Seconds a call, rounds that had to be taken again, and whether the machine was whole."""
+    retaken = 0
+    while True:
+        time.sleep(SETTLE_SECONDS)
+        whole = machine.wait()
+        if warm_up:
+            call()
+        elapsed = time_calls(call, calls)
+        whole = whole and machine.is_whole()
+        if whole or retaken == RETAKES or elapsed > SLOW_CALL_SECONDS:
+            return elapsed / calls, retaken, whole
+        retaken += 1
+
+
 def interleave(
     contestants: Mapping[str, Callable[[], object]],
     repeats: int,
@@ -101,8 +167,10 @@ def interleave(
 
     The order is reversed from round to round, so that none profits from always
     following the same neighbour. Short calls get one untimed call first, which
-    brings their data back into the caches.
+    brings their data back into the caches. Rounds in which the machine was not
+    whole (see Machine) are taken again.
     """
+    machine = Machine()
     plans = {name: autorange(call, round_seconds) for name, call in contestants.items()}
     timings = {name: Timing([], calls) for name, (calls, _) in plans.items()}
     names = list(contestants)
@@ -115,11 +183,13 @@ def interleave(
                 calls, seconds = plans[name]
                 if seconds > SLOW_CALL_SECONDS and index >= SLOW_ROUNDS:
                     continue
-                time.sleep(SETTLE_SECONDS)
-                if seconds < round_seconds / 2:
-                    contestants[name]()
-                elapsed = time_calls(contestants[name], calls)
-                timings[name].rounds.append(elapsed / calls)
+                timing = timings[name]
+                value, retaken, whole = time_round(
+                    contestants[name], calls, seconds < round_seconds / 2, machine
+                )
+                timing.rounds.append(value)
+                timing.retaken += retaken
+                timing.disturbed += not whole
     finally:
         if was_enabled:
             gc.enable()

@@ -85,7 +85,7 @@ inline int worthwhile_threads(const Layer& layer, int64_t input_size, bool meets
   const double all = unit * static_cast<double>(s.steps.rows * s.directions) *
                      static_cast<double>(input_size + s.proj_size);
   constexpr double kFlopsPerThread = 5e5;
-  constexpr double kFlopsPerStep = 1e5;
+  constexpr double kFlopsPerStep = 6e4;
   const int available = at::in_parallel_region() ? 1 : at::get_num_threads();
   const double worth = all / kFlopsPerThread;
   int threads = worth < available ? static_cast<int>(worth) : available;

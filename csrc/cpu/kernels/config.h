@@ -31,6 +31,11 @@ constexpr int64_t kDirectBytes = int64_t{1} << 21;
 // today's servers, 512 KiB on Zen 3) beside a panel of weights.
 constexpr int64_t kChunkBytes = 256 << 10;
 
+// Where the products of all steps of a thread take no more than this, the chunk is the whole
+// sequence and a block of w_ih is packed just before its only use: packed weights then stay in L2,
+// while those of H = 1024 (16 MiB), written and read back, would push w_hh out of L3.
+constexpr int64_t kLateBytes = 1 << 20;
+
 // With this many rows a step and a w_ih of at most kFusedBytes, the input
 // product runs in the same tile as the recurrent one and is never stored.
 constexpr int64_t kFusedRows = 4;

@@ -38,7 +38,7 @@ class Forward {
  private:
   // The parts of the workspace that belong to one direction.
   struct Direction {
-    C* w_ih;    // panels [I][G][NU * L], one a block of units
+    C* w_ih;    // panels [I][G][NU * L], one a block of units; none where packed late
     C* w_hh;    // panels [P][G][NU * L]
     C* w_hr;    // panels [H][NU * L]
     C* bias;    // [G][NU * L], one a block; GRU: n without b_hn
@@ -80,11 +80,19 @@ class Forward {
     fused_ =
         !direct_hh_ && B_ >= kFusedRows &&
         (G * H_ * I_ * kSize <= kFusedBytes || B_ / place.split.batch_groups >= kFusedRowsLarge);
+    // Batch groups of packed data are uneven, so a thread may have all rows.
+    const int64_t rows = s_.steps.counts ? B_ : ceil_div(B_, place.split.batch_groups);
+    const int64_t row = ceil_div(vectors_, place.split.unit_groups) * G * L;
+    const int64_t row_bytes = kSize * larger(1, rows * row);
+    packs_late_ = !direct_ih_ && !fused_ && place.split.batch_groups == 1 &&
+                  s_.steps.seq_len <= kLateBytes / row_bytes;
+    chunk_steps_ = fused_ ? 1 : larger(1, kChunkBytes / row_bytes);
+    if (packs_late_) chunk_steps_ = s_.steps.seq_len;
 
     Arena arena(workspace);
     for (int d = 0; d < s_.directions; ++d) {
       Direction& a = directions_[d];
-      a.w_ih = arena.take<C>(direct_ih_ ? 0 : G * stride_ * I_);
+      a.w_ih = arena.take<C>(direct_ih_ || packs_late_ ? 0 : G * stride_ * I_);
       a.w_hh = arena.take<C>(direct_hh_ ? 0 : G * stride_ * P_);
       a.w_hr = arena.take<C>(s_.projected ? h_stride_ * H_ : 0);
       a.bias = arena.take<C>(G * stride_);
@@ -93,15 +101,13 @@ class Forward {
       a.c = arena.take<C>(Cell::kIsLstm ? B_ * stride_ : 0);
       a.m = arena.take<C>(s_.projected ? B_ * stride_ : 0);
     }
-    // Batch groups of packed data are uneven, so a thread may have all rows.
-    const int64_t rows = s_.steps.counts ? B_ : ceil_div(B_, place.split.batch_groups);
-    const int64_t row = ceil_div(vectors_, place.split.unit_groups) * G * L;
-    chunk_steps_ = fused_ ? 1 : larger(1, kChunkBytes / (kSize * larger(1, rows * row)));
     chunk_steps_ = smaller(chunk_steps_, s_.steps.seq_len);
     x_elements_ = (chunk_steps_ * rows * I_ + L - 1) / L * L;
     pre_elements_ = fused_ ? 0 : chunk_steps_ * rows * row;
     x_ = arena.take<C>(threads * x_elements_);
     pre_ = arena.take<C>(threads * pre_elements_);
+    panel_elements_ = packs_late_ ? I_ * G * Cell::kUnitVectors * L : 0;
+    panel_ = arena.take<C>(threads * panel_elements_);
     bytes_ = arena.used();
   }
 
@@ -112,6 +118,7 @@ class Forward {
     worker.barriers[0].wait(worker.threads);
     x_ += worker.thread * x_elements_;
     pre_ += worker.thread * pre_elements_;
+    panel_ += worker.thread * panel_elements_;
     for (int d = place.first_direction; d <= place.last_direction; ++d) {
       run_direction(d, place, worker);
     }
@@ -148,7 +155,7 @@ class Forward {
     const Weights& w = p_.weights[d];
     const Direction& a = directions_[d];
     const int64_t at = v * L * G;
-    if (!direct_ih_) pack_rows<G, NU>(static_cast<const S*>(w.w_ih), H_, I_, v, a.w_ih + at * I_);
+    if (!direct_ih_ && !packs_late_) pack_input<NU>(d, v, a.w_ih + at * I_);
     if (!direct_hh_) pack_rows<G, NU>(static_cast<const S*>(w.w_hh), H_, P_, v, a.w_hh + at * P_);
     for (int g = 0; g < G; ++g) {
       const bool separate = Cell::kIsGru && g == 2;
@@ -159,6 +166,11 @@ class Forward {
         if (separate) b_hh.store(a.bias_u + (v + u) * L);
       }
     }
+  }
+
+  template <int NU>
+  void pack_input(int d, int64_t v, C* panel) const {
+    pack_rows<G, NU>(static_cast<const S*>(p_.weights[d].w_ih), H_, I_, v, panel);
   }
 
   V load_bias(const void* bias, int g, int64_t v) const {
@@ -313,11 +325,13 @@ class Forward {
     for (int64_t i = 0; i < blocks.count(); ++i) {
       blocks.call(i, [&](auto nu, int64_t v) {
         C* pre = pre_ + (v - units.begin) * G * L;
+        const C* panel = packs_late_ ? panel_ : directions_[d].w_ih + v * L * G * I_;
+        if (packs_late_) pack_input<nu()>(d, v, panel_);
         RowBlocks<Cell::kRows>::each(0, count, [&](auto mr, int64_t row) {
           if (direct_ih_) {
             for (int m = 0; m < mr(); ++m) direct_input<nu()>(d, v, row + m, pre, stride);
           } else {
-            input_tile<mr(), nu()>(d, v, row, pre, stride);
+            input_tile<mr(), nu()>(d, v, row, panel, pre, stride);
           }
         });
       });
@@ -325,11 +339,12 @@ class Forward {
   }
 
   template <int MR, int NU>
-  FASTRNN_NOINLINE void input_tile(int d, int64_t v, int64_t row, C* pre, int64_t stride) const {
+  FASTRNN_NOINLINE void input_tile(int d, int64_t v, int64_t row, const C* panel, C* pre,
+                                   int64_t stride) const {
     constexpr int NV = G * NU;
     V acc[MR][NV];
     load_bias_tile<MR, NU>(d, v, acc);
-    accumulate<MR, NV>(I_, x_ + row * I_, I_, directions_[d].w_ih + v * L * G * I_, NV * L, acc);
+    accumulate<MR, NV>(I_, x_ + row * I_, I_, panel, NV * L, acc);
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 8
@@ -406,6 +421,7 @@ class Forward {
     const Direction& a = directions_[step.d];
     V acc[MR][NV];
     V n[MR];
+    expect_writes<MR, NU>(step, v, b);
     if (fused_) {
       load_bias_tile<MR, NU>(step.d, v, acc);
       accumulate<MR, NV>(I_, step.x + b * step.x_stride, step.x_stride, a.w_ih + v * L * G * I_,
@@ -434,6 +450,27 @@ class Forward {
 #pragma GCC unroll 8
     for (int i = 0; i < G * NU; ++i) acc[0][i] = acc[0][i] + V::load(products + i * L);
     apply_cell<1, NU>(step, v, b, acc, n);
+  }
+
+  // Asks for the lines that the cell will write, far away since the pass before: a store that
+  // misses holds up those behind it.
+  template <int MR, int NU>
+  FASTRNN_INLINE void expect_writes(const Step& step, int64_t v, int64_t b) const {
+    for (int m = 0; m < MR; ++m) {
+      const int64_t row = step.first_row + b + m;
+      const int64_t n = step.d * s_.steps.rows + row;
+      const auto touch = [&](void* base, int64_t element) {
+        if (base) __builtin_prefetch(static_cast<S*>(base) + element, 1);
+      };
+      for (int u = 0; u < NU; ++u) {
+        const int64_t unit = (v + u) * L;
+        for (int g = 0; g < Cell::kSaved; ++g) touch(p_.gates, (n * Cell::kSaved + g) * H_ + unit);
+        if (Cell::kIsLstm) touch(p_.cells, n * H_ + unit);
+        if (s_.projected) continue;
+        touch(p_.hidden, n * H_ + unit);
+        touch(p_.output, (row * s_.directions + step.d) * H_ + unit);
+      }
+    }
   }
 
   // ---- cells ---------------------------------------------------------------
@@ -547,8 +584,10 @@ class Forward {
   int64_t weight_bytes_;               // of w_hh in the compute type
   bool direct_ih_, direct_hh_;         // the weight is read where it lies
   bool fused_;                         // the input product is part of the tile
-  int64_t chunk_steps_, x_elements_, pre_elements_;
+  bool packs_late_;                    // w_ih a block at a time, just before its only use
+  int64_t chunk_steps_, x_elements_, pre_elements_, panel_elements_;
   C *x_, *pre_;  // a thread's chunk of input rows and of their products
+  C* panel_;     // a thread's block of w_ih, where packed late
   Direction directions_[2];
   size_t bytes_;
 };

@@ -20,12 +20,13 @@ template <int G, int NU, class C, class S>
 void pack_rows(const S* w, int64_t units, int64_t terms, int64_t vector, C* panel) {
   using V = Vec<C>;
   constexpr int L = V::kLanes;
-  // L units by L terms at a time, turned in registers.
-  for (int64_t k0 = 0; k0 < terms; k0 += L) {
-    const int n = static_cast<int>(terms - k0 < L ? terms - k0 : L);
-    for (int g = 0; g < G; ++g) {
-      for (int u = 0; u < NU; ++u) {
-        const int64_t unit = (vector + u) * L;
+  // L units by L terms at a time, turned in registers. The L rows of one gate are read to their
+  // end before the next: no more streams than the hardware prefetches.
+  for (int g = 0; g < G; ++g) {
+    for (int u = 0; u < NU; ++u) {
+      const int64_t unit = (vector + u) * L;
+      for (int64_t k0 = 0; k0 < terms; k0 += L) {
+        const int n = static_cast<int>(terms - k0 < L ? terms - k0 : L);
         const S* from = w + (g * units + unit) * terms + k0;
         V rows[L];
         for (int i = 0; i < L; ++i) {

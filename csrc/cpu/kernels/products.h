@@ -20,7 +20,9 @@ class Products {
   using V = Vec<C>;
   static constexpr int L = V::kLanes;
   static constexpr bool kConverts = !std::is_same_v<S, C>;
-  static constexpr int64_t kPackedElements = kProductRows * kProductColumns;
+  // A line more than the columns: rows then fall into all sets of a cache.
+  static constexpr int64_t kCopyStride = kProductColumns + 16;
+  static constexpr int64_t kCopyElements = kProductRows * kCopyStride;
   using Blocks = VectorBlocks<kBackwardVectors>;
   using Rows = RowBlocks<kBackwardRows>;
 
@@ -56,7 +58,7 @@ class Products {
     partial_elements_ = kConverts ? kProductRows * padded : 0;
     sum_elements_ = kConverts ? columns_ * (I_ + P_) : 0;
     panel_ = arena.take<C>(threads * panel_elements_);
-    packed_ = arena.take<C>(threads * kPackedElements);
+    copy_ = arena.take<C>(threads * kCopyElements);
     converted_ = arena.take<C>(threads * converted_elements_);
     partial_ = arena.take<C>(threads * partial_elements_);
     for (int d = 0; d < s_.directions; ++d) {
@@ -72,7 +74,7 @@ class Products {
   // Before anything else: this thread's part of the scratch.
   void start(const Worker& worker) {
     panel_ += worker.thread * panel_elements_;
-    packed_ += worker.thread * kPackedElements;
+    copy_ += worker.thread * kCopyElements;
     converted_ += worker.thread * converted_elements_;
     partial_ += worker.thread * partial_elements_;
     mine_ = my_columns(worker);
@@ -160,9 +162,8 @@ class Products {
           const Range m{m0, smaller(m0 + kProductColumns, own.end)};
           const int64_t r = m.begin - s.recurrent_shift;  // row of d_w_hh
           const S* a = d_gates.data + (n0 - d_gates.first) * columns_ + m.begin;
-          if (biases) sum_rows(a, rows, m.size(), first, column_sums_[d] + m.begin);
+          copy_columns(a, rows, m.size(), first, biases ? column_sums_[d] + m.begin : nullptr);
           const bool input = s.input && g.d_w_ih, recurrent = s.recurrent && g.d_w_hh;
-          if (input || recurrent) pack_columns_of(a, rows, m.size());
           if (input) outer(m.size(), rows, input_panel, I_, first, w_ih + m.begin * I_);
           if (recurrent) outer(m.size(), rows, hidden_panel, P_, first, w_hh + r * P_);
         }
@@ -334,30 +335,55 @@ class Products {
     }
   }
 
-  // packed_: `count` columns of d_gates from `a` on, in the blocks of Rows::each:
-  // [block][row][MR]. Read where they lie they would share a few cache sets,
-  // rows being a power of two apart more often than not.
-  void pack_columns_of(const S* a, int64_t rows, int64_t count) const {
-    Rows::each(0, count, [&](auto mr, int64_t column) {
-      C* to = packed_ + column * rows;
-      for (int64_t r = 0; r < rows; ++r) {
-        const S* from = a + r * columns_ + column;
-        for (int m = 0; m < mr(); m += L) {
-          const int k = mr() - m < L ? mr() - m : L;
-          store_lanes(load_lanes<V>(from + m, k), to + r * mr() + m, k);
+  // copy_ [rows][kCopyStride]: `count` columns of d_gates from `a` on, in the compute type. Read
+  // where they lie they would share a few cache sets, rows being a power of two apart more often
+  // than not.
+  //
+  // On the way, sums of the columns are added to column_sums, where wanted. What an addition rounds
+  // off goes into the next one (Kahan, Communications of the ACM 8(1), 1965): a long sequence has
+  // hundreds of blocks.
+  void copy_columns(const S* a, int64_t rows, int64_t count, bool first, C* column_sums) const {
+    constexpr int kVectors = static_cast<int>(kProductColumns) / L;
+    V sums[kVectors];
+    for (int i = 0; i < kVectors; ++i) sums[i] = V::zero();
+    for (int64_t r0 = 0; r0 < rows; r0 += kSumRows) {  // in blocks, as all long sums
+      for (int i = 0; i * L < count; ++i) {
+        const int k = lanes(i, count);
+        V part = V::zero();
+        for (int64_t r = r0; r < smaller(rows, r0 + kSumRows); ++r) {
+          const V x = load_lanes<V>(a + r * columns_ + i * L, k);
+          x.store(copy_ + r * kCopyStride + i * L);
+          part = part + x;
         }
+        sums[i] = sums[i] + part;
       }
-    });
+    }
+    if (!column_sums) return;
+    C* const rounded_off = column_sums + columns_;
+    for (int i = 0; i * L < count; ++i) {
+      const int k = lanes(i, count);
+      V sum = sums[i], lost = V::zero();
+      if (!first) {
+        const V before = load_lanes<V>(column_sums + i * L, k);
+        const V more = sum - load_lanes<V>(rounded_off + i * L, k);
+        sum = before + more;
+        lost = (sum - before) - more;
+        // An infinite sum stays one.
+        lost = select_greater(V::set1(static_cast<C>(INFINITY)), abs(lost), lost, V::zero());
+      }
+      store_lanes(sum, column_sums + i * L, k);
+      store_lanes(lost, rounded_off + i * L, k);
+    }
   }
 
-  // out [count, size] += d_gates columns (packed_)^T times the rows in panel
+  // out [count, size] += d_gates columns (copy_)^T times the rows in panel
   void outer(int64_t count, int64_t rows, const C* panel, int64_t size, bool first, C* out) const {
     const Blocks blocks{0, ceil_div(size, L)};
     for (int64_t i = 0; i < blocks.count(); ++i) {
       blocks.call(i, [&](auto nv, int64_t v) {
         Rows::each(0, count, [&](auto mr, int64_t column) {
-          outer_tile<mr(), nv()>(packed_ + column * rows, panel + v * L * rows, v, rows, size,
-                                 first, out + column * size + v * L);
+          outer_tile<mr(), nv()>(copy_ + column, panel + v * L * rows, v, rows, size, first,
+                                 out + column * size + v * L);
         });
       });
     }
@@ -377,7 +403,7 @@ class Products {
         acc[m][i] = V::zero();
       }
     }
-    accumulate_packed<MR, NV>(rows, a, panel, acc);
+    accumulate_columns<MR, NV>(rows, a, kCopyStride, panel, acc);
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 8
@@ -387,35 +413,6 @@ class Products {
         if (!first) acc[m][i] = acc[m][i] + load_lanes<V>(to, k);
         store_lanes(acc[m][i], to, k);
       }
-    }
-  }
-
-  // Sums of `count` columns of d_gates over `rows` rows, added to column_sums. What an addition
-  // rounds off goes into the next one (Kahan, Communications of the ACM 8(1), 1965): a long
-  // sequence has hundreds of blocks.
-  void sum_rows(const S* a, int64_t rows, int64_t count, bool first, C* column_sums) const {
-    C* const rounded_off = column_sums + columns_;
-    for (int64_t i = 0; i < count; i += L) {
-      const int k = static_cast<int>(smaller(L, count - i));
-      V sum = V::zero();
-      for (int64_t r0 = 0; r0 < rows; r0 += kSumRows) {  // in blocks, as all long sums
-        V part = V::zero();
-        for (int64_t r = r0; r < smaller(rows, r0 + kSumRows); ++r) {
-          part = part + load_lanes<V>(a + r * columns_ + i, k);
-        }
-        sum = sum + part;
-      }
-      V lost = V::zero();
-      if (!first) {
-        const V before = load_lanes<V>(column_sums + i, k);
-        const V more = sum - load_lanes<V>(rounded_off + i, k);
-        sum = before + more;
-        lost = (sum - before) - more;
-        // An infinite sum stays one.
-        lost = select_greater(V::set1(static_cast<C>(INFINITY)), abs(lost), lost, V::zero());
-      }
-      store_lanes(sum, column_sums + i, k);
-      store_lanes(lost, rounded_off + i, k);
     }
   }
 
@@ -452,8 +449,8 @@ class Products {
   const int64_t columns_;  // of d_gates
   bool direct_;            // w_ih is read where it lies
   int64_t panel_elements_, converted_elements_, partial_elements_, sum_elements_;
-  C *panel_, *packed_, *converted_, *partial_;  // a thread's own
-  C* sums_[2];                                  // of the compute type, where results are narrower
+  C *panel_, *copy_, *converted_, *partial_;  // a thread's own
+  C* sums_[2];                                // of the compute type, where results are narrower
   C* column_sums_[2];  // of d_gates, [columns], and what they were rounded off by, [columns]
   C* w_ih_[2];         // panels [G*H][NV * L]
   Range mine_;         // this thread's columns of d_gates

@@ -84,13 +84,14 @@ FASTRNN_INLINE void accumulate(int64_t terms, const C* a, int64_t lda, const C* 
   });
 }
 
-// acc[m][v] += sum over k of a[k * MR + m] * w[(k * NV + v) * kLanes + lane]
+// acc[m][v] += sum over k of a[k * lda + m] * w[(k * NV + v) * kLanes + lane]
 template <int MR, int NV, class V, class C = typename V::Scalar>
-FASTRNN_INLINE void accumulate_packed(int64_t terms, const C* a, const C* w, V (&acc)[MR][NV]) {
+FASTRNN_INLINE void accumulate_columns(int64_t terms, const C* a, int64_t lda, const C* w,
+                                       V (&acc)[MR][NV]) {
   sum_in_blocks(terms, acc, [&](int64_t first, int64_t count) __attribute__((always_inline)) {
-    const C* x = a + first * MR;
+    const C* x = a + first * lda;
     const C* b = w + first * NV * V::kLanes;
-    for (int64_t k = 0; k < count; ++k, x += MR, b += NV * V::kLanes) {
+    for (int64_t k = 0; k < count; ++k, x += lda, b += NV * V::kLanes) {
       V vectors[NV];
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) vectors[v] = V::load(b + v * V::kLanes);
