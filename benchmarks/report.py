@@ -382,15 +382,22 @@ def print_summary(verdicts: list[Verdict], markdown: bool = False, stream=None) 
 
 
 def disturbance(rows: list[Row]) -> str:
-    """A warning when other processes were busy while rows were measured, else empty."""
+    """A warning when the machine was not ours, or not whole, while rows were measured, else empty."""
     measured = [row for row in rows if "times" in row]
-    disturbed = sum((row["others"] or 0) > BUSY_SHARE for row in measured)
-    if not disturbed:
-        return ""
-    return (
-        f"{disturbed} of {len(measured)} rows were measured while other processes took over "
-        f"{BUSY_SHARE:.0%} of the machine (column 'others %'): take them again"
-    )
+    busy = sum((row["others"] or 0) > BUSY_SHARE for row in measured)
+    rounds = sum(times.get("disturbed", 0) for row in measured for times in row["times"].values())
+    parts = []
+    if busy:
+        parts.append(
+            f"{busy} of {len(measured)} rows were measured while other processes took over "
+            f"{BUSY_SHARE:.0%} of the machine (column 'others %'): take them again"
+        )
+    if rounds:
+        parts.append(
+            f"{rounds} rounds count although two threads had less than two cores then "
+            "(benchmarks/timing.py, Machine)"
+        )
+    return "\n".join(parts)
 
 
 # ----------------------------------------------------------------- environment

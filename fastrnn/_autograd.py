@@ -15,9 +15,10 @@ Invariants
 import torch
 from torch.autograd import Function
 
-from fastrnn import _derivatives, _ops, _vmap
-from fastrnn._derivatives import Layer, Saved, apply, in_forward_mode, requires_grad, signed
+from fastrnn import _derivatives, _gradients, _ops, _vmap
+from fastrnn._gradients import Layer, Saved
 from fastrnn._rows import fold, unfold
+from fastrnn._transforms import apply, in_forward_mode, requires_grad, signed, transforms_active
 
 # -- Layers: the operator alone where no graph is wanted, else the Function ---------------------
 
@@ -128,12 +129,12 @@ def _keep(ctx, cell, bidirectional, has_biases, params, saved):
     input, batch_sizes, hidden, h0, c0, gates, cells = saved
     ctx.cell, ctx.input_shape, ctx.directions = cell, input.shape, 2 if bidirectional else 1
     each = len(params) // ctx.directions
-    ctx.stems = stems = _derivatives.stems(has_biases, each)
+    ctx.stems = stems = _gradients.stems(has_biases, each)
     weights = [p for i, p in enumerate(params) if stems[i % each][0] == "w"]
     # Not for their values: gradients have derivatives with respect to biases too.
     ctx.biases = [_as_of_now(p) for i, p in enumerate(params) if stems[i % each][0] == "b"]
     ctx.set_materialize_grads(False)
-    transformed = torch._C._are_functorch_transforms_active()
+    transformed = transforms_active()
     # While torch.compile traces torch.func, needs_input_grad does not tell of its levels.
     ctx.needs_all = transformed and torch.compiler.is_compiling()
     if in_forward_mode() or transformed:
@@ -177,7 +178,7 @@ def _backward(ctx, d_output, d_h_n, d_c_n=None, d_cells=None):
     # A gradient in forward mode has a tangent, whether or not a graph of it is recorded.
     if not torch.is_grad_enabled() and not in_forward_mode():
         saved = Saved(ctx, tensors)
-        return _derivatives.gradients(ctx, saved, needs, d_output, d_h_n, d_c_n, d_cells)
+        return _gradients.gradients(ctx, saved, needs, d_output, d_h_n, d_c_n, d_cells)
     layer = Layer(ctx.cell, ctx.directions, ctx.stems, ctx.input_shape, needs)
     saved = _with_biases(ctx, tensors)
     wanted = iter(_derivatives.Gradients.apply(layer, d_output, d_h_n, d_c_n, d_cells, *saved))
@@ -334,7 +335,7 @@ class _Gather(Function):
         ctx.count, *moves = inputs[:5]
         # Final states seldom have gradients. In forward mode every result must have a tangent.
         ctx.set_materialize_grads(in_forward_mode())
-        if not in_forward_mode() and not torch._C._are_functorch_transforms_active():
+        if not in_forward_mode() and not transforms_active():
             # Else a layer would make gradients of rows that nobody asked for.
             ctx.mark_non_differentiable(
                 *[row for row, needed in zip(output, ctx.needs_input_grad[5:]) if not needed]

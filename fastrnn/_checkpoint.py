@@ -14,8 +14,9 @@ from chunk to chunk is rounded, as states are that a user passes on.
 import torch
 from torch.autograd import Function
 
-from fastrnn import _autograd, _derivatives, _ops
-from fastrnn._derivatives import Layer, Saved, apply
+from fastrnn import _autograd, _derivatives, _gradients, _ops
+from fastrnn._gradients import Layer, Saved
+from fastrnn._transforms import apply, in_forward_mode, transforms_active
 
 
 def layer(
@@ -32,8 +33,8 @@ def layer(
         or batch_sizes is not None
         or input.shape[0] <= every
         or not _autograd._records(input, *states, *params)
-        or _derivatives.in_forward_mode()
-        or torch._C._are_functorch_transforms_active()
+        or in_forward_mode()
+        or transforms_active()
     ):
         return run(input, batch_sizes, states, params, has_biases, bidirectional, keep)
     h0, c0 = states if len(states) == 2 else (states[0], None)
@@ -110,16 +111,16 @@ class _Checkpointed(Function):
             results = _differentiable(ctx, needs, arguments, d_output, d_h_n, d_c_n)
         else:
             with torch.autocast("cpu", enabled=False):
-                results = _gradients(ctx, needs, arguments, starts, d_output, d_h_n, d_c_n)
+                results = _chunk_gradients(ctx, needs, arguments, starts, d_output, d_h_n, d_c_n)
         return *results[:3], None, None, None, None, *results[3:]
 
 
-def _gradients(ctx, needs, arguments, starts, d_output, d_h_n, d_c_n):
+def _chunk_gradients(ctx, needs, arguments, starts, d_output, d_h_n, d_c_n):
     """`[d_input, d_h0, d_c0, *d_params]`, None where needs has False."""
     input, h0, c0, *params = arguments
     directions = 2 if ctx.bidirectional else 1
     each, size, lstm = len(params) // directions, params[1].shape[1], ctx.cell == "lstm"
-    stems = _derivatives.stems(ctx.has_biases, each)
+    stems = _gradients.stems(ctx.has_biases, each)
     d_input = torch.empty_like(input) if needs[0] else None
     d_starts, d_params = [], []
     # Of every chunk, forward's order; the first of a direction starts from h0 and c0.
@@ -147,9 +148,7 @@ def _gradients(ctx, needs, arguments, starts, d_output, d_h_n, d_c_n):
             part = Layer(ctx.cell, 1, stems, x.shape)
             saved = Saved(part, (x, None, hidden, h, c, gates, cells, *part.weights(mine)))
             del gates, hidden, cells
-            d_x, d_h, d_c, *found = _derivatives.gradients(
-                part, saved, wanted, d_out, d_h, d_c, None
-            )
+            d_x, d_h, d_c, *found = _gradients.gradients(part, saved, wanted, d_out, d_h, d_c, None)
             del saved  # before the next chunk's
             if needs[0]:
                 d_x = _turned(d_x, d)
@@ -178,7 +177,7 @@ def _differentiable(ctx, needs, arguments, d_output, d_h_n, d_c_n):
         )
     gates, hidden, cells = saved
     directions = 2 if ctx.bidirectional else 1
-    stems = _derivatives.stems(ctx.has_biases, len(params) // directions)
+    stems = _gradients.stems(ctx.has_biases, len(params) // directions)
     layer = Layer(ctx.cell, directions, stems, input.shape, needs)
     found = iter(
         _derivatives.Gradients.apply(

@@ -1,8 +1,8 @@
-"""Derivatives of one layer with all its directions: first order, tangents, second order.
+"""Derivatives of one layer that may be differentiated: first order, tangents, second order.
 
 Write J for the Jacobian of a layer at its arguments p (input, states, parameters), v for gradients
 of its results and u for tangents of its arguments.
-* `gradients` is J^T v, the backward pass: a recurrence and products over all steps.
+* `Gradients` is J^T v, the backward pass of `fastrnn._gradients`.
 * `_tangents` is J u. The only sequential part is `w_hh t_h`; what input, weights and biases bring
   to the gates is a product over all steps.
 * Second derivatives are those of <J u, v> = <u, J^T v>. With respect to v that is J u, to u it is
@@ -10,237 +10,30 @@ of its results and u for tangents of its arguments.
   Multiplication by the Hessian", Neural Computation 6(1), 1994): the backward pass once more, on
   tangents. It serves reverse over reverse, forward over reverse and reverse over forward alike.
 
-Each of them is a Function, so that transforms nest, except for the first-order backward outside of
-any: `fastrnn._autograd` calls `gradients` directly there. vmap goes through to the operators.
+Each of them is a Function, so that transforms nest. vmap goes through to the operators.
 """
 
-import functools
-import inspect
 from dataclasses import dataclass, replace
 
 import torch
-from torch._functorch.utils import unwrap_dead_wrappers
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
 from fastrnn import _ops, _vmap
+from fastrnn._gradients import (
+    PRODUCTS,
+    Layer,
+    Saved,
+    batch_of,
+    gradients,
+    matmul,
+    outer,
+    products_of,
+    unprojected,
+)
 from fastrnn._rows import fold, unfold
+from fastrnn._transforms import in_forward_mode, no_autocast, requires_grad, transforms_active
 
-_PRODUCTS = ("w_ih", "w_hh", "b_ih", "b_hh")  # what layer_gradients computes, in its order
 _RESULTS = 4  # of a layer, with derivatives: output, h_n and, LSTM, c_n and every step's cells
-
-
-class Saved:
-    """The saved tensors of a layer by name; None is what it has not, or what nobody needs."""
-
-    count = 7  # before the weights
-
-    def __init__(self, layer, tensors):
-        self.input, self.batch_sizes, self.hidden, self.h0, self.c0 = tensors[:5]
-        self.gates, self.cells, *self.weights = tensors[5:]
-        each = len(self.weights) // layer.directions
-        self.w_ih, self.w_hh = self.weights[::each], self.weights[1::each]
-        self.w_hr = self.weights[2::each] if each == 3 else []
-
-
-@dataclass(frozen=True)
-class Layer:
-    """What is known of a layer besides its tensors. (A Function's ctx can stand in for it.)"""
-
-    cell: str  # lstm, gru, rnn_tanh or rnn_relu
-    directions: int
-    stems: tuple  # of the parameters of one direction
-    input_shape: torch.Size
-    needs: tuple = ()  # results that are wanted
-    keep: bool = False  # an LSTM: whether every step's cells are results too
-    samples: int | None = None  # of Gradients: as in `gradients`
-
-    def weights(self, params):
-        """Without the biases, which no derivative depends on once the gates are known."""
-        return [p for p, stem in zip(params, self.stems * self.directions) if stem[0] == "w"]
-
-
-def stems(has_biases, count):
-    """What the `count` parameters of one direction are, in order."""
-    biases = ("b_ih", "b_hh") if has_biases else ()
-    return ("w_ih", "w_hh", *biases, "w_hr")[:count]
-
-
-def signed(function):
-    """Keeps the signature at hand: Function.apply asks for it at every call, 30 us if computed."""
-    function.__signature__ = inspect.signature(function)
-    return function
-
-
-def apply(function, *arguments):
-    """`function.apply`. Where nothing transforms it, without what Function adds there: binding all
-    arguments to a signature takes longer than everything else about a call."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return function.apply(*arguments)
-    return super(Function, function).apply(*unwrap_dead_wrappers(arguments))
-
-
-def requires_grad(*tensors):
-    """Whether somebody, at any level of torch.func, wants gradients through these."""
-    if not torch.is_grad_enabled():
-        return False
-    for tensor in tensors:
-        if tensor is not None and tensor.requires_grad:
-            return True
-    return torch._C._are_functorch_transforms_active() and any(map(_requires_grad, tensors))
-
-
-def _requires_grad(tensor):
-    """A tensor that vmap maps does not tell of the levels around it."""
-    while isinstance(tensor, torch.Tensor):
-        if tensor.requires_grad:
-            return True
-        if not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-            return False
-        tensor = torch._C._functorch.get_unwrapped(tensor)
-    return False
-
-
-def in_forward_mode():
-    return getattr(forward_ad, "_current_level", -1) >= 0
-
-
-def _no_autocast(function):
-    """Operations on what a layer saved stay in its dtype."""
-
-    @signed
-    @functools.wraps(function)
-    def wrapper(*arguments):
-        with torch.autocast("cpu", enabled=False):
-            return function(*arguments)
-
-    return wrapper
-
-
-# -- First order --------------------------------------------------------------------------------
-
-
-def gradients(layer, saved, needs, d_output, d_h_n, d_c_n, d_cells, samples=None):
-    """`[d_input, d_h0, d_c0, *d_params]`, None where needs (in the same order) has False.
-
-    samples: as many share the rows, and d_params come one for each: `[samples, ...]`.
-    """
-    s, bidirectional = saved, layer.directions == 2
-    if samples is None and _has_vjp(s):
-        batch, wanted = _batch(layer, s, d_h_n, d_c_n), _flags(layer, needs)
-        d_input, d_h0, d_c0, d_hidden, products = _ops.layer_vjp(
-            layer.cell, d_output, d_h_n, d_c_n, d_cells, _rows(s), s.batch_sizes, batch, s.h0, s.c0,
-            s.gates, s.hidden, s.cells, s.w_ih if needs[0] else [], s.w_hh, s.w_hr, wanted,
-        )  # fmt: skip
-        d_input, d_params = _in_order(layer, s, needs, d_input, products, d_hidden, None)
-        return [d_input, d_h0 if needs[1] else None, d_c0 if needs[2] else None, *d_params]
-    d_c0 = d_hidden = None
-    if layer.cell == "lstm":
-        if d_output is None and d_h_n is None and d_c_n is None and s.batch_sizes is None:
-            # Of the gradients, d_cells alone does not tell the batch.
-            sizes = layer.directions, _batch(layer, s), d_cells.shape[2]
-            d_c_n = d_cells.new_zeros(sizes)
-        d_gates, d_h0, d_c0, d_hidden = _ops.lstm_backward(
-            d_output, d_h_n, d_c_n, d_cells, s.batch_sizes, s.c0, s.gates, s.cells, s.weights,
-            False, bidirectional,
-        )  # fmt: skip
-    elif layer.cell == "gru":
-        d_gates, d_h0 = _ops.gru_backward(
-            d_output, d_h_n, s.batch_sizes, s.h0, s.gates, s.hidden, s.weights, False, bidirectional
-        )
-    else:
-        d_gates, d_h0 = _ops.rnn_backward(
-            d_output, d_h_n, s.batch_sizes, s.hidden, s.weights, False, bidirectional,
-            layer.cell[4:],
-        )  # fmt: skip
-    d_input, d_params = _products(layer, s, needs, d_gates, d_h0.shape[1], d_hidden, samples)
-    return [d_input, d_h0 if needs[1] else None, d_c0 if needs[2] else None, *d_params]
-
-
-def _has_vjp(saved):
-    """Whether layer_vjp goes, which makes all in one call: it has neither a kernel on other devices
-    nor a batching rule."""
-    return saved.w_hh[0].is_cpu and not torch._C._are_functorch_transforms_active()
-
-
-def _products(layer, saved, needs, d_gates, batch, d_hidden, samples=None):
-    """`(d_input, [d_param, ...])` from the gradients of the gates and of the projected h.
-
-    batch: rows of a state, of all samples together.
-    """
-    wanted = _flags(layer, needs)
-    cell = layer.cell[:4].rstrip("_")
-    states = _rows(saved), saved.hidden, None if saved.hidden is None else saved.h0
-    d_input, products = None, None
-    if samples is None:
-        d_input, products = _ops.layer_gradients(
-            cell, d_gates, saved.batch_sizes, batch, *states, saved.w_ih if needs[0] else [], wanted
-        )
-    else:
-        if needs[0]:
-            d_input, _ = _ops.layer_gradients(
-                cell, d_gates, saved.batch_sizes, batch, None, None, None, saved.w_ih,
-                [False] * len(wanted),
-            )  # fmt: skip
-        if any(wanted):
-            sizes = None if saved.batch_sizes is None else saved.batch_sizes // samples
-            products = _ops.sample_gradients(
-                cell, d_gates, samples, sizes, batch // samples, *states, wanted
-            )
-    return _in_order(layer, saved, needs, d_input, products, d_hidden, samples)
-
-
-def _flags(layer, needs):
-    """Which results of layer_gradients are wanted."""
-    each, wanted = len(layer.stems), [False] * (4 * layer.directions)
-    for i, needed in enumerate(needs[3:]):
-        stem = layer.stems[i % each]
-        if needed and stem != "w_hr":
-            wanted[i // each * 4 + _PRODUCTS.index(stem)] = True
-    return wanted
-
-
-def _rows(saved):
-    """Input `[N, I]`, None where it was not saved."""
-    return None if saved.input is None else saved.input.reshape(-1, saved.input.shape[-1])
-
-
-def _in_order(layer, saved, needs, d_input, products, d_hidden, samples):
-    """`(d_input, [d_param, ...])` in the order of needs, from what the operators return."""
-    each, d_params = len(layer.stems), []
-    for i, needed in enumerate(needs[3:]):
-        direction, stem = i // each, layer.stems[i % each]
-        if not needed:
-            d_params.append(None)
-        elif stem == "w_hr":
-            unprojected = _unprojected(saved, direction)
-            d_params.append(_outer(d_hidden[direction], unprojected, samples))
-        else:
-            d_params.append(products[direction * 4 + _PRODUCTS.index(stem)])
-    return d_input.view(layer.input_shape) if needs[0] else None, d_params
-
-
-def _unprojected(saved, direction):
-    """Every step's h before its projection: o * tanh(c)."""
-    cells = saved.cells[direction]
-    return saved.gates[direction][:, 3 * cells.shape[1] :] * torch.tanh(cells)
-
-
-# Products in the kernels' own form: torch.mm would depend on the number of threads.
-
-
-def _outer(a, b, samples=None):
-    """a^T b, of `[N, A]` and `[N, B]`; `[samples, A, B]` where samples is not None."""
-    flags = [True, False, False, False]
-    if samples is not None:
-        batch = len(a) // samples
-        return _ops.sample_gradients("rnn", a[None], samples, None, batch, b, None, None, flags)[0]
-    return _ops.layer_gradients("rnn", a[None], None, len(a), b, None, None, [], flags)[1][0]
-
-
-def _matmul(a, b):
-    """a b, of `[N, A]` and `[A, B]`."""
-    flags = [False] * 4
-    return _ops.layer_gradients("rnn", a[None], None, len(a), None, None, None, [b], flags)[0]
 
 
 # -- The derivative in a direction --------------------------------------------------------------
@@ -279,7 +72,7 @@ def _sweep(layer, saved, tangents, batch, save):
     s, t = saved, tangents
     sizes = (s.hidden if s.cells is None else s.cells).shape[1], layer.input_shape[-1]
     projected = [
-        None if w is None else _matmul(_unprojected(s, d), w.t().contiguous())
+        None if w is None else matmul(unprojected(s, d), w.t().contiguous())
         for d, w in enumerate(t.w_hr)
     ]
     t_params = [p for each in zip(t.w_ih, t.w_hh, t.b_ih, t.b_hh) for p in each]
@@ -297,23 +90,13 @@ def _output(layer, hidden):
     return rows.reshape(*layer.input_shape[:-1], rows.shape[-1])
 
 
-def _batch(layer, saved, *states):
-    """Rows of a state."""
-    if len(layer.input_shape) == 3:
-        return layer.input_shape[1]
-    for state in (saved.h0, *states):
-        if state is not None:
-            return state.shape[1]
-    return int(saved.batch_sizes[0])
-
-
-@_no_autocast
+@no_autocast
 def _tangents(layer, *tensors):
     """`(t_output, t_h_n)`, t_c_n of an LSTM and, if layer.keep, t_cells."""
     count = 3 + len(layer.stems) * layer.directions
     saved = Saved(layer, _without_biases(layer, tensors[count:]))
     tangents = _Tangents(layer, tensors[:count])
-    batch = _batch(layer, saved, tangents.h0)
+    batch = batch_of(layer, saved, tangents.h0)
     t_h_n, t_c_n = _sweep(layer, saved, tangents, batch, layer.keep)
     t_output = _output(layer, tangents.hidden)
     if layer.cell != "lstm":
@@ -323,7 +106,7 @@ def _tangents(layer, *tensors):
 
 def tangents(layer, *tensors):
     """J u of tangents, saved tensors and parameters, differentiable where somebody asks."""
-    if torch._C._are_functorch_transforms_active() or requires_grad(*tensors):
+    if transforms_active() or requires_grad(*tensors):
         return _Tangent.apply(layer, *tensors)
     return _tangents(layer, *tensors)
 
@@ -365,7 +148,7 @@ class _MappedGradients(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    @_no_autocast
+    @no_autocast
     def forward(layer, *tensors):
         v, saved = tensors[:_RESULTS], Saved(layer, _without_biases(layer, tensors[_RESULTS:]))
         results = gradients(layer, saved, layer.needs, *v, layer.samples)
@@ -474,13 +257,13 @@ class _Second(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    @_no_autocast
+    @no_autocast
     def forward(plan, *tensors):
         layer = plan.layer
         v, t_v, begin = tensors[:_RESULTS], tensors[_RESULTS : 2 * _RESULTS], 2 * _RESULTS
         count = begin + 3 + len(layer.stems) * layer.directions
         t, s = _Tangents(layer, tensors[begin:count]), Saved(layer, tensors[count:])
-        batch = _batch(layer, s, *v[1:3], *t_v[1:3], t.h0)
+        batch = batch_of(layer, s, *v[1:3], *t_v[1:3], t.h0)
         sizes = s.batch_sizes, batch, s.h0, s.c0, s.gates, s.hidden, s.cells, s.w_hh, s.w_hr
         t_h_n, t_c_n = _sweep(layer, s, t, batch, True)
         results = [
@@ -496,7 +279,7 @@ class _Second(Function):
             layer.cell, *v, *sizes
         )
         if any(plan.first):
-            d_input, d_params = _products(layer, s, plan.first, d_gates, batch, d_hidden)
+            d_input, d_params = products_of(layer, s, plan.first, d_gates, batch, d_hidden)
             flat += _wanted(plan.first, (d_input, d_h0, d_c0, *d_params))
         if any(plan.second):
             t_d_gates, t_d_h0, t_d_c0, t_d_hidden = _ops.layer_backward_tangent(
@@ -542,25 +325,25 @@ def _through(gradients, t_weights):
     """gradients t_weight of each direction."""
     if all(w is None for w in t_weights):
         return None
-    return _stack([None if w is None else _matmul(gradients[d], w)
+    return _stack([None if w is None else matmul(gradients[d], w)
                    for d, w in enumerate(t_weights)])  # fmt: skip
 
 
 def _products_tangent(plan, saved, tangents, values, t_values, batch):
-    """The derivative of `_products`, whose d_gates and d_hidden are values, in direction t_values.
+    """The derivative of `products_of`, at d_gates and d_hidden (values), in direction t_values.
 
     Both factors of each product have tangents: two calls of it.
     """
     layer, s, t = plan.layer, saved, tangents
     (d_gates, d_hidden), (t_d_gates, t_d_hidden) = values, t_values
-    d_input, d_params = _products(layer, s, plan.second, t_d_gates, batch, t_d_hidden)
+    d_input, d_params = products_of(layer, s, plan.second, t_d_gates, batch, t_d_hidden)
     each, rows = len(layer.stems), d_gates.shape[1]
     w_ih = _zeros_for_none(t.w_ih, s.w_ih) if plan.second[0] else []
     wanted, stems = [False] * (4 * layer.directions), layer.stems * layer.directions
     known = {"w_ih": t.input, "w_hh": t.hidden}
     for i, (stem, needed) in enumerate(zip(stems, plan.second[3:], strict=True)):
         if needed and known.get(stem) is not None:
-            wanted[i // each * 4 + _PRODUCTS.index(stem)] = True
+            wanted[i // each * 4 + PRODUCTS.index(stem)] = True
     if w_ih or any(wanted):
         input = None if t.input is None else t.input.reshape(rows, t.input.shape[-1])
         more, products = _ops.layer_gradients(
@@ -569,11 +352,11 @@ def _products_tangent(plan, saved, tangents, values, t_values, batch):
         )  # fmt: skip
         d_input = d_input + more.view(layer.input_shape) if w_ih else d_input
         for i, stem in enumerate(stems):
-            if stem in known and wanted[i // each * 4 + _PRODUCTS.index(stem)]:
-                d_params[i] = d_params[i] + products[i // each * 4 + _PRODUCTS.index(stem)]
+            if stem in known and wanted[i // each * 4 + PRODUCTS.index(stem)]:
+                d_params[i] = d_params[i] + products[i // each * 4 + PRODUCTS.index(stem)]
     for i, stem in enumerate(stems):
         if stem == "w_hr" and plan.second[3 + i]:
-            more = _outer(d_hidden[i // each], _unprojected_tangent(s, t, i // each))
+            more = outer(d_hidden[i // each], _unprojected_tangent(s, t, i // each))
             d_params[i] = d_params[i] + more
     return d_input, d_params
 

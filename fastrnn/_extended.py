@@ -11,7 +11,7 @@ from torch.autograd import Function
 from torch.nn.functional import linear
 
 from fastrnn import _ops
-from fastrnn._derivatives import apply, in_forward_mode
+from fastrnn._transforms import apply, in_forward_mode, transforms_active
 from fastrnn.variants_reference import recurrence, weight_factors
 
 
@@ -21,7 +21,7 @@ def _runs_on_kernels(tensor):
         tensor.device.type in ("cpu", "meta")
         and tensor.dtype in _ops.DTYPES
         and not in_forward_mode()
-        and not torch._C._are_functorch_transforms_active()
+        and not transforms_active()
     )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastrnn import _ops
 from fastrnn._autograd import gather_rows
+from fastrnn._transforms import transforms_active
 
 
 class States(NamedTuple):
@@ -139,9 +140,7 @@ def apply(options, run, layer, input, initial, directions, native):
     if segments is None:
         output, finals, kept = run(input, None, states, layer, keep)
         # Backward reads what the layers kept, but for the copies that rows in order are.
-        held = lengths is None and (
-            output.requires_grad or torch._C._are_functorch_transforms_active()
-        )
+        held = lengths is None and (output.requires_grad or transforms_active())
     else:
         rows, states = segments.packed(input, states, reset_to)
         output, finals, kept = run(rows, segments.batch_sizes, states, layer, keep)
@@ -165,7 +164,7 @@ def _is_known(tensor):
     holds for other values too."""
     if not tensor.is_cpu or torch.compiler.is_compiling():
         return False
-    return not torch._C._are_functorch_transforms_active()
+    return not transforms_active()
 
 
 def _reset_at_start(reset_to, resets, lengths, states, directions):

@@ -18,7 +18,8 @@ import os
 
 import torch
 
-from fastrnn import _autograd, _derivatives, _ops
+from fastrnn import _autograd, _ops
+from fastrnn._transforms import in_forward_mode, transforms_active
 
 _CHUNKS = (2, 4, 8)
 # What the host needs to launch a layer, with a graph of derivatives and without: a guess until
@@ -38,8 +39,8 @@ def chunk_count(cell, input, states, params, num_layers, directions):
         or input.shape[0] < _CHUNKS[0]
         or os.environ.get("FASTRNN_CUDA_OVERLAP") == "0"
         or torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or _derivatives.in_forward_mode()
+        or transforms_active()
+        or in_forward_mode()
         or len(params) not in (2 * num_layers, 4 * num_layers)  # projected: only by steps
     ):
         return 1

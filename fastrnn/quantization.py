@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import _checks, _derivatives, _ops
+from fastrnn import _checks, _ops
+from fastrnn._transforms import in_forward_mode
 from fastrnn.conversion import _TO_OURS, _TO_TORCH, _is_parametrized
 
 __all__ = ["QuantizedCell", "QuantizedLayer", "quantize"]
@@ -172,7 +173,7 @@ class _Refuse(torch.autograd.Function):
 
 
 def _has_tangent(*tensors):
-    return _derivatives.in_forward_mode() and any(
+    return in_forward_mode() and any(
         t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
     )
 

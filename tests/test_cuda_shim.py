@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 
-from fastrnn import _derivatives, _ops, _options
+from fastrnn import _gradients, _ops, _options
 from tests import cuda_shim
 from tests.cases import KINDS, Case, module_results
 from tests.test_numbers import PACKED, check
@@ -27,7 +27,7 @@ def engine(shim, monkeypatch):
     for name in first_order():
         monkeypatch.setattr(_ops, name, getattr(shim, name).default)
     # Its tensors are on the CPU, its operators are those of a device: no layer_vjp.
-    monkeypatch.setattr(_derivatives, "_has_vjp", lambda saved: False)
+    monkeypatch.setattr(_gradients, "_has_vjp", lambda saved: False)
     monkeypatch.setattr(_ops, "layer_vjp", None)
     return monkeypatch
 

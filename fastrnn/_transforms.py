@@ -1,0 +1,64 @@
+"""What transforms are active, and how a Function is called among them.
+
+Private names of torch.func stand here and in `fastrnn._vmap` alone.
+"""
+
+import functools
+import inspect
+
+import torch
+from torch._functorch.utils import unwrap_dead_wrappers
+from torch.autograd import Function, forward_ad
+
+transforms_active = torch._C._are_functorch_transforms_active  # torch.func's, not the compiler's
+
+
+def signed(function):
+    """Keeps the signature at hand: Function.apply asks for it at every call, 30 us if computed."""
+    function.__signature__ = inspect.signature(function)
+    return function
+
+
+def apply(function, *arguments):
+    """`function.apply`. Where nothing transforms it, without what Function adds there: binding all
+    arguments to a signature takes longer than everything else about a call."""
+    if torch.compiler.is_compiling() or transforms_active():
+        return function.apply(*arguments)
+    return super(Function, function).apply(*unwrap_dead_wrappers(arguments))
+
+
+def requires_grad(*tensors):
+    """Whether somebody, at any level of torch.func, wants gradients through these."""
+    if not torch.is_grad_enabled():
+        return False
+    for tensor in tensors:
+        if tensor is not None and tensor.requires_grad:
+            return True
+    return transforms_active() and any(map(_requires_grad, tensors))
+
+
+def _requires_grad(tensor):
+    """A tensor that vmap maps does not tell of the levels around it."""
+    while isinstance(tensor, torch.Tensor):
+        if tensor.requires_grad:
+            return True
+        if not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            return False
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return False
+
+
+def in_forward_mode():
+    return getattr(forward_ad, "_current_level", -1) >= 0
+
+
+def no_autocast(function):
+    """Operations on what a layer saved stay in its dtype."""
+
+    @signed
+    @functools.wraps(function)
+    def wrapper(*arguments):
+        with torch.autocast("cpu", enabled=False):
+            return function(*arguments)
+
+    return wrapper
