@@ -382,7 +382,7 @@ def print_summary(verdicts: list[Verdict], markdown: bool = False, stream=None) 
 
 
 def disturbance(rows: list[Row]) -> str:
-    """A warning when the machine was not ours, or not whole, while rows were measured, else empty."""
+    """A warning when the machine was not all ours while rows were measured, else empty."""
     measured = [row for row in rows if "times" in row]
     busy = sum((row["others"] or 0) > BUSY_SHARE for row in measured)
     rounds = sum(times.get("disturbed", 0) for row in measured for times in row["times"].values())

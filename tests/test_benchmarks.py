@@ -12,7 +12,7 @@ import torch
 # benchmarks/ is a package of the repository, not of the installed fastrnn.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import cases, checks, peers, report, suites, timing
+from benchmarks import bounds, cases, checks, peers, report, suites, timing
 from benchmarks.__main__ import main, parse_arguments
 from benchmarks.cases import Case
 
@@ -245,6 +245,58 @@ def test_upper_bars_pass_below():
 def test_disturbed_rows_are_named():
     assert report.disturbance([grid_row(), grid_row(others=None)]) == ""
     assert "1 of 2 rows" in report.disturbance([grid_row(), grid_row(others=0.5)])
+    times = {"fastrnn": timing.Timing([1e-3], 1, disturbed=3).as_dict()}
+    assert report.disturbance([grid_row(times=times)]).startswith("3 rounds")
+
+
+class Machine:
+    """Stands in for timing.Machine: what it says of itself, in order."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+
+    def is_whole(self):
+        return self.answers.pop(0)
+
+    wait = is_whole
+
+
+def test_rounds_in_which_the_machine_was_not_whole_are_taken_again():
+    calls = []
+    machine = Machine(True, False, True, True)  # before and after each of two rounds
+    seconds, retaken, whole = timing.time_round(lambda: calls.append(0), 3, True, machine)
+    assert (retaken, whole, len(calls), machine.answers) == (1, True, 8, [])
+    assert seconds > 0
+    machine = Machine(*[False] * 2 * (timing.RETAKES + 1))
+    _, retaken, whole = timing.time_round(lambda: None, 1, False, machine)
+    assert (retaken, whole) == (timing.RETAKES, False)
+
+
+def test_machine_knows_its_best_rate(monkeypatch):
+    seconds = iter([2.0, 1.0, 1.3, 1.4, 0.5, 1.0])
+    monkeypatch.setattr(timing, "time_calls", lambda call, calls: next(seconds))
+    monkeypatch.setattr(timing, "min", lambda values: next(iter(values)), raising=False)
+    monkeypatch.setattr(timing.Machine, "_best", {torch.get_num_threads(): 0.0})
+    machine = timing.Machine()
+    assert [machine.is_whole() for _ in range(6)] == [True, True, True, False, True, False]
+
+
+@pytest.mark.parametrize("layer", list(cases.GATES))
+@pytest.mark.parametrize("mode", ["inference", "training"])
+@pytest.mark.parametrize("case", ["3,4,6,5", "3,4,6,5,2,2"])
+def test_bounds_count_all_multiplications(monkeypatch, layer, mode, case):
+    row = grid_row(layer, mode, case)
+    case = cases.parse_case(case)
+    assert bounds.bound(row) * bounds.TILE_RATE > cases.flops(layer, case, mode)
+    monkeypatch.setitem(bounds.CELL_SECONDS, layer, (0.0, 0.0))
+    counted = bounds.bound(row) * bounds.TILE_RATE
+    assert counted == pytest.approx(cases.flops(layer, case, mode))
+
+
+def test_bounds_of_one_row_read_the_weights():
+    row = grid_row(case="100,1,512,512")
+    reading = 100 * 4 * 4 * 512 * 512 / 2 / 95e9
+    assert reading < bounds.bound(row) < 1.7 * reading
 
 
 def test_json_has_no_infinities(tmp_path):

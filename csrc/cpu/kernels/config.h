@@ -49,7 +49,7 @@ constexpr int64_t kFusedRowsLarge = 32;
 constexpr int64_t kReduction = 1024;
 
 // Rows that the products over all steps take at a time, and columns of d_gates:
-// the packed columns (96 KiB) and the panel of one block beside them (64 KiB)
+// the copied columns (112 KiB) and the panel of one block beside them (64 KiB)
 // stay in L2 while every tile passes over them; the sums are read and written
 // once a block of rows.
 constexpr int64_t kProductRows = 256;
