@@ -10,7 +10,8 @@ rollouts, and their losses must agree; the times of their updates are what diffe
 
 The task: a cue is shown at an episode's first step alone, and every later step's reward is 1 for
 the action of that cue: without memory the return is chance, with memory of the last episode
-it is wrong. 40 updates show times; learning shows after a hundred or two (--updates 200).
+it is wrong. 40 updates show times alone, at a reward of chance (0.25 a step at most); learning
+shows after a hundred or two (--updates 200).
 """
 
 import argparse

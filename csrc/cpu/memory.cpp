@@ -14,7 +14,7 @@ namespace {
 
 constexpr size_t kAlign = 64;
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kHugeFrom = size_t{1} << 20;
+constexpr size_t kHugeFrom = size_t{4} << 20;
 constexpr size_t kLentFrom = size_t{16} << 20;
 
 // Sits in the kAlign bytes before the memory handed out.
