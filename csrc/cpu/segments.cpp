@@ -87,7 +87,7 @@ Results segments(const OptionalTensor& resets, const OptionalTensor& lengths, c1
   const int64_t* at_lengths = lengths ? counts.const_data_ptr<int64_t>() : nullptr;
   for (int64_t b = 0; lengths && b < B; ++b) {
     TORCH_CHECK(at_lengths[b] >= 0 && at_lengths[b] <= T,
-                "lengths: expected values from 0 to seq_len = ", T, ", got ", at_lengths[b],
+                "segments: expected lengths from 0 to seq_len = ", T, ", got ", at_lengths[b],
                 " at index ", b);
   }
   std::vector<Segment> all = split(at_resets, at_lengths, T, B);
