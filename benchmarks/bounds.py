@@ -22,11 +22,13 @@ from benchmarks.timing import geometric_mean
 #: Floating-point operations a second of both cores: 94 % of one 512-bit FMA a cycle and core.
 TILE_RATE = 221e9
 
-#: Seconds that one core takes for the cell of a row and 16 units, forward and backward.
-CELL_SECONDS = {"LSTM": (22e-9, 10e-9), "GRU": (14e-9, 8e-9), "RNN": (5e-9, 5e-9)}
+#: Seconds that one core takes for the cell of a row and 16 units, forward and backward: csrc/cells
+#: in a loop of rows in L1.
+CELL_SECONDS = {"LSTM": (22e-9, 11e-9), "GRU": (15e-9, 4e-9), "RNN": (5e-9, 1e-9)}
 
-#: Bytes a second that one core reads, by the most bytes it reads over and over.
-READ_RATES = ((256 << 10, 118e9), (1 << 20, 106e9), (3 << 20, 95e9), (math.inf, 88e9))
+#: Bytes a second that one core reads, both reading, by the most bytes it reads over and over: the
+#: best of what NOTES.md tried for it.
+READ_RATES = ((256 << 10, 125e9), (1 << 20, 112e9), (3 << 20, 99e9), (math.inf, 95e9))
 
 CORES = 2
 

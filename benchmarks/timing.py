@@ -26,7 +26,6 @@ SETTLE_SECONDS = 0.005
 SLOW_CALL_SECONDS = 4.0
 SLOW_ROUNDS = 3
 
-
 #: A round is taken again, at most this often, when the machine was not whole before or after it.
 RETAKES = 5
 
@@ -44,7 +43,7 @@ class Timing:
     rounds: list[float]
     calls: int
     retaken: int = 0  # rounds thrown away because the machine was not whole
-    disturbed: int = 0  # rounds kept although it was not, after RETAKES of them
+    disturbed: int = 0  # rounds kept although it was not: it stayed so, or the call is slow
 
     @property
     def median(self) -> float:
@@ -132,10 +131,15 @@ class Machine:
         return 1 / seconds >= WHOLE * self._best[threads]
 
     def wait(self) -> bool:
-        """Waits until it is whole; false where WAIT_SECONDS were not enough."""
+        """Waits until it is whole; false where WAIT_SECONDS were not enough.
+
+        What the machine is then counts as whole from there on: somebody else has the rest, and
+        waiting again would be in vain.
+        """
         end = time.perf_counter() + WAIT_SECONDS
         while not self.is_whole():
             if time.perf_counter() > end:
+                del self._best[torch.get_num_threads()]
                 return False
             time.sleep(0.05)
         return True
@@ -148,12 +152,12 @@ def time_round(
     retaken = 0
     while True:
         time.sleep(SETTLE_SECONDS)
-        whole = machine.wait()
+        before = machine.wait()
         if warm_up:
             call()
         elapsed = time_calls(call, calls)
-        whole = whole and machine.is_whole()
-        if whole or retaken == RETAKES or elapsed > SLOW_CALL_SECONDS:
+        whole = before and machine.is_whole()
+        if whole or not before or retaken == RETAKES or elapsed > SLOW_CALL_SECONDS:
             return elapsed / calls, retaken, whole
         retaken += 1
 

@@ -267,9 +267,11 @@ def test_rounds_in_which_the_machine_was_not_whole_are_taken_again():
     seconds, retaken, whole = timing.time_round(lambda: calls.append(0), 3, True, machine)
     assert (retaken, whole, len(calls), machine.answers) == (1, True, 8, [])
     assert seconds > 0
-    machine = Machine(*[False] * 2 * (timing.RETAKES + 1))
+    machine = Machine(*[True, False] * (timing.RETAKES + 1))
     _, retaken, whole = timing.time_round(lambda: None, 1, False, machine)
-    assert (retaken, whole) == (timing.RETAKES, False)
+    assert (retaken, whole, machine.answers) == (timing.RETAKES, False, [])
+    # Who waited in vain does not wait again.
+    assert timing.time_round(lambda: None, 1, False, Machine(False))[1:] == (0, False)
 
 
 def test_machine_knows_its_best_rate(monkeypatch):
@@ -279,6 +281,15 @@ def test_machine_knows_its_best_rate(monkeypatch):
     monkeypatch.setattr(timing.Machine, "_best", {torch.get_num_threads(): 0.0})
     machine = timing.Machine()
     assert [machine.is_whole() for _ in range(6)] == [True, True, True, False, True, False]
+
+
+def test_a_machine_that_stays_divided_is_waited_for_once(monkeypatch):
+    monkeypatch.setattr(timing, "time_calls", lambda call, calls: 1.0)
+    monkeypatch.setattr(timing, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(timing.Machine, "_best", {torch.get_num_threads(): 2.0})
+    machine = timing.Machine()
+    assert not machine.wait()
+    assert machine.wait() and machine.is_whole()
 
 
 @pytest.mark.parametrize("layer", list(cases.GATES))
@@ -318,7 +329,7 @@ def test_ragged_lengths_fill_a_padded_batch(seq_len, batch):
 def test_onnx_model_computes_the_layer(layer, directions):
     """The hand-built model, run by ONNX's own reference implementation."""
     pytest.importorskip("onnx", reason="optional: pip install onnx")
-    reference = pytest.importorskip("onnx.reference")
+    reference = pytest.importorskip("onnx.reference", reason="optional: pip install onnx")
     case = Case(5, 2, 3, 4, num_layers=2 if directions == 1 else 1, directions=directions)
     if directions == 2:
         pytest.importorskip("onnxruntime", reason="onnx.reference has no bidirectional layers")
