@@ -30,10 +30,11 @@ SLOW_ROUNDS = 3
 RETAKES = 5
 
 #: How long a round waits for the machine to be whole before it starts all the same.
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 30.0
 
-#: Below this share of the best rate seen, the machine is not whole.
-WHOLE = 0.75
+#: Below this share of what as many threads would multiply, each as fast as one alone, the machine
+#: is not whole: a divided one has half.
+WHOLE = 0.65
 
 
 @dataclasses.dataclass
@@ -107,39 +108,40 @@ def autorange(call: Callable[[], object], round_seconds: float) -> tuple[int, fl
 
 
 class Machine:
-    """Whether all threads have a core each, by the rate of a small matrix product.
+    """Whether all threads have a core each: whether together they multiply faster than one alone.
 
     Hypervisors put two virtual CPUs on one core for seconds at a time; two threads then multiply
     as fast as one. That slows down whoever is bound by multiplications more than whoever waits.
     """
 
-    #: The best rate seen in this process, by number of threads.
-    _best: ClassVar[dict[int, float]] = {}
+    #: Waited in vain: this process will not have more of the machine.
+    _gave_up: ClassVar[bool] = False
 
     def __init__(self) -> None:
-        self._a, self._b = torch.randn(384, 384), torch.randn(384, 384)
-        if torch.get_num_threads() not in self._best:
-            for _ in range(100):  # two seconds: longer than most such phases
-                self.is_whole()
-                time.sleep(0.02)
+        side = round(300 * torch.get_num_threads() ** (1 / 3))
+        self._a, self._b = torch.randn(side, side), torch.randn(side, side)
+
+    def _rate(self) -> float:
+        with torch.no_grad():
+            return 1 / min(time_calls(lambda: torch.mm(self._a, self._b), 1) for _ in range(3))
 
     def is_whole(self) -> bool:
-        with torch.no_grad():
-            seconds = min(time_calls(lambda: torch.mm(self._a, self._b), 1) for _ in range(3))
         threads = torch.get_num_threads()
-        self._best[threads] = max(1 / seconds, self._best.get(threads, 0.0))
-        return 1 / seconds >= WHOLE * self._best[threads]
+        if threads == 1 or Machine._gave_up:
+            return True
+        torch.set_num_threads(1)
+        try:
+            alone = self._rate()
+        finally:
+            torch.set_num_threads(threads)
+        return self._rate() >= WHOLE * threads * alone
 
     def wait(self) -> bool:
-        """Waits until it is whole; false where WAIT_SECONDS were not enough.
-
-        What the machine is then counts as whole from there on: somebody else has the rest, and
-        waiting again would be in vain.
-        """
+        """Waits until it is whole; false, once in a process, where WAIT_SECONDS were not enough."""
         end = time.perf_counter() + WAIT_SECONDS
         while not self.is_whole():
             if time.perf_counter() > end:
-                del self._best[torch.get_num_threads()]
+                Machine._gave_up = True
                 return False
             time.sleep(0.05)
         return True

@@ -274,22 +274,33 @@ def test_rounds_in_which_the_machine_was_not_whole_are_taken_again():
     assert timing.time_round(lambda: None, 1, False, Machine(False))[1:] == (0, False)
 
 
-def test_machine_knows_its_best_rate(monkeypatch):
-    seconds = iter([2.0, 1.0, 1.3, 1.4, 0.5, 1.0])
-    monkeypatch.setattr(timing, "time_calls", lambda call, calls: next(seconds))
-    monkeypatch.setattr(timing, "min", lambda values: next(iter(values)), raising=False)
-    monkeypatch.setattr(timing.Machine, "_best", {torch.get_num_threads(): 0.0})
+@pytest.fixture
+def rates(monkeypatch):
+    """Rates of products by number of threads, for timing.Machine to find."""
+    monkeypatch.setattr(timing.Machine, "_gave_up", False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: rates["threads"])
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: rates.update(threads=n))
+    monkeypatch.setattr(timing, "time_calls", lambda call, calls: 1 / rates[rates["threads"]])
+    rates = {"threads": 2, 1: 100.0, 2: 200.0}
+    return rates
+
+
+def test_a_machine_is_whole_when_its_threads_add_up(rates):
     machine = timing.Machine()
-    assert [machine.is_whole() for _ in range(6)] == [True, True, True, False, True, False]
+    assert machine.is_whole() and rates["threads"] == 2
+    rates[2] = 110.0  # both on one core
+    assert not machine.is_whole() and rates["threads"] == 2
+    rates[1] = 60.0  # slower, but alike
+    assert machine.is_whole()
+    rates["threads"] = 1
+    assert machine.is_whole()
 
 
-def test_a_machine_that_stays_divided_is_waited_for_once(monkeypatch):
-    monkeypatch.setattr(timing, "time_calls", lambda call, calls: 1.0)
+def test_a_machine_that_stays_divided_is_waited_for_once(monkeypatch, rates):
     monkeypatch.setattr(timing, "WAIT_SECONDS", 0.1)
-    monkeypatch.setattr(timing.Machine, "_best", {torch.get_num_threads(): 2.0})
-    machine = timing.Machine()
-    assert not machine.wait()
-    assert machine.wait() and machine.is_whole()
+    rates[2] = 110.0
+    assert not timing.Machine().wait()
+    assert timing.Machine().wait() and timing.Machine().is_whole()
 
 
 @pytest.mark.parametrize("layer", list(cases.GATES))

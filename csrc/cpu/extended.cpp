@@ -137,14 +137,14 @@ Forward extended_forward(c10::string_view cell, c10::string_view norm, const Ten
   p.c0 = e.lstm() ? e.pointer(c0, "c0", {D, B, H}) : nullptr;
 
   const auto saved = [&](at::IntArrayRef size, bool exists = true) {
-    return save && exists ? layer.internal(size) : layer.empty({0});
+    return save && exists ? layer.empty(size) : layer.empty({0});
   };
   Tensor output = layer.empty({N, D * H}), h_n = layer.empty({D, B, H});
   Tensor c_n = layer.empty(e.lstm() ? at::DimVector{D, B, H} : at::DimVector{0});
   Tensor gates = saved({D, N, e.saved()}), hidden = saved({D, N, H});
   Tensor cells = saved({D, N, H}, e.lstm()), normed = saved({D, N, GH}, e.normalises());
   const auto statistics = [&](at::IntArrayRef size, bool exists) {
-    return at::empty(save && exists ? size : at::IntArrayRef({0}), e.compute_options());
+    return empty(save && exists ? size : at::IntArrayRef({0}), e.compute_options());
   };
   Tensor rstd = statistics({D, N}, e.normalises());
   Tensor moments_x = statistics({D, N, 2}, gain_x.has_value());
@@ -209,8 +209,8 @@ Backward extended_backward(
   const auto sized = [&](at::IntArrayRef size, bool exists) {
     return layer.empty(exists ? size : at::IntArrayRef({0}));
   };
-  Tensor d_gates = layer.internal({D, N, GH});
-  Tensor d_product = e.apart() ? layer.internal({D, N, GH}) : layer.empty({0});
+  Tensor d_gates = layer.empty({D, N, GH});
+  Tensor d_product = e.apart() ? layer.empty({D, N, GH}) : layer.empty({0});
   Tensor d_h0 = layer.empty({D, B, H}), d_c0 = sized({D, B, H}, e.lstm());
   Tensor d_gain_x = sized({D, GH}, gain_x.has_value()), d_bias_x = sized({D, GH}, has_bias_x);
   Tensor d_bias = sized({D, GH}, has_bias), d_gain = sized({D, GH}, e.normalises());
@@ -253,7 +253,7 @@ Tensor drop_weights(const Tensor& weights, const Tensor& seed, int64_t stream, d
   TORCH_CHECK(rate >= 0 && rate < 1, "drop_weights: expected rate in [0, 1), got ", rate);
   TORCH_CHECK(stream >= 0, "drop_weights: expected stream >= 0, got ", stream);
   const Tensor from = weights.contiguous();
-  Tensor to = at::empty(from.sizes(), from.options());
+  Tensor to = empty(from.sizes(), from.options());
   if (to.numel() == 0) return to;
   DropParams p{};
   p.dtype = host::dtype_of("drop_weights", weights);

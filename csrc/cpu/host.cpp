@@ -38,9 +38,9 @@ ForwardResult forward(const char* op, CellKind cell, const Tensor& input,
   r.output = batch_sizes ? layer.empty({N, D * P}) : layer.empty({input.size(0), B, D * P});
   r.h_n = layer.empty({D, B, P});
   if (lstm) r.c_n = layer.empty({D, B, H});
-  if (gated) r.gates = save ? layer.internal({D, N, 4 * H}) : layer.empty({0});
-  r.hidden = save ? layer.internal({D, N, P}) : layer.empty({0});
-  if (lstm) r.cells = save ? layer.internal({D, N, H}) : layer.empty({0});
+  if (gated) r.gates = save ? layer.empty({D, N, 4 * H}) : layer.empty({0});
+  r.hidden = save ? layer.empty({D, N, P}) : layer.empty({0});
+  if (lstm) r.cells = save ? layer.empty({D, N, H}) : layer.empty({0});
   if (N == 0) return r;
 
   ForwardParams p{};
@@ -90,10 +90,10 @@ BackwardResult backward(const char* op, CellKind cell, const OptionalTensor& d_o
   const OptionalTensor c_start = layer.contiguous(c0, "c0", {D, B, H});
 
   BackwardResult r;
-  r.d_gates = layer.internal({D, N, lstm || gru ? 4 * H : H});
+  r.d_gates = layer.empty({D, N, lstm || gru ? 4 * H : H});
   r.d_h0 = layer.empty({D, B, P});
   if (lstm) r.d_c0 = layer.empty({D, B, H});
-  if (lstm) r.d_hidden = shape.projected ? layer.internal({D, N, P}) : layer.empty({0});
+  if (lstm) r.d_hidden = shape.projected ? layer.empty({D, N, P}) : layer.empty({0});
   if (N == 0) {  // no step: the gradients of the final states are those of the initial ones
     d_h ? r.d_h0.copy_(*d_h) : r.d_h0.zero_();
     if (lstm) d_c ? r.d_c0.copy_(*d_c) : r.d_c0.zero_();

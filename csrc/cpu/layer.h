@@ -2,13 +2,11 @@
 // launch of a kernel. Checks are those of every device.
 #pragma once
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
 
 #include "cpu/dispatch.h"
-#include "cpu/memory.h"
 #include "cpu/params.h"
 #include "cpu/team.h"
+#include "cpu/tensors.h"
 #include "host/layer.h"
 
 namespace fastrnn::cpu {
@@ -22,25 +20,7 @@ struct Layer : host::Layer {
   using host::Layer::Layer;
   explicit Layer(host::Layer&& layer) : host::Layer(std::move(layer)) {}
 
-  // What the user receives.
-  Tensor empty(at::IntArrayRef size) const {
-    Tensor t = at::empty(size, options);
-    if (t.numel() > 0) advise_huge_pages(t.mutable_data_ptr(), t.nbytes());
-    return t;
-  }
-  // What no user sees: saved tensors and gradients of gates, from the cache.
-  Tensor internal(at::IntArrayRef size) const {
-    const int64_t numel = c10::multiply_integers(size);
-    if (numel == 0) return at::empty(size, options);
-    const size_t bytes = static_cast<size_t>(numel) * options.dtype().itemsize();
-    void* memory = acquire_memory(bytes);
-    Tensor t = at::from_blob(memory, size, release_memory, options);
-    if (at::globalContext().deterministicAlgorithms() &&
-        at::globalContext().deterministicFillUninitializedMemory()) {
-      t.fill_(NAN);  // as at::empty does
-    }
-    return t;
-  }
+  Tensor empty(at::IntArrayRef size) const { return cpu::empty(size, options); }
 
   void fill(Weights (&weights)[2]) const {
     for (int d = 0; d < shape.directions; ++d) {

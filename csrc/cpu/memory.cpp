@@ -4,9 +4,12 @@
 #include <cstdint>
 #include <cstdlib>
 #include <new>
+#include <stdexcept>
+#include <string>
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 namespace fastrnn::cpu {
@@ -14,12 +17,12 @@ namespace {
 
 constexpr size_t kAlign = 64;
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kHugeFrom = size_t{4} << 20;
-constexpr size_t kLentFrom = size_t{16} << 20;
+constexpr size_t kLarge = size_t{4} << 20;
 
 // Sits in the kAlign bytes before the memory handed out.
 struct Block {
   size_t capacity;
+  void* allocation;
 };
 
 void* memory_of(Block* block) { return reinterpret_cast<char*>(block) + kAlign; }
@@ -27,20 +30,28 @@ Block* block_of(void* memory) {
   return reinterpret_cast<Block*>(static_cast<char*>(memory) - kAlign);
 }
 
-// Calls f(first byte, bytes) for the huge pages that lie in a block of memory, if any.
-template <class F>
-bool with_huge_pages(void* memory, size_t bytes, F f) {
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kHugePage - 1) & ~(kHugePage - 1);
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) & ~(kHugePage - 1);
-  return begin < end && f(reinterpret_cast<void*>(begin), end - begin);
+// Large blocks begin with a huge page, small ones with a line.
+Block* allocate(size_t bytes) {
+  const size_t unit = bytes >= kLarge ? kHugePage : kAlign;
+  void* raw = nullptr;
+  if (bytes > SIZE_MAX / 2 || posix_memalign(&raw, unit, unit + bytes) != 0) {
+    throw std::runtime_error("fastrnn: cannot allocate " + std::to_string(bytes) + " bytes");
+  }
+  Block* block = new (block_of(static_cast<char*>(raw) + unit)) Block{bytes, raw};
+#if defined(__linux__)
+  // A refusal costs speed only.
+  if (bytes >= kLarge) madvise(memory_of(block), bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+#endif
+  return block;
 }
 
-// Allows the system to take the pages of a block, all but the one with its header.
-bool lend(Block* block) {
+void deallocate(Block* block) noexcept { std::free(block->allocation); }
+
+// Allows the system to take the pages of a large block, all but the one with its header.
+bool lend(Block* block) noexcept {
 #if defined(__linux__) && defined(MADV_FREE)
-  return with_huge_pages(memory_of(block), block->capacity, [](void* begin, size_t bytes) {
-    return madvise(begin, bytes, MADV_FREE) == 0;
-  });
+  static const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  return madvise(memory_of(block), block->capacity / page * page, MADV_FREE) == 0;
 #else
   (void)block;
   return false;
@@ -53,61 +64,79 @@ class Shelf {
  public:
   explicit constexpr Shelf(size_t limit) : limit_(limit) {}
 
-  // A block of at least `bytes` that is not wastefully large, or null.
+  // The smallest block of at least `bytes`, if it is not wastefully large; or null.
   Block* find(size_t bytes) {
-    for (int i = 0; i < kSlots; ++i) {
-      if (!slots_[i].load(std::memory_order_relaxed)) continue;
-      Block* block = take(i);
-      if (!block) continue;
-      if (block->capacity >= bytes && block->capacity / 2 <= bytes + (size_t{64} << 10)) {
-        return block;
+    const size_t most = 2 * (bytes + (size_t{64} << 10));
+    // Another thread may be faster, or a capacity not be what stands in the slot.
+    constexpr int kTries = 4;
+    for (int n = 0; n < kTries; ++n) {
+      int best = -1;
+      size_t smallest = most + 1;
+      for (int i = 0; i < kSlots; ++i) {
+        if (!slots_[i].block.load(std::memory_order_relaxed)) continue;
+        const size_t capacity = slots_[i].capacity.load(std::memory_order_relaxed);
+        if (capacity < bytes || capacity >= smallest) continue;
+        best = i;
+        smallest = capacity;
       }
+      if (best < 0) return nullptr;
+      Block* block = take(best);
+      if (!block) continue;
+      if (block->capacity >= bytes && block->capacity <= most) return block;
       put(block);
     }
     return nullptr;
   }
 
   void put(Block* block) noexcept {
-    if (block->capacity > limit_) return std::free(block);
+    if (block->capacity > limit_) return deallocate(block);
     bytes_.fetch_add(block->capacity, std::memory_order_relaxed);
     bool stored = false;
-    for (int i = 0; i < kSlots && !stored; ++i) {
-      Block* empty = nullptr;
-      stored = slots_[i].compare_exchange_strong(empty, block, std::memory_order_acq_rel);
-    }
+    for (int i = 0; i < kSlots && !stored; ++i) stored = fill(i, block);
     // Full, in slots or in bytes: the oldest go.
     for (int i = 0; i < kSlots && (!stored || bytes_.load() > limit_); ++i) {
       const int victim = static_cast<int>(next_victim_.fetch_add(1) % kSlots);
-      if (slots_[victim].load(std::memory_order_relaxed) == block) continue;
-      if (Block* old = take(victim)) std::free(old);
-      if (!stored) {
-        Block* empty = nullptr;
-        stored = slots_[victim].compare_exchange_strong(empty, block, std::memory_order_acq_rel);
-      }
+      if (slots_[victim].block.load(std::memory_order_relaxed) == block) continue;
+      if (Block* old = take(victim)) deallocate(old);
+      if (!stored) stored = fill(victim, block);
     }
     if (!stored) {
       bytes_.fetch_sub(block->capacity, std::memory_order_relaxed);
-      std::free(block);
+      deallocate(block);
     }
   }
 
   void clear() noexcept {
     for (int i = 0; i < kSlots; ++i) {
-      if (Block* block = take(i)) std::free(block);
+      if (Block* block = take(i)) deallocate(block);
     }
   }
 
  private:
-  static constexpr int kSlots = 16;
+  static constexpr int kSlots = 64;
+  struct Slot {
+    std::atomic<Block*> block{nullptr};
+    std::atomic<size_t> capacity{0};  // of the block, unless threads have just exchanged it
+  };
+
+  bool fill(int slot, Block* block) {
+    const size_t capacity = block->capacity;
+    Block* empty = nullptr;
+    if (!slots_[slot].block.compare_exchange_strong(empty, block, std::memory_order_acq_rel)) {
+      return false;
+    }
+    slots_[slot].capacity.store(capacity, std::memory_order_relaxed);
+    return true;
+  }
 
   Block* take(int slot) {
-    Block* block = slots_[slot].exchange(nullptr, std::memory_order_acq_rel);
+    Block* block = slots_[slot].block.exchange(nullptr, std::memory_order_acq_rel);
     if (block) bytes_.fetch_sub(block->capacity, std::memory_order_relaxed);
     return block;
   }
 
   const size_t limit_;
-  std::atomic<Block*> slots_[kSlots] = {};
+  Slot slots_[kSlots];
   std::atomic<size_t> bytes_{0};
   std::atomic<unsigned> next_victim_{0};
 };
@@ -116,34 +145,17 @@ Shelf kept(kKeptBytes), lent(kLentBytes);
 
 }  // namespace
 
-void advise_huge_pages(void* memory, size_t bytes) {
-#if defined(__linux__)
-  if (bytes < kHugeFrom) return;
-  // A refusal costs speed only.
-  with_huge_pages(memory, bytes, [](void* begin, size_t count) {
-    return madvise(begin, count, MADV_HUGEPAGE) == 0;
-  });
-#endif
-}
-
 void* acquire_memory(size_t bytes) {
   if (Block* block = kept.find(bytes)) return memory_of(block);
   if (Block* block = lent.find(bytes)) return memory_of(block);
-  const bool huge = bytes + kAlign >= kHugeFrom;
-  const size_t unit = huge ? kHugePage : kAlign;
-  const size_t total = (bytes + kAlign + unit - 1) / unit * unit;
-  void* raw = std::aligned_alloc(unit, total);
-  if (!raw) throw std::bad_alloc();
-  if (huge) advise_huge_pages(raw, total);
-  Block* block = new (raw) Block{total - kAlign};
-  return memory_of(block);
+  return memory_of(allocate(bytes));
 }
 
 void release_memory(void* memory) noexcept {
   if (!memory) return;
   Block* block = block_of(memory);
-  if (block->capacity < kLentFrom) return kept.put(block);
-  lend(block) ? lent.put(block) : std::free(block);
+  if (block->capacity < kLarge) return kept.put(block);
+  lend(block) ? lent.put(block) : deallocate(block);
 }
 
 void release_cached_memory() noexcept {

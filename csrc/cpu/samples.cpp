@@ -65,11 +65,8 @@ std::vector<Tensor> sample_gradients(c10::string_view cell, const Tensor& d_gate
   std::vector<Tensor> d_params;
   const at::DimVector sizes[] = {{samples, GH, I}, {samples, GH, P}, {samples, GH}, {samples, GH}};
   for (size_t k = 0; k < wanted.size(); ++k) {
-    d_params.push_back(at::empty(wanted.get(k) ? sizes[k % 4] : at::DimVector{0}, layer.options));
-    Tensor& d_param = d_params.back();
-    // As many weights as samples: touching small pages for the first time costs more than products.
-    advise_huge_pages(d_param.mutable_data_ptr(), d_param.nbytes());
-    if (wanted.get(k) && N == 0) d_param.zero_();
+    d_params.push_back(layer.empty(wanted.get(k) ? sizes[k % 4] : at::DimVector{0}));
+    if (wanted.get(k) && N == 0) d_params.back().zero_();
   }
   if (N == 0) return d_params;
 

@@ -115,7 +115,7 @@ inline StateGradients fill(BackwardParams& p, Saved& s, const OptionalTensor& d_
   r.d_h0 = layer.empty(s.h_state());
   r.d_c0 = layer.empty(s.lstm ? s.c_state() : at::DimVector{0});
   r.d_hidden =
-      layer.shape.projected ? layer.internal(s.rows_of(layer.shape.proj_size)) : layer.empty({0});
+      layer.shape.projected ? layer.empty(s.rows_of(layer.shape.proj_size)) : layer.empty({0});
   if (layer.rows() == 0) {
     copy_or_zero(r.d_h0, d_h_n);
     if (s.lstm) copy_or_zero(r.d_c0, d_c_n);

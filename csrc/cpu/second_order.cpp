@@ -57,8 +57,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_tangent(
 
   Tensor t_hidden = layer.empty(s.rows_of(P)), t_h_n = layer.empty(s.h_state());
   Tensor t_c_n = s.lstm ? layer.empty(s.c_state()) : layer.empty({0});
-  Tensor t_gates = save && s.gates ? layer.internal(s.rows_of(4 * H)) : layer.empty({0});
-  Tensor t_cells = save && s.lstm ? layer.internal(s.rows_of(H)) : layer.empty({0});
+  Tensor t_gates = save && s.gates ? layer.empty(s.rows_of(4 * H)) : layer.empty({0});
+  Tensor t_cells = save && s.lstm ? layer.empty(s.rows_of(H)) : layer.empty({0});
   if (layer.rows() == 0) {
     copy_or_zero(t_h_n, t_h0);
     if (s.lstm) copy_or_zero(t_c_n, t_c0);
@@ -84,7 +84,7 @@ SweepResult sweep(Saved& s, BackwardParams& p, const OptionalTensor& d_output,
                   const OptionalTensor& d_cells) {
   const Layer& layer = s.layer;
   SweepResult r{fill(p, s, d_output, d_h_n, d_c_n, d_cells),
-                layer.internal(s.rows_of(layer.saved_gates() * layer.shape.hidden_size))};
+                layer.empty(s.rows_of(layer.saved_gates() * layer.shape.hidden_size))};
   if (layer.rows() == 0) return r;
   p.d_gates = r.d_gates.mutable_data_ptr();
   const Kernels& k = kernels(layer.shape.dtype);
@@ -101,8 +101,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_backward(
   Saved s =
       read("layer_backward", cell, batch_sizes, batch, h0, c0, gates, hidden, cells, w_hh, w_hr);
   const int64_t H = s.layer.shape.hidden_size;
-  Tensor d_cell_h = s.layer.internal(s.rows_of(H));
-  Tensor d_cell_c = s.lstm ? s.layer.internal(s.rows_of(H)) : s.layer.empty({0});
+  Tensor d_cell_h = s.layer.empty(s.rows_of(H));
+  Tensor d_cell_c = s.lstm ? s.layer.empty(s.rows_of(H)) : s.layer.empty({0});
   BackwardParams p{};
   if (s.layer.rows() > 0) {
     p.d_cell_h = d_cell_h.mutable_data_ptr();

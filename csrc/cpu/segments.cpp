@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cpu/memory.h"
 #include "cpu/team.h"
+#include "cpu/tensors.h"
 
 namespace fastrnn::cpu {
 namespace {
@@ -192,12 +192,11 @@ Tensor gathered(const Tensor& input, const Tensor& index) {
   at::DimVector size(input.sizes().begin(), input.sizes().begin() + (grouped ? 1 : 0));
   size.append(index.sizes().begin() + 1, index.sizes().end());
   size.push_back(C);
-  Tensor result = at::empty(size, input.options());
+  Tensor result = empty(size, input.options());
   if (result.numel() == 0) return result;
   const size_t bytes = static_cast<size_t>(C) * input.element_size();
   const char* from = static_cast<const char*>(from_rows.const_data_ptr());
   char* to = static_cast<char*>(result.mutable_data_ptr());
-  advise_huge_pages(to, result.nbytes());
   const int64_t* at = of.const_data_ptr<int64_t>();
   int64_t largest = -1;
   for (int64_t i = 0; i < Y * M; ++i) largest = std::max(largest, at[i]);

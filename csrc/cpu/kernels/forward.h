@@ -453,7 +453,7 @@ class Forward {
   }
 
   // Asks for the lines that the cell will write, far away since the pass before: a store that
-  // misses holds up those behind it.
+  // misses holds up those behind it. (prefetchw, a no-operation to processors that lack it.)
   template <int MR, int NU>
   FASTRNN_INLINE void expect_writes(const Step& step, int64_t v, int64_t b) const {
     for (int m = 0; m < MR; ++m) {

@@ -162,8 +162,9 @@ class Products {
           const Range m{m0, smaller(m0 + kProductColumns, own.end)};
           const int64_t r = m.begin - s.recurrent_shift;  // row of d_w_hh
           const S* a = d_gates.data + (n0 - d_gates.first) * columns_ + m.begin;
-          copy_columns(a, rows, m.size(), first, biases ? column_sums_[d] + m.begin : nullptr);
           const bool input = s.input && g.d_w_ih, recurrent = s.recurrent && g.d_w_hh;
+          if (!input && !recurrent && !biases) continue;
+          copy_columns(a, rows, m.size(), first, biases ? column_sums_[d] + m.begin : nullptr);
           if (input) outer(m.size(), rows, input_panel, I_, first, w_ih + m.begin * I_);
           if (recurrent) outer(m.size(), rows, hidden_panel, P_, first, w_hh + r * P_);
         }

@@ -4,7 +4,7 @@
 #include <immintrin.h>
 
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,prfchw")
+#pragma GCC target("avx2,fma,f16c")
 #include "cpu/kernels/vec_avx2.h"
 #include "cpu/kernels/dot_avx2.h"
 #include "cpu/kernels/quantized.h"

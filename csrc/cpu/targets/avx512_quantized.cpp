@@ -4,7 +4,7 @@
 #include <immintrin.h>
 
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,prfchw,avx512f,avx512bw,avx512dq,avx512vl")
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
 #include "cpu/kernels/vec_avx512.h"
 #include "cpu/kernels/dot_avx512_plain.h"
 #include "cpu/kernels/quantized.h"
