@@ -3,9 +3,8 @@
 #include <ATen/Context.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/native/TensorFactories.h>
 #include <ATen/ops/empty.h>
-
-#include <cmath>
 
 #include "cpu/memory.h"
 
@@ -37,7 +36,7 @@ inline at::Tensor empty(at::IntArrayRef size, const at::TensorOptions& options) 
                                 options.dtype().toScalarType(), std::nullopt);
   if (at::globalContext().deterministicAlgorithms() &&
       at::globalContext().deterministicFillUninitializedMemory()) {
-    t.fill_(NAN);
+    at::native::fill_empty_deterministic_(t);
   }
   return t;
 }
