@@ -17,9 +17,9 @@ import torch
 #: and a scheduler slice, short against the drift of a shared machine.
 ROUND_SECONDS = 0.1
 
-#: Pause before each contestant. Thread pools (OpenMP, ONNX Runtime) spin for
-#: about a millisecond after their work and would steal the next one's cores.
-SETTLE_SECONDS = 0.005
+#: Pause before each contestant. Thread pools spin after their work (OpenMP about a millisecond,
+#: ONNX Runtime about fifty) and would steal the next one's cores.
+SETTLE_SECONDS = 0.08
 
 #: A contestant whose single call takes longer than this runs in at most
 #: SLOW_ROUNDS rounds: torch.nn's packed training takes tens of seconds a call.
