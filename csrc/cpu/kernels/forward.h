@@ -362,11 +362,12 @@ class Forward {
     }
   }
 
-  // products [G][NU * L] = a w^T for one row, w where it lies.
+  // products [G][NU * L] = a w^T for one row, w where it lies. Four rows of w at a time: where they
+  // are a power of two apart, eight would fill a set of L1 and push out what is prefetched.
   template <int NU>
   void direct_products(const S* w, int64_t terms, const C* a, int64_t v, C* products) const {
     constexpr int W = NU * L;
-    constexpr int N = W < 8 ? W : 8;
+    constexpr int N = W < 4 ? W : 4;
     for (int g = 0; g < G; ++g) {
       for (int i = 0; i < W; i += N) {
         const S* rows[N];
