@@ -5,13 +5,13 @@
 PPO with an LSTM collects rollouts in which episodes end anywhere, so the state must be zero again
 after each end. RL libraries run the update as a loop of single steps that masks the state before
 each one (CleanRL's ppo_atari_lstm.py is the pattern). `fastrnn.LSTM(x, hx, resets=starts)` is the
-same in one call. Both policies here start from the same weights, learn the same task from the same
-rollouts, and their losses must agree; the times of their updates are what differs.
+same in one call. Both policies here make each update from the same weights and the same rollout, and
+their losses must agree; the times of their updates are what differs.
 
 The task: a cue is shown at an episode's first step alone, and every later step's reward is 1 for
 the action of that cue: without memory the return is chance, with memory of the last episode
 it is wrong. 40 updates show times alone, at a reward of chance (0.25 a step at most); learning
-shows after a hundred or two (--updates 200).
+shows after a hundred or two (--updates 200, less than a minute).
 """
 
 import argparse
@@ -127,7 +127,6 @@ def main():
     arguments = parser.parse_args()
     torch.manual_seed(0)
     ours, loop = Policy(False, arguments.hidden), Policy(True, arguments.hidden)
-    loop.load_state_dict(ours.state_dict())
     optimizers = [torch.optim.Adam(policy.parameters(), lr=3e-3) for policy in (ours, loop)]
     generator = torch.Generator().manual_seed(1)
     environments = Environments(arguments.envs, generator)
@@ -136,6 +135,8 @@ def main():
     for number in range(1, arguments.updates + 1):
         # One policy collects for both: rounding may tip an action, and rollouts would part.
         data, initial, hx = rollout(ours, environments, hx, arguments.steps)
+        # Nor may rounding add up: left alone, the two are different policies after 150 updates.
+        loop.load_state_dict(ours.state_dict())
         losses = []
         for i, policy in enumerate((ours, loop)):
             begin = time.perf_counter()
