@@ -5,8 +5,8 @@
 PPO with an LSTM collects rollouts in which episodes end anywhere, so the state must be zero again
 after each end. RL libraries run the update as a loop of single steps that masks the state before
 each one (CleanRL's ppo_atari_lstm.py is the pattern). `fastrnn.LSTM(x, hx, resets=starts)` is the
-same in one call. Both policies here make each update from the same weights and the same rollout, and
-their losses must agree; the times of their updates are what differs.
+same in one call. Both policies here make each update from the same weights and the same rollout,
+and their losses must agree; the times of their updates are what differs.
 
 The task: a cue is shown at an episode's first step alone, and every later step's reward is 1 for
 the action of that cue: without memory the return is chance, with memory of the last episode
