@@ -87,3 +87,12 @@ def test_results_are_ordinary_tensors(rows):
     expected = inference.clone()
     inference.share_memory_()
     assert inference.is_shared() and inference.equal(expected)
+
+
+def test_more_than_there_is(rows):
+    with torch.no_grad():
+        output, _ = layer()(torch.randn(rows, 1, 8))
+    expected = output.clone()
+    with pytest.raises(RuntimeError, match="allocate"):
+        output.untyped_storage().resize_(1 << 60)
+    assert output.equal(expected)

@@ -106,12 +106,6 @@ class Shelf {
     }
   }
 
-  void clear() noexcept {
-    for (int i = 0; i < kSlots; ++i) {
-      if (Block* block = take(i)) deallocate(block);
-    }
-  }
-
  private:
   static constexpr int kSlots = 64;
   struct Slot {
@@ -156,11 +150,6 @@ void release_memory(void* memory) noexcept {
   Block* block = block_of(memory);
   if (block->capacity < kLarge) return kept.put(block);
   lend(block) ? lent.put(block) : deallocate(block);
-}
-
-void release_cached_memory() noexcept {
-  kept.clear();
-  lent.clear();
 }
 
 }  // namespace fastrnn::cpu

@@ -16,7 +16,4 @@ constexpr size_t kLentBytes = size_t{512} << 20;
 void* acquire_memory(size_t bytes);
 void release_memory(void* memory) noexcept;
 
-// Returns all cached blocks to the system.
-void release_cached_memory() noexcept;
-
 }  // namespace fastrnn::cpu

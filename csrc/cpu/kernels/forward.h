@@ -362,8 +362,8 @@ class Forward {
     }
   }
 
-  // products [G][NU * L] = a w^T for one row, w where it lies. Four rows of w at a time: where they
-  // are a power of two apart, eight would fill a set of L1 and push out what is prefetched.
+  // products [G][NU * L] = a w^T for one row, w where it lies. Four rows of w at a time: fewer
+  // leave the multipliers waiting, eight are read more slowly (benchmarks/NOTES.md).
   template <int NU>
   void direct_products(const S* w, int64_t terms, const C* a, int64_t v, C* products) const {
     constexpr int W = NU * L;
