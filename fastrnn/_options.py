@@ -225,8 +225,14 @@ class _Segments:
         (
             self.order, self.places, self.owners, self.starts, self.started, self.ends, self.ended,
         ) = indices  # fmt: skip
-        # Without resets, a segment for each sequence but those of length 0.
-        self.are_all = known and resets is None and self.owners.shape[0] == batch
+        # Without resets, a segment for each sequence but those of length 0. A batch that has none
+        # but those has one all the same, of a row that is not there.
+        self.are_all = (
+            known
+            and resets is None
+            and self.owners.shape[0] == batch
+            and (batch > 1 or self.order[0, 0].item() >= 0)
+        )
 
     def packed(self, input, states, reset_to):
         """`[T, B, I]` as packed rows `[N, I]`, and the states `[L*D, B, ...]` that a batch starts

@@ -28,22 +28,30 @@ ASKED = {
     "states": {"return_states": True},
     "every_reset": {"resets": 1.0, "return_states": True},
     "no_reset": {"resets": 0.0},
+    "no_row": {"lengths": 0},
+    "no_row_all": {"lengths": 0, "resets": 0.5, "return_states": True},
+    "no_row_to_hx": {"lengths": 0, "resets": 0.5, "reset_to": "hx"},
 }
 # Relative to the largest value of a tensor; sums over rows in 16 bits round their terms.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 3e-5, torch.bfloat16: 0.08, torch.float16: 0.01}
 
 
 def options_of(case, asked, seed=0):
-    """Tensors of the options; lengths have the largest there may be, and often a 0."""
+    """Tensors of the options. Lengths: True for random ones, of which the first is the largest that
+    may be and others often 0; "any" for none that is certain; or a number for all of them."""
     generator = torch.Generator().manual_seed(seed)
     options = dict(asked)
     sizes = case.seq_len, case.batch
     if "resets" in asked:
         resets = torch.rand(sizes, generator=generator) < asked["resets"]
         options["resets"] = resets.t() if case.arguments.get("batch_first") else resets
-    if asked.get("lengths"):
+    if "lengths" in asked:
+        kind = asked["lengths"]
         lengths = torch.randint(0, case.seq_len + 1, (case.batch,), generator=generator)
-        lengths[0] = case.seq_len
+        if kind is True:
+            lengths[0] = case.seq_len
+        elif kind != "any":
+            lengths.fill_(kind)
         options["lengths"] = lengths
     return options
 
@@ -157,7 +165,7 @@ def test_random_configurations(seed, monkeypatch):
     case = Case(
         rng.choice(tuple(KINDS)),
         seq_len=rng.choice((1, 2, 5, 11, 20)),
-        batch=rng.choice((1, 2, 5, 8, 17)),
+        batch=rng.choice((1, 1, 2, 5, 8, 17)),
         input_size=rng.choice((1, 3, 16)),
         hidden_size=rng.choice((2, 7, 16, 33)),
         hx=rng.random() < 0.6,
@@ -172,7 +180,7 @@ def test_random_configurations(seed, monkeypatch):
     if rng.random() < 0.7:
         asked["resets"] = rng.choice((0.0, 0.02, 0.3, 1.0))
     if rng.random() < 0.6:
-        asked["lengths"] = True
+        asked["lengths"] = rng.choice((True, "any", 0))
     if rng.random() < 0.3:
         monkeypatch.setattr(_options, "_reads_values", lambda input: False)
     dtype = rng.choice((torch.float32, torch.float64, torch.bfloat16, torch.float16))
