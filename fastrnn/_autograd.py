@@ -15,7 +15,7 @@ Invariants
 import torch
 from torch.autograd import Function
 
-from fastrnn import _derivatives, _gradients, _ops, _vmap
+from fastrnn import _by_reference, _derivatives, _gradients, _ops, _vmap
 from fastrnn._gradients import Layer, Saved
 from fastrnn._rows import fold, unfold
 from fastrnn._transforms import apply, in_forward_mode, requires_grad, signed, transforms_active
@@ -142,7 +142,11 @@ def _keep(ctx, cell, bidirectional, has_biases, params, saved):
         ctx.save_for_backward(*saved, *weights)
         return
     needs = ctx.needs_input_grad[-len(params) :]
-    if not ctx.needs_input_grad[0] and not any(needs[::each]):
+    if (
+        not ctx.needs_input_grad[0]
+        and not any(needs[::each])
+        and not _by_reference.serves(params[0])  # which may have to compute the layer anew
+    ):
         input = None
     if cells is not None and not any(needs[1::each]):
         hidden = None

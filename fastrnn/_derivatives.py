@@ -10,7 +10,8 @@ of its results and u for tangents of its arguments.
   Multiplication by the Hessian", Neural Computation 6(1), 1994): the backward pass once more, on
   tangents. It serves reverse over reverse, forward over reverse and reverse over forward alike.
 
-Each of them is a Function, so that transforms nest. vmap goes through to the operators.
+Each of them is a Function, so that transforms nest. vmap goes through to the operators. Where the
+operators of tangents and second order have no kernels, `fastrnn._by_reference` takes their place.
 """
 
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.autograd import Function
 
-from fastrnn import _ops, _vmap
+from fastrnn import _by_reference, _ops, _vmap
 from fastrnn._gradients import (
     PRODUCTS,
     Layer,
@@ -106,6 +107,10 @@ def _tangents(layer, *tensors):
 
 def tangents(layer, *tensors):
     """J u of tangents, saved tensors and parameters, differentiable where somebody asks."""
+    count = 3 + len(layer.stems) * layer.directions
+    saved = tensors[count:]
+    if _by_reference.serves(saved[Saved.count]):
+        return _by_reference.tangents(layer, tensors[:count], saved[1], _of_arguments(saved))
     if transforms_active() or requires_grad(*tensors):
         return _Tangent.apply(layer, *tensors)
     return _tangents(layer, *tensors)
@@ -158,7 +163,7 @@ class _MappedGradients(Function):
     def setup_context(ctx, inputs, output):
         ctx.layer = inputs[0]
         begin = 1 + _RESULTS
-        tensors = *inputs[1:begin], *_without_biases(ctx.layer, inputs[begin:])
+        tensors = *inputs[1:begin], *_kept(ctx.layer, inputs[begin:])
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
         ctx.set_materialize_grads(False)
@@ -212,6 +217,12 @@ class Gradients(_MappedGradients):
         return tuple(t for t, _ in unfolded), tuple(dim for _, dim in unfolded)
 
 
+def _kept(layer, tensors):
+    """What derivatives are computed from, of saved tensors and all parameters."""
+    by_reference = _by_reference.serves(tensors[Saved.count])
+    return tensors if by_reference else _without_biases(layer, tensors)
+
+
 def _without_biases(layer, tensors):
     """Saved tensors and all parameters -> saved tensors and weights."""
     return *tensors[: Saved.count], *layer.weights(tensors[Saved.count :])
@@ -242,13 +253,15 @@ class _Plan:
 
     def apply(self, gradients, t_gradients, tangents, saved):
         """`(results, first, second)`, each as long as its flags, None where nobody asks."""
+        every = self.results, self.first, self.second
         if all(t is None for t in (*t_gradients, *tangents)) and not any(self.first):
-            return [[None] * len(flags) for flags in (self.results, self.first, self.second)]
+            return [[None] * len(flags) for flags in every]
+        if _by_reference.serves(saved[Saved.count]):
+            return _by_reference.second_order(
+                self.layer, every, gradients, t_gradients, tangents, saved[1], _of_arguments(saved)
+            )
         flat = iter(_Second.apply(self, *gradients, *t_gradients, *tangents, *saved))
-        return [
-            [next(flat) if wanted else None for wanted in flags]
-            for flags in (self.results, self.first, self.second)
-        ]
+        return [[next(flat) if wanted else None for wanted in flags] for flags in every]
 
 
 class _Second(Function):

@@ -44,7 +44,7 @@ def chunk_count(cell, input, states, params, num_layers, directions):
         or len(params) not in (2 * num_layers, 4 * num_layers)  # projected: only by steps
     ):
         return 1
-    tf32 = input.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    tf32 = input.dtype == torch.float32 and _products_are_tf32()
     records = _autograd._records(input, *states, *params)
     return chunks_that_pay(
         cell,
@@ -57,6 +57,14 @@ def chunk_count(cell, input, states, params, num_layers, directions):
         0.0 if torch.cuda.is_current_stream_capturing() else _HOST_US[records],
         limits(input.device.index),
     )
+
+
+def _products_are_tf32():
+    """What torch.backends.cuda.matmul says. Its older switch raises once the newer one, or one that
+    the newer one inherits from, was used."""
+    matmul = torch.backends.cuda.matmul
+    precision = getattr(matmul, "fp32_precision", None)  # not in torch 2.6
+    return matmul.allow_tf32 if precision is None else precision == "tf32"
 
 
 @functools.cache

@@ -1,10 +1,12 @@
-"""Recurrent layers whose weights are kept in int8 or bfloat16, for inference on the CPU.
+"""Recurrent layers whose weights are kept in int8 or bfloat16, for inference.
+
+The kernels are the CPU's; on other devices the same comes from torch's own operations, slowly.
 
 `quantize` replaces the recurrent modules of a model; what it puts there are `QuantizedLayer` and
 `QuantizedCell`. docs/quantization.md has the equations, what they cost and when to use which.
 
 Weights are packed once, when a module is quantized, in the order in which a step reads them. The
-order (csrc/cpu/quantized_params.h) is the same on every machine, so that files can be moved.
+order (`fastrnn._panels`) is the same on every machine, so that files can be moved.
 """
 
 import copy
@@ -15,21 +17,15 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import _checks, _ops
+from fastrnn import _checks, _ops, _panels
 from fastrnn._transforms import in_forward_mode
 from fastrnn.conversion import _TO_OURS, _TO_TORCH, _is_parametrized
 
 __all__ = ["QuantizedCell", "QuantizedLayer", "quantize"]
 
-_LANES = 16  # units in a vector of a panel
-_SINGLE = 4  # vectors of a panel where there is one gate
-_GROUP = {torch.int8: 4, torch.bfloat16: 2}  # terms that lie side by side
 _KINDS = {4: "lstm", 3: "gru", 1: "rnn"}  # by gates
-_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 # An int32 holds this many products of int8.
 _MOST_TERMS = 2**17
-# Smaller numbers count as zero: their reciprocals would be too large.
-_SMALLEST = 2.0**-100
 
 
 def quantize(
@@ -61,26 +57,26 @@ def quantize(
     torch.nn.utils. A module that is in several places stays one module.
 
     Args:
-        model: any module on the CPU. A recurrent layer itself is one too: then the new layer is
+        model: any module. A recurrent layer itself is one too: then the new layer is
             returned, also where `inplace`.
         dtype: torch.int8 (or torch.qint8, which means the same here) or torch.bfloat16.
         inplace: change `model` itself instead of a copy.
 
     Returns:
-        The quantized model. Its modules take and return float32, on the CPU, whatever the model's
+        The quantized model. Its modules take and return float32, whatever the model's
         dtype was and whatever `.to()` or autocast say (the rest of a float64 model stays float64:
         convert it first); they have no parameters, can be copied, pickled, saved as a state_dict
         and loaded into another model quantized to the same dtype, and have no backward.
 
     Raises:
-        TypeError: model is not a module. ValueError: another dtype; a weight that is not on the
-        CPU or has a NaN or an infinity in it; more than 131,072 features.
+        TypeError: model is not a module. ValueError: another dtype; a weight that is on the
+        meta device or has a NaN or an infinity in it; more than 131,072 features.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"quantize: expected a torch.nn.Module, got {type(model).__name__}")
     if dtype is torch.qint8:
         dtype = torch.int8
-    if not isinstance(dtype, torch.dtype) or dtype not in _GROUP:
+    if not isinstance(dtype, torch.dtype) or dtype not in _panels.GROUP:
         raise ValueError(f"quantize: expected dtype torch.int8 or torch.bfloat16, got {dtype}")
     if not inplace:
         model = copy.deepcopy(model)
@@ -119,42 +115,6 @@ def _reason_to_leave(module):
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         return f"{cls.__qualname__} is a subclass of torch.nn's or fastrnn's"
     return _NOT_RECURRENT
-
-
-# -- Weights ------------------------------------------------------------------------------------
-
-
-def _arrange(rows, gates):
-    """Rows `[gates*H, ...]` in the order of panels: `[blocks, V, 16, ...]`, zeros beyond H."""
-    rows = rows.reshape(gates, -1, *rows.shape[1:])
-    vectors = _SINGLE if gates == 1 else 1
-    size = vectors * _LANES
-    missing = -rows.shape[1] % size
-    rows = torch.cat([rows, rows.new_zeros(gates, missing, *rows.shape[2:])], 1)
-    blocks = rows.shape[1] // size
-    rows = rows.reshape(gates, blocks, vectors, _LANES, *rows.shape[2:])
-    return rows.transpose(0, 1).flatten(1, 2).contiguous()  # one of gates and vectors is 1
-
-
-def _panels(rows, gates, group):
-    """A weight `[gates*H, K]` as `[blocks, groups, V, 16, group]`, zeros beyond K."""
-    missing = -rows.shape[1] % group
-    rows = torch.cat([rows, rows.new_zeros(len(rows), missing)], 1)
-    blocks = _arrange(rows, gates).unflatten(3, (-1, group))
-    return blocks.permute(0, 3, 1, 2, 4).contiguous()
-
-
-def _pack(weight, gates, dtype):
-    """The tensors of a packed weight: panels, and in int8 scales and sums."""
-    if dtype is torch.bfloat16:
-        return [_panels(weight.to(torch.bfloat16), gates, _GROUP[dtype])]
-    largest = weight.abs().amax(1)
-    zeros = largest < _SMALLEST
-    scales = torch.where(zeros, 0.0, largest / 127)
-    integers = (weight * torch.where(zeros, 0.0, 127 / largest)[:, None]).round()
-    sums = 128 * integers.sum(1, dtype=torch.float64).to(torch.int32)
-    panels = _panels(integers.to(torch.int8), gates, _GROUP[dtype])
-    return [panels, _arrange(scales, gates), _arrange(sums, gates)]
 
 
 class _Refuse(torch.autograd.Function):
@@ -196,13 +156,13 @@ class _Quantized(nn.Module):
 
     def _take(self, module, suffix, prefixes):
         """Packs what one direction of one layer has."""
-        gates = _GATES[self.cell]
+        gates = _panels.GATES[self.cell]
         tensors = []
         for prefix in prefixes:
             name = prefix + suffix
             weight = getattr(module, name).detach()
-            if weight.device.type != "cpu":
-                raise ValueError(f"expected {name} on cpu, got {weight.device}")
+            if weight.is_meta:
+                raise ValueError(f"expected {name} with values, got {weight.device}")
             if weight.is_complex() or weight.numel() == 0:
                 raise ValueError(
                     f"expected {name} to be real and not empty, "
@@ -218,7 +178,7 @@ class _Quantized(nn.Module):
                 raise ValueError(
                     f"expected at most {_MOST_TERMS:,} columns in {name}, got {weight.shape[1]:,}"
                 )
-            parts = _pack(weight, 1 if prefix == "weight_hr" else gates, self.dtype)
+            parts = _panels.pack(weight, 1 if prefix == "weight_hr" else gates, self.dtype)
             for kind, part in zip(("", "_scales", "_sums"), parts):
                 self.register_buffer(name + kind, part)
         if self.bias:
@@ -228,7 +188,9 @@ class _Quantized(nn.Module):
         both, h = b_ih + b_hh, self.hidden_size
         if self.cell == "gru":  # the reset gate scales b_hn, so that stays apart
             both = torch.cat([both[: 2 * h], b_ih[2 * h :], b_hh[2 * h :]])
-        self.register_buffer("biases" + suffix, _arrange(both, 4 if self.cell == "gru" else gates))
+        self.register_buffer(
+            "biases" + suffix, _panels.arrange(both, 4 if self.cell == "gru" else gates)
+        )
 
     def _names(self, suffix):
         """Buffers of one direction, in the order in which the operator takes them."""
@@ -262,13 +224,18 @@ class _Quantized(nn.Module):
                 f"{self._get_name()}: quantized layers are for inference: call eval() first"
             )
         if input.dtype is not torch.float32:
-            if torch.is_autocast_enabled("cpu") and input.dtype in (torch.bfloat16, torch.float16):
+            device = "cpu" if input.is_meta else input.device.type
+            if torch.is_autocast_enabled(device) and input.dtype in (torch.bfloat16, torch.float16):
                 return input.float()  # of a product under autocast
             raise ValueError(
                 f"{self._get_name()}: expected input of dtype torch.float32, got {input.dtype}"
             )
-        if not (input.is_cpu or input.is_meta):
-            raise RuntimeError(f"{self._get_name()}: expected input on cpu, got {input.device}")
+        device = next(self.buffers()).device
+        if input.device != device and not input.is_meta:
+            raise RuntimeError(
+                f"{self._get_name()}: expected input on {device}, where the layer is, "
+                f"got {input.device}"
+            )
         if input.shape[-1] != self.input_size:
             raise RuntimeError(
                 f"{self._get_name()}: expected input.size(-1) to be input_size = "
@@ -343,8 +310,8 @@ class QuantizedLayer(_Quantized):
         inference ignores), `bidirectional`, `proj_size` and `mode` as that layer's; `dtype` of the
         weights, which are buffers.
 
-    Raises what that layer raises; besides RuntimeError in training mode, for a device other than
-    the CPU, and in backward; ValueError for input that is not float32.
+    Raises what that layer raises; besides RuntimeError in training mode, for input on another
+    device than the layer's, and in backward; ValueError for input that is not float32.
     """
 
     _options = (

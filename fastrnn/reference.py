@@ -193,7 +193,8 @@ def _stack(
 ):  # fmt: skip
     """Layers over directions over steps. Rows are packed, `[N, ...]`, from here on.
 
-    `(output, final states, (hidden, cells, gates))`, the last `[L*D, T, B, ...]` or None.
+    `(output, final states, (hidden, cells, gates))`, the last `[L*D, T, B, ...]`, of packed input
+    `[L*D, N, ...]`.
     """
     if batch_sizes is None:
         input = input.transpose(0, 1) if batch_first else input
@@ -203,7 +204,7 @@ def _stack(
     else:
         counts = batch_sizes.tolist()
     if lengths is not None:
-        behind = torch.arange(seq_len)[:, None] >= lengths
+        behind = torch.arange(seq_len, device=input.device)[:, None] >= lengths
         input = input.masked_fill(behind[..., None], 0)
     rows = input.flatten(0, 1) if batch_sizes is None else input
     directions = 2 if bidirectional else 1
@@ -217,7 +218,7 @@ def _stack(
             index = layer * directions + direction
             weights = params[index * per_direction : (index + 1) * per_direction]
             states = [state[index] for state in hx]
-            begins, active = _begins(resets, lengths, counts, direction == 1)
+            begins, active = _begins(resets, lengths, counts, direction == 1, rows.device)
             each, states = _sweep(
                 step, rows, states, weights, counts, direction == 1, begins, active, reset_to
             )
@@ -226,35 +227,33 @@ def _stack(
             finals.append(states)
         rows = torch.cat(outputs, 1)
     finals = tuple(torch.stack(states) for states in zip(*finals, strict=True))
-    if batch_sizes is not None:
-        return rows, finals, None
-    output, order = (
-        rows.unflatten(0, (seq_len, batch)),
-        (0, 2, 1, 3) if batch_first else (0, 1, 2, 3),
-    )
+    hidden, *cells, gates = zip(*kept, strict=True)
+    padded = batch_sizes is None
 
     def stacked(parts):
-        return torch.stack([part.unflatten(0, (seq_len, batch)) for part in parts]).permute(order)
+        if parts[0] is None:
+            return None
+        if not padded:
+            return torch.stack(parts)
+        states = torch.stack([part.unflatten(0, (seq_len, batch)) for part in parts])
+        return states.transpose(1, 2) if batch_first else states
 
-    hidden, *cells, gates = zip(*kept, strict=True)
-    states = (
-        stacked(hidden),
-        stacked(cells[0]) if cells else None,
-        None if gates[0] is None else stacked(gates),
-    )
-    return output.transpose(0, 1) if batch_first else output, finals, states
+    states = stacked(hidden), stacked(cells[0]) if cells else None, stacked(gates)
+    if padded:
+        rows = rows.unflatten(0, (seq_len, batch))
+    return rows.transpose(0, 1) if padded and batch_first else rows, finals, states
 
 
-def _begins(resets, lengths, counts, reverse):
+def _begins(resets, lengths, counts, reverse, device):
     """`[T, B]` bool: where a direction's state is reset before its step, and where steps count.
 
     A reset at step t ends what is before it: in reverse, the state is reset between t and t-1.
     Resets behind a sequence's end are none.
     """
     seq_len, batch = len(counts), counts[0]
-    active = torch.ones(seq_len, batch, dtype=torch.bool)
+    active = torch.ones(seq_len, batch, dtype=torch.bool, device=device)
     if lengths is not None:
-        active = torch.arange(seq_len)[:, None] < lengths
+        active = torch.arange(seq_len, device=device)[:, None] < lengths
     begins = torch.zeros_like(active) if resets is None else resets & active
     if reverse:
         begins = torch.cat([begins[1:], torch.zeros_like(begins[:1])])

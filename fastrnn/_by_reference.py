@@ -1,0 +1,146 @@
+"""Derivatives beyond the first on devices whose engine has none: those of `fastrnn.reference`.
+
+Right but slow, a loop over steps of torch's own operations; nothing here is a Function, so results
+can be differentiated any number of times. Write F for a layer at its arguments p, v for gradients
+of its results, u for tangents of its arguments, J for the Jacobian, as in `fastrnn._derivatives`.
+"""
+
+import torch
+
+from fastrnn import reference
+
+_RESULTS = 4  # output, h_n, c_n and every step's cells
+
+
+def serves(tensor):
+    """Whether the operators that these derivatives are made of have no kernel for the tensor."""
+    return tensor.device.type not in ("cpu", "meta")
+
+
+def tangents(layer, t_arguments, batch_sizes, arguments):
+    """J u: `(t_output, t_h_n)`, t_c_n of an LSTM and, if layer.keep, t_cells.
+
+    Arguments, and their tangents u or None: input, h0, c0, every parameter.
+    """
+    slots = (0, 1, 2, 3) if layer.keep else (0, 1, 2) if layer.cell == "lstm" else (0, 1)
+    flags = [slot in slots for slot in range(_RESULTS)]
+    nothing = (None,) * _RESULTS
+    return tuple(
+        result
+        for result in second_order(
+            layer, (flags, (), ()), nothing, nothing, t_arguments, batch_sizes, arguments
+        )[0]
+        if result is not None
+    )
+
+
+def second_order(layer, flags, v, t_v, u, batch_sizes, arguments):
+    """`(J u, J^T v, the derivative of J^T v in the direction (t_v, u))`, None where not wanted.
+
+    flags: which of each are. v and its tangents t_v are of output, h_n, c_n and every step's cells;
+    arguments and u are input, h0, c0, every parameter. Each may be None.
+    """
+    of_results, of_first, of_second = flags
+    here = [i for i, argument in enumerate(arguments) if argument is not None]
+    slots = [
+        slot
+        for slot in range(_RESULTS)
+        if v[slot] is not None or t_v[slot] is not None or (of_results and of_results[slot])
+    ]
+    dtype = arguments[0].dtype
+    wide = torch.promote_types(dtype, torch.float32)  # 16 bits: computed so, and rounded once
+
+    def widened(tensors):
+        return [None if t is None else t.to(wide) for t in tensors]
+
+    def run(*present):
+        every = [None] * len(arguments)
+        for i, argument in zip(here, present, strict=True):
+            every[i] = argument
+        results = _run(layer, 3 in slots, batch_sizes, *every)
+        return tuple(results[slot] for slot in slots)
+
+    def pulled(gradients, present):
+        """J^T of gradients, zeros for None."""
+        results, pull = torch.func.vjp(run, *present)
+        return pull(
+            tuple(
+                torch.zeros_like(result) if g is None else g
+                for result, g in zip(results, gradients, strict=True)
+            )
+        )
+
+    def in_order(count, values):
+        """Values of slots or of arguments that are there, by the place of each."""
+        found = dict(zip(slots if count == _RESULTS else here, values, strict=True))
+        return [found.get(i) for i in range(count)]
+
+    def chosen(wanted, values):
+        return [None if v is None or not w else v.to(dtype) for w, v in zip(wanted, values)]
+
+    v, t_v, u = ([*widened(tensors)] for tensors in (v, t_v, u))
+    present = [arguments[i].to(wide) for i in here]
+    v, t_v = [v[slot] for slot in slots], [t_v[slot] for slot in slots]
+    directed = [(k, u[i]) for k, i in enumerate(here) if u[i] is not None]
+
+    results = first = second = None
+    if directed and (any(of_results) or any(of_second)):
+        # <J^T v, u> = <v, J u>: its gradients are J u with respect to v, and with respect to p the
+        # derivative of J^T v in the direction u.
+        known = [k for k, gradient in enumerate(v) if gradient is not None]
+        if any(of_results):
+            shapes = torch.func.vjp(run, *present)[0]
+            v = [torch.zeros_like(r) if g is None else g for r, g in zip(shapes, v)]
+            known = list(range(len(v)))
+
+        def paired(values, present):
+            gradients = [None] * len(v)
+            for k, value in zip(known, values):
+                gradients[k] = value
+            back = pulled(gradients, present)
+            return sum((back[k] * tangent).sum() for k, tangent in directed)
+
+        value, pull = torch.func.vjp(paired, tuple(v[k] for k in known), tuple(present))
+        of_v, second = pull(torch.ones_like(value))
+        if any(of_results):
+            results = of_v
+    if any(of_first):
+        first = pulled(v, present)
+    if any(of_second) and any(t is not None for t in t_v):
+        more = pulled(t_v, present)
+        second = more if second is None else [a + b for a, b in zip(second, more)]
+    counts = _RESULTS, len(arguments), len(arguments)
+    return [
+        [None] * len(wanted)
+        if not any(wanted)
+        else chosen(wanted, in_order(count, values))
+        if values is not None
+        else _zeros(wanted, count, arguments)
+        for wanted, count, values in zip(flags, counts, (results, first, second))
+    ]
+
+
+def _zeros(wanted, count, arguments):
+    """What nothing has brought anything to."""
+    assert count == len(arguments)  # of results nobody asks without a direction
+    return [torch.zeros_like(a) if w and a is not None else None for w, a in zip(wanted, arguments)]
+
+
+def _run(layer, keep, batch_sizes, input, h0, c0, *params):
+    """`(output, h_n, c_n, cells)` of the reference; None what a cell has not."""
+    options = {
+        "has_biases": "b_ih" in layer.stems,
+        "bidirectional": layer.directions == 2,
+        "batch_sizes": batch_sizes,
+    }
+    if layer.cell == "lstm":
+        hx = None if h0 is None else (h0, c0)
+        output, (h_n, c_n), *states = reference.lstm(
+            input, hx, params, return_states=keep, **options
+        )
+        return output, h_n, c_n, states[0][1].flatten(1, -2) if keep else None
+    if layer.cell == "gru":
+        output, h_n = reference.gru(input, h0, params, **options)
+    else:
+        output, h_n = reference.rnn(input, h0, params, nonlinearity=layer.cell[4:], **options)
+    return output, h_n, None, None

@@ -1,0 +1,138 @@
+"""Packed int8 and bfloat16 weights: how they are made, and the quantized layer without kernels.
+
+The order of panels is csrc/cpu/quantized_params.h's. `quantized_forward` here serves every device
+but the CPU: the same integers and scales in torch's own operations, a loop over steps; sums of
+products are taken in float64, in which they are exact.
+"""
+
+import torch
+
+LANES = 16  # units in a vector of a panel
+SINGLE = 4  # vectors of a panel where there is one gate
+GROUP = {torch.int8: 4, torch.bfloat16: 2}  # terms that lie side by side
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+_library = torch.library.Library("fastrnn", "IMPL")  # what it registers lives as long as it
+# Smaller numbers count as zero: their reciprocals would be too large.
+_SMALLEST = 2.0**-100
+
+
+def arrange(rows, gates):
+    """Rows `[gates*H, ...]` in the order of panels: `[blocks, V, 16, ...]`, zeros beyond H."""
+    rows = rows.reshape(gates, -1, *rows.shape[1:])
+    vectors = SINGLE if gates == 1 else 1
+    size = vectors * LANES
+    missing = -rows.shape[1] % size
+    rows = torch.cat([rows, rows.new_zeros(gates, missing, *rows.shape[2:])], 1)
+    blocks = rows.shape[1] // size
+    rows = rows.reshape(gates, blocks, vectors, LANES, *rows.shape[2:])
+    return rows.transpose(0, 1).flatten(1, 2).contiguous()  # one of gates and vectors is 1
+
+
+def _rearrange(blocks, gates, size):
+    """The inverse: rows `[gates*H, ...]`; size is H."""
+    rows = blocks.unflatten(1, (gates, -1)).transpose(0, 1)
+    return rows.flatten(1, 3)[:, :size].flatten(0, 1)
+
+
+def _panels(rows, gates, group):
+    """A weight `[gates*H, K]` as `[blocks, groups, V, 16, group]`, zeros beyond K."""
+    missing = -rows.shape[1] % group
+    rows = torch.cat([rows, rows.new_zeros(len(rows), missing)], 1)
+    blocks = arrange(rows, gates).unflatten(3, (-1, group))
+    return blocks.permute(0, 3, 1, 2, 4).contiguous()
+
+
+def _integers(rows):
+    """`(integers as float32, scales [R])` of float32 rows `[R, K]`."""
+    largest = rows.abs().amax(1)
+    zeros = largest < _SMALLEST
+    integers = (rows * torch.where(zeros, 0.0, 127 / largest)[:, None]).round()
+    return integers, torch.where(zeros, 0.0, largest / 127)
+
+
+def pack(weight, gates, dtype):
+    """The tensors of a packed weight: panels, and in int8 scales and sums."""
+    if dtype is torch.bfloat16:
+        return [_panels(weight.to(torch.bfloat16), gates, GROUP[dtype])]
+    integers, scales = _integers(weight)
+    sums = 128 * integers.sum(1, dtype=torch.float64).to(torch.int32)
+    panels = _panels(integers.to(torch.int8), gates, GROUP[dtype])
+    return [panels, arrange(scales, gates), arrange(sums, gates)]
+
+
+class _Matrix:
+    """A packed weight, taken off the front of a list of params, for products with its rows."""
+
+    def __init__(self, params, gates, size, columns):
+        panels = params.pop(0)
+        rows = _rearrange(panels.permute(0, 2, 3, 1, 4).flatten(3), gates, size)
+        self.rows, self.scales = rows[:, :columns].double(), None
+        if panels.dtype is torch.int8:
+            self.scales = _rearrange(params.pop(0), gates, size).double()
+            params.pop(0)  # sums, which kernels of unsigned bytes need
+
+    def product(self, x):
+        """`[B, K]` -> `[B, gates*H]`, in float32."""
+        if self.scales is None:
+            return (x.double() @ self.rows.t()).float()
+        integers, scales = _integers(x)
+        sums = integers.double() @ self.rows.t()
+        return (sums * self.scales * scales.double()[:, None]).float()
+
+
+@torch.library.impl(_library, "quantized_forward", "CompositeExplicitAutograd")
+def quantized_forward(
+    cell, input, batch_sizes, h0, c0, params, hidden_size, proj_size, bidirectional
+):
+    """As the operator: `(output, h_n, c_n)`; c_n of size 0 where a cell has none."""
+    if any(p.device != input.device for p in params):
+        raise RuntimeError(
+            f"quantized_forward: expected params on {input.device}, as input, got "
+            f"{', '.join(sorted({str(p.device) for p in params}))}"
+        )
+    gates, size = GATES[cell], proj_size or hidden_size
+    counts = [input.shape[1]] * input.shape[0] if batch_sizes is None else batch_sizes.tolist()
+    rows = (input.flatten(0, 1) if batch_sizes is None else input).split(counts)
+    params, outputs, finals = list(params), [], []
+    for direction in range(2 if bidirectional else 1):
+        w_ih = _Matrix(params, gates, hidden_size, input.shape[-1])
+        w_hh = _Matrix(params, gates, hidden_size, size)
+        biases = 4 if cell == "gru" else gates
+        bias = _rearrange(params.pop(0), biases, hidden_size)
+        w_hr = _Matrix(params, 1, proj_size, hidden_size) if proj_size else None
+        states = [
+            input.new_zeros(counts[0], columns) if state is None else state[direction]
+            for state, columns in ((h0, size), (c0, hidden_size))[: 2 if cell == "lstm" else 1]
+        ]
+        each = [None] * len(counts)
+        for t in reversed(range(len(counts))) if direction else range(len(counts)):
+            n = counts[t]
+            before = [state[:n] for state in states]
+            products = w_ih.product(rows[t]), w_hh.product(before[0])
+            new = _step(cell, *products, bias, before)
+            if w_hr is not None:
+                new[0] = w_hr.product(new[0])
+            states = [torch.cat([a, b[n:]]) for a, b in zip(new, states)]
+            each[t] = new[0]
+        outputs.append(torch.cat(each))
+        finals.append(states)
+    output = torch.cat(outputs, 1).view(*input.shape[:-1], -1)
+    h_n, *c_n = (torch.stack(states) for states in zip(*finals))
+    return output, h_n, c_n[0] if c_n else input.new_empty(0)
+
+
+def _step(cell, of_input, of_h, bias, before):
+    """The states after one step, from both products."""
+    if cell == "gru":
+        size = before[0].shape[1]
+        (ir, iz, i_n), (hr, hz, h_n) = of_input.chunk(3, 1), of_h.chunk(3, 1)
+        b_r, b_z, b_n, b_hn = bias.split(size)
+        r, z = torch.sigmoid(ir + hr + b_r), torch.sigmoid(iz + hz + b_z)
+        n = torch.tanh(i_n + b_n + r * (h_n + b_hn))
+        return [n + z * (before[0] - n)]
+    gates = of_input + of_h + bias
+    if cell != "lstm":
+        return [torch.tanh(gates) if cell == "rnn_tanh" else torch.relu(gates)]
+    i, f, g, o = gates.chunk(4, 1)
+    c = torch.sigmoid(f) * before[1] + torch.sigmoid(i) * torch.tanh(g)
+    return [torch.sigmoid(o) * torch.tanh(c), c]
