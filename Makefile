@@ -5,6 +5,8 @@
 # make sanitize   the CPU kernels under AddressSanitizer + UBSan and ThreadSanitizer, the CUDA
 #                 kernels (on the shim of tests/cuda_shim) under ThreadSanitizer
 # make cuda-check compiles every CUDA source, without a GPU, and checks the kernels' registers
+# make gpu-bundle PYTHON=python3.12 TORCH=2.11.0   .gpu/: the sources, compiled for a machine with a
+#                 GPU that has those; there, `bash .gpu/run.sh FOLDER` measures
 # make sdist      a source distribution in dist/
 # make clean      removes build products; make distclean the virtual environment too
 #
@@ -34,7 +36,8 @@ CPP_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build demo test bench lint format sanitize cuda-check sdist clean distclean FORCE
+.PHONY: help build demo test bench lint format sanitize cuda-check gpu-bundle sdist clean \
+        distclean FORCE
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//; p' Makefile
@@ -201,10 +204,17 @@ sanitize:
 cuda-check: $(VENV)/.requirements
 	$(PY) -m tests.cuda_resources $(ARGS)
 
+# --- a machine with a GPU -----------------------------------------------------------------------
+
+# For another Python and torch than .venv's: the script makes an environment for them.
+TORCH ?= 2.11.0
+gpu-bundle:
+	PYTHON=$(PYTHON) TORCH=$(TORCH) bash benchmarks/gpu/bundle.sh
+
 # --- cleaning -----------------------------------------------------------------------------------
 
 clean:
-	rm -rf build dist *.egg-info fastrnn/*.so .pytest_cache .ruff_cache $(VENV)/.extension \
+	rm -rf build dist .gpu *.egg-info fastrnn/*.so .pytest_cache .ruff_cache $(VENV)/.extension \
 	    $(VENV)/.installed
 	find fastrnn tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
 

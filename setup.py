@@ -3,7 +3,6 @@
 Environment:
     FASTRNN_CUDA  0: never build the CUDA kernels; 1: build them or fail with the reason;
                   unset: build them where the sources, a CUDA build of torch and nvcc all exist.
-    FASTRNN_CUDA_DEBUG  1: waits between blocks of CUDA kernels end after 20 s, with a message.
     MAX_JOBS      compilations at once (default: the usable CPUs, at most 8).
     CXX           the compiler (torch's default otherwise).
 """
@@ -42,8 +41,19 @@ OPTIONAL_FLAGS = [
     "-Wno-uninitialized",
 ]
 CUDA_FLAGS = ["-O3", "--expt-relaxed-constexpr", "-lineinfo"]
-# Code for A100 and H100, and PTX of the older one for everything else.
-DEFAULT_CUDA_ARCHITECTURES = "8.0+PTX;9.0a"
+
+
+def default_cuda_architectures(release: str) -> str:
+    """What kernels are compiled for unless TORCH_CUDA_ARCH_LIST says so, by nvcc's release.
+
+    Machine code for A100, H100, B200 and the RTX cards of their time, and PTX of the newest that
+    every later device takes. Not 10.3: nvcc 13.0 is reported to miscompile for it. PTX older than
+    9.0 knows no clusters: newer devices that ran it would have to do without them.
+    """
+    if tuple(map(int, release.split("."))) >= (12, 8):
+        return "8.0;9.0a;10.0;12.0+PTX"
+    return "8.0;9.0+PTX"
+
 
 NO_TORCH = """fastrnn: building the extension needs torch, and this environment has none.
 Install torch first, then build without an isolated environment:
@@ -157,8 +167,8 @@ def describe_extension():
     ]
     if with_cuda:
         macros.append(("FASTRNN_WITH_CUDA", None))
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHITECTURES)
-    debug_flags = ["-DFASTRNN_CUDA_DEBUG"] if os.environ.get("FASTRNN_CUDA_DEBUG") == "1" else []
+        release = nvcc_release(cpp_extension.CUDA_HOME)
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_cuda_architectures(release))
 
     make = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
     extension = make(
@@ -166,7 +176,7 @@ def describe_extension():
         cpu_sources + (cuda_sources if with_cuda else []),
         define_macros=macros,
         extra_link_args=[threads_flag],
-        extra_compile_args={"cxx": flags, "nvcc": CUDA_FLAGS + debug_flags},
+        extra_compile_args={"cxx": flags, "nvcc": CUDA_FLAGS},
     )
     # torch's headers as system headers: -Wall -Wextra is for our code.
     system = []

@@ -11,6 +11,7 @@ probes.py   what one can do with a layer: a function per capability, tried on bo
 capabilities.py  `python -m benchmarks.capabilities`: the table of the probes
 report.py   tables, the bars, the environment, JSON
 plot.py     PNG plots (needs matplotlib)
-gpu.py      all that a few minutes on a GPU are for: ``python -m benchmarks.gpu --help``
+gpu/        all that a few minutes on a GPU are for: ``python -m benchmarks.gpu --help``
+step_costs.py   what a step costs in each regime of the CUDA engine, as a header
 progress.py a progress bar on stderr
 """

@@ -202,7 +202,7 @@ class Bar:
     small_mean: float | None = None
 
 
-#: Issue 2, section 3. They are stated for the full grid, float32, 2 threads.
+#: What is aimed at, stated for the full grid, float32, 2 threads.
 BARS = {
     ("LSTM", "inference"): Bar(1.6, 1.0, small_mean=2.0),
     ("GRU", "inference"): Bar(4.0, 1.1),

@@ -1,21 +1,24 @@
 """What a step costs in each regime of the CUDA engine: makes csrc/cuda/step_costs.h.
 
-    python -m benchmarks.step_costs            # the header from benchmarks/results/step_costs.json
-    python -m benchmarks.step_costs --model    # that JSON from the model below, then the header
-    python -m benchmarks.gpu --only calibrate  # that JSON from measurements on this GPU, then both
+    python -m benchmarks.step_costs              # the header from results/step_costs.json
+    python -m benchmarks.step_costs --model      # that JSON from the model below, then the header
+    python -m benchmarks.step_costs --rows FILE  # that JSON from a GPU's measurements (the stage
+                                                 # calibrate of benchmarks.gpu), then the header
 
 A cost is (base, for each row tile, for starting) in microseconds: a call of T steps takes
 start + T * (base + row tile * n). n counts the row tiles of 8 batch rows that a team (regimes C
 and G) or the whole batch (P) has. The plan compares these (csrc/cuda/plan.cpp).
 
-The model is of an H200 at 1.75 GHz, from shared/design/gpu.md: exchange through distributed shared
-memory 500 cycles and 13 bytes a cycle, through L2 1300 cycles and 26 bytes a cycle; P 8 us a step
-without a CUDA graph, its product at half of the peak. It is a guess until measured.
+The model is of an H200 at 1.75 GHz: exchange through distributed shared memory 500 cycles and 13
+bytes a cycle, through L2 1300 cycles and 26 bytes a cycle; P 8 us a step without a CUDA graph, its
+product at half of the peak. It is a guess until measured.
 """
 
 import argparse
 import json
 from pathlib import Path
+
+from benchmarks.gpu import rows as gpu_rows
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "step_costs.json"
@@ -65,6 +68,27 @@ def model():
         for hidden in HIDDEN
     }
     return {"source": "model of benchmarks/step_costs.py, not measured", "costs": costs}
+
+
+def measured(rows):
+    """The content of the JSON from rows of benchmarks.gpu: costs that were not measured, listed
+    under "modelled", stay the model's."""
+    content = model()
+    content["source"] = "rows without an environment"
+    for row in rows:
+        if row.get("stage") == "environment":
+            where = row.get("device", "a machine without a GPU")
+            content["source"] = f"measured on {where}, torch {row['torch']}, {row['commit'][:12]}"
+        elif row.get("stage") == "calibrate" and row.get("cost") is not None:
+            content["costs"][row["key"]][row["regime"]] = row["cost"]
+    known = {(r["key"], r["regime"]) for r in rows if r.get("cost") is not None}
+    content["modelled"] = [
+        f"{key} {regime}"
+        for key in content["costs"]
+        for regime in REGIMES
+        if (key, regime) not in known
+    ]
+    return content
 
 
 def header(content):
@@ -125,11 +149,19 @@ def write(content):
 
 
 def main():
-    """Writes the header, and before it the model."""
+    """Writes the header, and the JSON that it was made from."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", action="store_true", help="discard measurements for the model")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--model", action="store_true", help="discard measurements for the model")
+    source.add_argument("--rows", type=Path, help="rows.jsonl of benchmarks.gpu")
     arguments = parser.parse_args()
-    write(model() if arguments.model else json.loads(RESULTS.read_text()))
+    if arguments.model:
+        content = model()
+    elif arguments.rows:
+        content = measured(gpu_rows.read(arguments.rows))
+    else:
+        content = json.loads(RESULTS.read_text())
+    write(content)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def layer_call(module: nn.Module, x: Any, mode: str, d_output: torch.Tensor):
 
 
 def grid(options: Options) -> list[Job]:
-    """torch.nn, fastrnn, the matrix product and the peers on the issue's grid."""
+    """torch.nn, fastrnn, the matrix product and the peers on the grid."""
     jobs = []
     for threads in options.thread_counts(2):
         for dtype in options.dtypes:

@@ -17,6 +17,10 @@ struct Steps {
   int64_t rows;            // N
   const int64_t* counts;   // [T] or null: every step has B rows
   const int64_t* offsets;  // [T] or null
+  // Of padded data on CUDA: nonzero where what came before step t is forgotten, in either
+  // direction.
+  const uint8_t* resets = nullptr;  // [T, B] or null
+  bool to_initial = false;          // a reset's state is the initial one, not zeros
 
   constexpr int64_t count(int64_t t) const { return counts ? counts[t] : batch; }
   constexpr int64_t offset(int64_t t) const { return offsets ? offsets[t] : t * batch; }

@@ -26,6 +26,9 @@ from fastrnn._transforms import apply, in_forward_mode, requires_grad, signed, t
 _is_exporting = getattr(torch.compiler, "is_exporting", bool)  # torch 2.6 has none
 
 
+_NO_RESETS = None, False
+
+
 def _records(*tensors):
     """Whether this call must leave a graph behind, or may have tangents."""
     if _is_exporting():
@@ -35,46 +38,56 @@ def _records(*tensors):
 
 # Shapes are those of the forward operators. keep: every step's `cells` (LSTM, with derivatives) and
 # `gates` (LSTM and GRU, values alone) too, None where there are none. Backward reads them: nobody
-# may change them.
+# may change them. resets: `()`, or `(bool [T, B], whether to the initial states)` where the engine
+# has them.
 
 
-def lstm_layer(input, batch_sizes, states, params, has_biases, bidirectional, keep=False):
+def lstm_layer(
+    input, batch_sizes, states, params, has_biases, bidirectional, keep=False, resets=()
+):
     """One LSTM layer: `(output, h_n, c_n)`, and `cells, gates` if keep."""
     h0, c0 = states
     if _records(input, h0, c0, *params):
         results = apply(
-            _function(_LSTM), input, batch_sizes, h0, c0, has_biases, bidirectional, keep, *params
-        )
+            _function(_LSTM), input, batch_sizes, h0, c0, has_biases, bidirectional, keep,
+            *(resets or _NO_RESETS), *params,
+        )  # fmt: skip
     else:
         results = _ops.lstm_forward(
-            input, batch_sizes, h0, c0, params, has_biases, bidirectional, keep
+            input, batch_sizes, h0, c0, params, has_biases, bidirectional, keep, *resets
         )
     return (*results[:3], results[5], results[3]) if keep else results[:3]
 
 
-def gru_layer(input, batch_sizes, states, params, has_biases, bidirectional, keep=False):
+def gru_layer(input, batch_sizes, states, params, has_biases, bidirectional, keep=False, resets=()):
     """One GRU layer: `(output, h_n)`, and `None, gates` if keep."""
     (h0,) = states
     if _records(input, h0, *params):
-        results = apply(_function(_GRU), input, batch_sizes, h0, has_biases, bidirectional, *params)
+        results = apply(
+            _function(_GRU), input, batch_sizes, h0, has_biases, bidirectional,
+            *(resets or _NO_RESETS), *params,
+        )  # fmt: skip
     else:
-        results = _ops.gru_forward(input, batch_sizes, h0, params, has_biases, bidirectional, keep)
+        results = _ops.gru_forward(
+            input, batch_sizes, h0, params, has_biases, bidirectional, keep, *resets
+        )
     return (*results[:2], None, results[2]) if keep else results[:2]
 
 
 def rnn_layer(
-    nonlinearity, input, batch_sizes, states, params, has_biases, bidirectional, keep=False
-):
+    nonlinearity, input, batch_sizes, states, params, has_biases, bidirectional, keep=False,
+    resets=(),
+):  # fmt: skip
     """One Elman layer: `(output, h_n)`, and `None, None` if keep."""
     (h0,) = states
     if _records(input, h0, *params):
         results = apply(
             _function(_RNN), input, batch_sizes, h0, has_biases, bidirectional, nonlinearity,
-            *params,
+            *(resets or _NO_RESETS), *params,
         )  # fmt: skip
     else:
         results = _ops.rnn_forward(
-            input, batch_sizes, h0, params, has_biases, bidirectional, nonlinearity, False
+            input, batch_sizes, h0, params, has_biases, bidirectional, nonlinearity, False, *resets
         )
     return (*results[:2], None, None) if keep else results[:2]
 
@@ -118,16 +131,17 @@ def _gather_by_torch(input, index):
 # -- What the Functions share --------------------------------------------------------------------
 
 
-def _keep(ctx, cell, bidirectional, has_biases, params, saved):
-    """Saves what backward needs. saved: input, batch_sizes, hidden, h0, c0, gates, cells.
+def _keep(ctx, cell, bidirectional, has_biases, params, saved, to_hx):
+    """Saves what backward needs. saved: input, batch_sizes, hidden, h0, c0, gates, cells, resets.
 
     Hidden is kept only where the gradient of w_hh asks for it, and where the cell's recurrence
     needs it: where there are no cells. Input is kept for the gradient of w_ih, and where it has one
     itself: gradients depend on it. Forward mode, and the levels of torch.func around this one, may
     ask for more than needs_input_grad tells.
     """
-    input, batch_sizes, hidden, h0, c0, gates, cells = saved
+    input, batch_sizes, hidden, h0, c0, gates, cells, resets = saved
     ctx.cell, ctx.input_shape, ctx.directions = cell, input.shape, 2 if bidirectional else 1
+    ctx.to_hx = to_hx
     each = len(params) // ctx.directions
     ctx.stems = stems = _gradients.stems(has_biases, each)
     weights = [p for i, p in enumerate(params) if stems[i % each][0] == "w"]
@@ -150,7 +164,7 @@ def _keep(ctx, cell, bidirectional, has_biases, params, saved):
         input = None
     if cells is not None and not any(needs[1::each]):
         hidden = None
-    ctx.save_for_backward(input, batch_sizes, hidden, h0, c0, gates, cells, *weights)
+    ctx.save_for_backward(input, batch_sizes, hidden, h0, c0, gates, cells, resets, *weights)
 
 
 def _as_of_now(bias):
@@ -183,7 +197,7 @@ def _backward(ctx, d_output, d_h_n, d_c_n=None, d_cells=None):
     if not torch.is_grad_enabled() and not in_forward_mode():
         saved = Saved(ctx, tensors)
         return _gradients.gradients(ctx, saved, needs, d_output, d_h_n, d_c_n, d_cells)
-    layer = Layer(ctx.cell, ctx.directions, ctx.stems, ctx.input_shape, needs)
+    layer = Layer(ctx.cell, ctx.directions, ctx.stems, ctx.input_shape, needs, to_hx=ctx.to_hx)
     saved = _with_biases(ctx, tensors)
     wanted = iter(_derivatives.Gradients.apply(layer, d_output, d_h_n, d_c_n, d_cells, *saved))
     return [next(wanted) if needed else None for needed in needs]
@@ -191,7 +205,7 @@ def _backward(ctx, d_output, d_h_n, d_c_n=None, d_cells=None):
 
 def _jvp(ctx, t_input, t_h0, t_c0, t_params):
     keep = ctx.cell == "lstm" and ctx.keep
-    layer = Layer(ctx.cell, ctx.directions, ctx.stems, ctx.input_shape, keep=keep)
+    layer = Layer(ctx.cell, ctx.directions, ctx.stems, ctx.input_shape, keep=keep, to_hx=ctx.to_hx)
     saved = _with_biases(ctx, ctx.saved_tensors)
     return _derivatives.tangents(layer, t_input, t_h0, t_c0, *t_params, *saved)
 
@@ -222,19 +236,22 @@ def _vmap_layer(function, begin, info, in_dims, *arguments):
 class _LSTM(Function):
     @staticmethod
     @signed
-    def forward(input, batch_sizes, h0, c0, has_biases, bidirectional, keep, *params):
+    def forward(
+        input, batch_sizes, h0, c0, has_biases, bidirectional, keep, resets, to_hx, *params
+    ):
+        options = () if resets is None else (resets, to_hx)
         return _ops.lstm_forward(
-            input, batch_sizes, h0, c0, params, has_biases, bidirectional, True
+            input, batch_sizes, h0, c0, params, has_biases, bidirectional, True, *options
         )
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        input, batch_sizes, h0, c0, has_biases, bidirectional, keep, *params = inputs
+        input, batch_sizes, h0, c0, has_biases, bidirectional, keep, resets, to_hx, *params = inputs
         gates, hidden, cells = output[3:]
         # Only where asked for: a compiled backward would be given zeros for cells.
         ctx.mark_non_differentiable(gates, hidden, *(() if keep else (cells,)))
-        saved = input, batch_sizes, hidden, h0, c0, gates, cells
-        _keep(ctx, "lstm", bidirectional, has_biases, params, saved)
+        saved = input, batch_sizes, hidden, h0, c0, gates, cells, resets
+        _keep(ctx, "lstm", bidirectional, has_biases, params, saved, to_hx)
         ctx.keep = keep
 
     @staticmethod
@@ -243,16 +260,17 @@ class _LSTM(Function):
         if results is None:
             return (None,) * len(ctx.needs_input_grad)
         d_input, d_h0, d_c0, *d_params = results
-        return d_input, None, d_h0, d_c0, None, None, None, *d_params
+        return d_input, None, d_h0, d_c0, None, None, None, None, None, *d_params
 
     @staticmethod
     def vmap(info, in_dims, *arguments):
-        return _vmap_layer(_function(_LSTM), 7, info, in_dims, *arguments)
+        return _vmap_layer(_function(_LSTM), 9, info, in_dims, *arguments)
 
 
 class _DualLSTM(_LSTM):
     @staticmethod
-    def jvp(ctx, t_input, _, t_h0, t_c0, __, ___, ____, *t_params):
+    def jvp(ctx, t_input, _, t_h0, t_c0, *rest):
+        t_params = rest[5:]
         t_output, t_h_n, t_c_n, *t_cells = _jvp(ctx, t_input, t_h0, t_c0, t_params)
         return t_output, t_h_n, t_c_n, None, None, *(t_cells or (None,))
 
@@ -260,16 +278,19 @@ class _DualLSTM(_LSTM):
 class _GRU(Function):
     @staticmethod
     @signed
-    def forward(input, batch_sizes, h0, has_biases, bidirectional, *params):
-        return _ops.gru_forward(input, batch_sizes, h0, params, has_biases, bidirectional, True)
+    def forward(input, batch_sizes, h0, has_biases, bidirectional, resets, to_hx, *params):
+        options = () if resets is None else (resets, to_hx)
+        return _ops.gru_forward(
+            input, batch_sizes, h0, params, has_biases, bidirectional, True, *options
+        )
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        input, batch_sizes, h0, has_biases, bidirectional, *params = inputs
+        input, batch_sizes, h0, has_biases, bidirectional, resets, to_hx, *params = inputs
         gates, hidden = output[2:]
         ctx.mark_non_differentiable(gates, hidden)
-        saved = input, batch_sizes, hidden, h0, None, gates, None
-        _keep(ctx, "gru", bidirectional, has_biases, params, saved)
+        saved = input, batch_sizes, hidden, h0, None, gates, None, resets
+        _keep(ctx, "gru", bidirectional, has_biases, params, saved, to_hx)
 
     @staticmethod
     def backward(ctx, d_output, d_h_n, *_):
@@ -277,34 +298,37 @@ class _GRU(Function):
         if results is None:
             return (None,) * len(ctx.needs_input_grad)
         d_input, d_h0, _, *d_params = results
-        return d_input, None, d_h0, None, None, *d_params
+        return d_input, None, d_h0, None, None, None, None, *d_params
 
     @staticmethod
     def vmap(info, in_dims, *arguments):
-        return _vmap_layer(_function(_GRU), 5, info, in_dims, *arguments)
+        return _vmap_layer(_function(_GRU), 7, info, in_dims, *arguments)
 
 
 class _DualGRU(_GRU):
     @staticmethod
-    def jvp(ctx, t_input, _, t_h0, __, ___, *t_params):
-        return *_jvp(ctx, t_input, t_h0, None, t_params), None, None
+    def jvp(ctx, t_input, _, t_h0, *rest):
+        return *_jvp(ctx, t_input, t_h0, None, rest[4:]), None, None
 
 
 class _RNN(Function):
     @staticmethod
     @signed
-    def forward(input, batch_sizes, h0, has_biases, bidirectional, nonlinearity, *params):
+    def forward(
+        input, batch_sizes, h0, has_biases, bidirectional, nonlinearity, resets, to_hx, *params
+    ):
+        options = () if resets is None else (resets, to_hx)
         return _ops.rnn_forward(
-            input, batch_sizes, h0, params, has_biases, bidirectional, nonlinearity, True
+            input, batch_sizes, h0, params, has_biases, bidirectional, nonlinearity, True, *options
         )
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        input, batch_sizes, h0, has_biases, bidirectional, nonlinearity, *params = inputs
-        hidden = output[2]
+        input, batch_sizes, h0, has_biases, bidirectional, nonlinearity, *rest = inputs
+        (resets, to_hx, *params), hidden = rest, output[2]
         ctx.mark_non_differentiable(hidden)
-        saved = input, batch_sizes, hidden, h0, None, None, None
-        _keep(ctx, "rnn_" + nonlinearity, bidirectional, has_biases, params, saved)
+        saved = input, batch_sizes, hidden, h0, None, None, None, resets
+        _keep(ctx, "rnn_" + nonlinearity, bidirectional, has_biases, params, saved, to_hx)
 
     @staticmethod
     def backward(ctx, d_output, d_h_n, *_):
@@ -312,17 +336,17 @@ class _RNN(Function):
         if results is None:
             return (None,) * len(ctx.needs_input_grad)
         d_input, d_h0, _, *d_params = results
-        return d_input, None, d_h0, None, None, None, *d_params
+        return d_input, None, d_h0, None, None, None, None, None, *d_params
 
     @staticmethod
     def vmap(info, in_dims, *arguments):
-        return _vmap_layer(_function(_RNN), 6, info, in_dims, *arguments)
+        return _vmap_layer(_function(_RNN), 8, info, in_dims, *arguments)
 
 
 class _DualRNN(_RNN):
     @staticmethod
-    def jvp(ctx, t_input, _, t_h0, __, ___, ____, *t_params):
-        return *_jvp(ctx, t_input, t_h0, None, t_params), None
+    def jvp(ctx, t_input, _, t_h0, *rest):
+        return *_jvp(ctx, t_input, t_h0, None, rest[5:]), None
 
 
 class _Gather(Function):

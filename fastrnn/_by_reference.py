@@ -17,7 +17,7 @@ def serves(tensor):
     return tensor.device.type not in ("cpu", "meta")
 
 
-def tangents(layer, t_arguments, batch_sizes, arguments):
+def tangents(layer, t_arguments, batch_sizes, resets, arguments):
     """J u: `(t_output, t_h_n)`, t_c_n of an LSTM and, if layer.keep, t_cells.
 
     Arguments, and their tangents u or None: input, h0, c0, every parameter.
@@ -28,13 +28,13 @@ def tangents(layer, t_arguments, batch_sizes, arguments):
     return tuple(
         result
         for result in second_order(
-            layer, (flags, (), ()), nothing, nothing, t_arguments, batch_sizes, arguments
+            layer, (flags, (), ()), nothing, nothing, t_arguments, batch_sizes, resets, arguments
         )[0]
         if result is not None
     )
 
 
-def second_order(layer, flags, v, t_v, u, batch_sizes, arguments):
+def second_order(layer, flags, v, t_v, u, batch_sizes, resets, arguments):
     """`(J u, J^T v, the derivative of J^T v in the direction (t_v, u))`, None where not wanted.
 
     flags: which of each are. v and its tangents t_v are of output, h_n, c_n and every step's cells;
@@ -57,7 +57,7 @@ def second_order(layer, flags, v, t_v, u, batch_sizes, arguments):
         every = [None] * len(arguments)
         for i, argument in zip(here, present, strict=True):
             every[i] = argument
-        results = _run(layer, 3 in slots, batch_sizes, *every)
+        results = _run(layer, 3 in slots, batch_sizes, resets, *every)
         return tuple(results[slot] for slot in slots)
 
     def pulled(gradients, present):
@@ -126,12 +126,14 @@ def _zeros(wanted, count, arguments):
     return [torch.zeros_like(a) if w and a is not None else None for w, a in zip(wanted, arguments)]
 
 
-def _run(layer, keep, batch_sizes, input, h0, c0, *params):
+def _run(layer, keep, batch_sizes, resets, input, h0, c0, *params):
     """`(output, h_n, c_n, cells)` of the reference; None what a cell has not."""
     options = {
         "has_biases": "b_ih" in layer.stems,
         "bidirectional": layer.directions == 2,
         "batch_sizes": batch_sizes,
+        "resets": resets,
+        "reset_to": "hx" if layer.to_hx else "zeros",
     }
     if layer.cell == "lstm":
         hx = None if h0 is None else (h0, c0)

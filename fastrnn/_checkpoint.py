@@ -146,7 +146,7 @@ def _chunk_gradients(ctx, needs, arguments, starts, d_output, d_h_n, d_c_n):
                 d_out = _turned(d_output[begin:end, :, d * size : (d + 1) * size], d)
             _, _, _, gates, hidden, cells = _run(ctx.cell, x, h, c, mine, ctx.has_biases, True)
             part = Layer(ctx.cell, 1, stems, x.shape)
-            saved = Saved(part, (x, None, hidden, h, c, gates, cells, *part.weights(mine)))
+            saved = Saved(part, (x, None, hidden, h, c, gates, cells, None, *part.weights(mine)))
             del gates, hidden, cells
             d_x, d_h, d_c, *found = _gradients.gradients(part, saved, wanted, d_out, d_h, d_c, None)
             del saved  # before the next chunk's
@@ -181,7 +181,20 @@ def _differentiable(ctx, needs, arguments, d_output, d_h_n, d_c_n):
     layer = Layer(ctx.cell, directions, stems, input.shape, needs)
     found = iter(
         _derivatives.Gradients.apply(
-            layer, d_output, d_h_n, d_c_n, None, input, None, hidden, h0, c0, gates, cells, *params
-        )
+            layer,
+            d_output,
+            d_h_n,
+            d_c_n,
+            None,
+            input,
+            None,
+            hidden,
+            h0,
+            c0,
+            gates,
+            cells,
+            None,
+            *params,
+        )  # fmt: skip
     )
     return [next(found) if needed else None for needed in needs]

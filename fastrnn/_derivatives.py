@@ -110,7 +110,8 @@ def tangents(layer, *tensors):
     count = 3 + len(layer.stems) * layer.directions
     saved = tensors[count:]
     if _by_reference.serves(saved[Saved.count]):
-        return _by_reference.tangents(layer, tensors[:count], saved[1], _of_arguments(saved))
+        arguments = saved[1], saved[7], _of_arguments(saved)
+        return _by_reference.tangents(layer, tensors[:count], *arguments)
     if transforms_active() or requires_grad(*tensors):
         return _Tangent.apply(layer, *tensors)
     return _tangents(layer, *tensors)
@@ -202,6 +203,7 @@ class Gradients(_MappedGradients):
         mapped = any(dim is not None for dim in dims[begin:])
         if mapped or in_forward_mode() or requires_grad(*tensors):
             return _vmap.through(_MappedGradients.apply, size, in_dims, (layer, *tensors))
+        _vmap.refuse_resets(tensors[begin - 1])
         rows, weights = zip(tensors[:begin], dims), tensors[begin:]
         folded = [None if t is None else fold(t, dim, size) for t, dim in rows]
         sizes = begin - Saved.count + 1
@@ -236,7 +238,7 @@ def _of_arguments(values):
 def _as_saved(values):
     """The reverse; what is saved but no argument gets None."""
     d_input, d_h0, d_c0, *d_params = values
-    return d_input, None, None, d_h0, d_c0, None, None, *d_params
+    return d_input, None, None, d_h0, d_c0, None, None, None, *d_params
 
 
 # -- Second order -------------------------------------------------------------------------------
@@ -257,8 +259,9 @@ class _Plan:
         if all(t is None for t in (*t_gradients, *tangents)) and not any(self.first):
             return [[None] * len(flags) for flags in every]
         if _by_reference.serves(saved[Saved.count]):
+            arguments = saved[1], saved[7], _of_arguments(saved)
             return _by_reference.second_order(
-                self.layer, every, gradients, t_gradients, tangents, saved[1], _of_arguments(saved)
+                self.layer, every, gradients, t_gradients, tangents, *arguments
             )
         flat = iter(_Second.apply(self, *gradients, *t_gradients, *tangents, *saved))
         return [[next(flat) if wanted else None for wanted in flags] for flags in every]

@@ -18,11 +18,11 @@ PRODUCTS = ("w_ih", "w_hh", "b_ih", "b_hh")  # what layer_gradients computes, in
 class Saved:
     """The saved tensors of a layer by name; None is what it has not, or what nobody needs."""
 
-    count = 7  # before the weights
+    count = 8  # before the weights
 
     def __init__(self, layer, tensors):
         self.input, self.batch_sizes, self.hidden, self.h0, self.c0 = tensors[:5]
-        self.gates, self.cells, *self.weights = tensors[5:]
+        self.gates, self.cells, self.resets, *self.weights = tensors[5:]
         each = len(self.weights) // layer.directions
         self.w_ih, self.w_hh = self.weights[::each], self.weights[1::each]
         self.w_hr = self.weights[2::each] if each == 3 else []
@@ -39,6 +39,7 @@ class Layer:
     needs: tuple = ()  # results that are wanted
     keep: bool = False  # an LSTM: whether every step's cells are results too
     samples: int | None = None  # of Gradients: as in `gradients`
+    to_hx: bool = False  # whether resets are to the initial states
 
     def weights(self, params):
         """Without the biases, which no derivative depends on once the gates are known."""
@@ -66,6 +67,7 @@ def gradients(layer, saved, needs, d_output, d_h_n, d_c_n, d_cells, samples=None
         d_input, d_params = _in_order(layer, s, needs, d_input, products, d_hidden, None)
         return [d_input, d_h0 if needs[1] else None, d_c0 if needs[2] else None, *d_params]
     d_c0 = d_hidden = None
+    resets = () if s.resets is None else (s.resets, layer.to_hx)
     if layer.cell == "lstm":
         if d_output is None and d_h_n is None and d_c_n is None and s.batch_sizes is None:
             # Of the gradients, d_cells alone does not tell the batch.
@@ -73,16 +75,17 @@ def gradients(layer, saved, needs, d_output, d_h_n, d_c_n, d_cells, samples=None
             d_c_n = d_cells.new_zeros(sizes)
         d_gates, d_h0, d_c0, d_hidden = _ops.lstm_backward(
             d_output, d_h_n, d_c_n, d_cells, s.batch_sizes, s.c0, s.gates, s.cells, s.weights,
-            False, bidirectional,
+            False, bidirectional, *resets,
         )  # fmt: skip
     elif layer.cell == "gru":
         d_gates, d_h0 = _ops.gru_backward(
-            d_output, d_h_n, s.batch_sizes, s.h0, s.gates, s.hidden, s.weights, False, bidirectional
-        )
+            d_output, d_h_n, s.batch_sizes, s.h0, s.gates, s.hidden, s.weights, False,
+            bidirectional, *resets,
+        )  # fmt: skip
     else:
         d_gates, d_h0 = _ops.rnn_backward(
             d_output, d_h_n, s.batch_sizes, s.hidden, s.weights, False, bidirectional,
-            layer.cell[4:],
+            layer.cell[4:], *resets,
         )  # fmt: skip
     d_input, d_params = products_of(layer, s, needs, d_gates, d_h0.shape[1], d_hidden, samples)
     return [d_input, d_h0 if needs[1] else None, d_c0 if needs[2] else None, *d_params]
@@ -105,8 +108,9 @@ def products_of(layer, saved, needs, d_gates, batch, d_hidden, samples=None):
     d_input, products = None, None
     if samples is None:
         d_input, products = _ops.layer_gradients(
-            cell, d_gates, saved.batch_sizes, batch, *states, saved.w_ih if needs[0] else [], wanted
-        )
+            cell, d_gates, saved.batch_sizes, batch, *states, saved.w_ih if needs[0] else [],
+            wanted, *(() if saved.resets is None else (saved.resets, layer.to_hx)),
+        )  # fmt: skip
     else:
         if needs[0]:
             d_input, _ = _ops.layer_gradients(

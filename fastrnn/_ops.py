@@ -162,7 +162,10 @@ def _saved(like, save, *shapes):
 
 
 @_register_fake("lstm_forward")
-def _(input, batch_sizes, h0, c0, params, has_biases, bidirectional, save):
+def _(
+    input, batch_sizes, h0, c0, params, has_biases, bidirectional, save, resets=None,
+    reset_to_hx=False,
+):  # fmt: skip
     layer, batch, rows, output, h_n = _forward(
         "lstm", 4, input, batch_sizes, h0, c0, params, has_biases, bidirectional
     )
@@ -172,7 +175,10 @@ def _(input, batch_sizes, h0, c0, params, has_biases, bidirectional, save):
 
 
 @_register_fake("gru_forward")
-def _(input, batch_sizes, h0, params, has_biases, bidirectional, save):
+def _(
+    input, batch_sizes, h0, params, has_biases, bidirectional, save, resets=None,
+    reset_to_hx=False,
+):  # fmt: skip
     layer, _, rows, output, h_n = _forward(
         "gru", 3, input, batch_sizes, h0, None, params, has_biases, bidirectional
     )
@@ -181,7 +187,10 @@ def _(input, batch_sizes, h0, params, has_biases, bidirectional, save):
 
 
 @_register_fake("rnn_forward")
-def _(input, batch_sizes, h0, params, has_biases, bidirectional, nonlinearity, save):
+def _(
+    input, batch_sizes, h0, params, has_biases, bidirectional, nonlinearity, save, resets=None,
+    reset_to_hx=False,
+):  # fmt: skip
     layer, _, rows, output, h_n = _forward(
         "rnn", 1, input, batch_sizes, h0, None, params, has_biases, bidirectional
     )
@@ -191,7 +200,7 @@ def _(input, batch_sizes, h0, params, has_biases, bidirectional, nonlinearity, s
 @_register_fake("lstm_backward")
 def _(
     d_output, d_h_n, d_c_n, d_cells, batch_sizes, c0, gates, cells, params, has_biases,
-    bidirectional,
+    bidirectional, resets=None, reset_to_hx=False,
 ):  # fmt: skip
     layer = _Layer("lstm", 4, params, has_biases, bidirectional)
     batch = layer.batch(batch_sizes, d_output, c0, d_h_n, d_c_n)
@@ -205,7 +214,10 @@ def _(
 
 
 @_register_fake("gru_backward")
-def _(d_output, d_h_n, batch_sizes, h0, gates, hidden, params, has_biases, bidirectional):
+def _(
+    d_output, d_h_n, batch_sizes, h0, gates, hidden, params, has_biases, bidirectional,
+    resets=None, reset_to_hx=False,
+):  # fmt: skip
     layer = _Layer("gru", 3, params, has_biases, bidirectional)
     batch = layer.batch(batch_sizes, d_output, h0, d_h_n)
     d, rows, h = hidden.shape
@@ -213,7 +225,10 @@ def _(d_output, d_h_n, batch_sizes, h0, gates, hidden, params, has_biases, bidir
 
 
 @_register_fake("rnn_backward")
-def _(d_output, d_h_n, batch_sizes, hidden, params, has_biases, bidirectional, nonlinearity):
+def _(
+    d_output, d_h_n, batch_sizes, hidden, params, has_biases, bidirectional, nonlinearity,
+    resets=None, reset_to_hx=False,
+):  # fmt: skip
     layer = _Layer("rnn", 1, params, has_biases, bidirectional)
     batch = layer.batch(batch_sizes, d_output, d_h_n)
     d, rows, h = hidden.shape
@@ -221,7 +236,10 @@ def _(d_output, d_h_n, batch_sizes, hidden, params, has_biases, bidirectional, n
 
 
 @_register_fake("layer_gradients")
-def _(cell, d_gates, batch_sizes, batch, input, hidden, h0, w_ih, weights_and_biases):
+def _(
+    cell, d_gates, batch_sizes, batch, input, hidden, h0, w_ih, weights_and_biases, resets=None,
+    reset_to_hx=False,
+):  # fmt: skip
     directions, rows, columns = d_gates.shape
     gates = {"lstm": columns, "gru": columns // 4 * 3, "rnn": columns}[cell]
     d_input = d_gates.new_empty((rows, w_ih[0].shape[1]) if w_ih else (0,))

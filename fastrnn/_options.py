@@ -5,11 +5,12 @@ Padded rows between two resets, or up to a sequence's length, are a sequence of 
 kind; short ones run side by side, which is often faster than the plain layer. Rows are moved twice,
 before the first layer and after the last. `fastrnn.functional` says what the options mean.
 
-Which segments there are must be known on the host. So lengths alone, on any device but the CPU, run
-on padded data instead, each direction in an order of rows in which sequences begin at step 0: what
-is behind a sequence's end takes no part in it.
+Which segments there are must be known on the host. So on any device but the CPU, padded data stay
+padded: kernels take resets as they are, and with lengths each direction runs in an order of rows in
+which sequences begin at step 0, so that what is behind a sequence's end takes no part in it.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -125,11 +126,17 @@ def apply(options, run, layer, input, initial, directions, native):
     if batch == 0:  # no row that could be split
         resets = lengths = None
     states, segments, held = initial, None, False
-    if resets is not None and seq_len == 1:
+    padded = native and _stays_padded(input, resets)
+    if resets is not None and (padded or seq_len == 1):
         states = _reset_at_start(reset_to, resets[0], lengths, states, directions)
+    if seq_len == 1:
         resets = None
-    if resets is None and lengths is not None and native and not _reads_values(input):
-        layer = _Masked(layer, lengths, seq_len, batch)
+    if padded:
+        to_hx = reset_to == "hx" and states[0] is not None
+        if lengths is not None:
+            layer = _Masked(layer, lengths, resets, to_hx, seq_len, batch)
+        elif resets is not None:
+            layer = partial(layer, resets=(resets, to_hx))
     elif resets is not None or lengths is not None:
         known = _is_known(lengths if resets is None else resets)
         segments = _Segments(resets, lengths, seq_len, batch, directions, input.device, known)
@@ -154,9 +161,10 @@ def apply(options, run, layer, input, initial, directions, native):
     return output, finals, _states(kept, seq_len, batch, directions, held) if keep else None
 
 
-def _reads_values(input):
-    """Whether values of tensors beside this one can be read without waiting for a device."""
-    return input.is_cpu
+def _stays_padded(input, resets):
+    """Whether what values of resets and lengths say is left to the device: no copy to the host,
+    which would wait for it. Resets have no batching rule there."""
+    return not input.is_cpu and (resets is None or not transforms_active())
 
 
 def _is_known(tensor):
@@ -261,9 +269,12 @@ class _Segments:
 
 
 class _Masked:
-    """A layer on padded input whose sequences have lengths that only the device knows."""
+    """A layer on padded input whose sequences have lengths that only the device knows.
 
-    def __init__(self, layer, lengths, seq_len, batch):
+    resets: `[T, B]` or None, to_hx: whether to the initial states.
+    """
+
+    def __init__(self, layer, lengths, resets, to_hx, seq_len, batch):
         self.layer, self.sizes = layer, (seq_len, batch)
         lengths = lengths.clamp(0, seq_len)
         t = torch.arange(seq_len, device=lengths.device)[:, None]
@@ -272,6 +283,13 @@ class _Masked:
         self.orders = [
             torch.where(t < lengths, at * batch + b, -1)[None] for at in (t, lengths - 1 - t)
         ]
+        self.resets = [(), ()]
+        if resets is not None:
+            # In reverse, step s is the input's lengths - 1 - s, and a reset before that input's
+            # successor, lengths - s, is one before step s.
+            index = (lengths - t).clamp(0, seq_len - 1)
+            turned = resets.gather(0, index) & (t > 0) & (t < lengths)
+            self.resets = [(mask, to_hx) for mask in (resets & (t < lengths), turned)]
         self.last = torch.where(lengths > 0, (lengths - 1) * batch + b, -1)[None]
         self.is_last = torch.where(t == lengths - 1, b, -1)[None]
 
@@ -285,7 +303,9 @@ class _Masked:
             initial = tuple(None if state is None else state[d : d + 1] for state in states)
             x = self._ordered(input, d)
             # The last cell of a sequence is one of every step's.
-            output, *finals = self.layer(x, None, initial, own, has_biases, False, keep or lstm)
+            output, *finals = self.layer(
+                x, None, initial, own, has_biases, False, keep or lstm, self.resets[d]
+            )
             steps = [
                 None if t is None else t.view(1, *self.sizes, t.shape[-1])
                 for t in (output, *finals[len(states) :])

@@ -23,7 +23,7 @@ from fastrnn._transforms import in_forward_mode, transforms_active
 
 _CHUNKS = (2, 4, 8)
 # What the host needs to launch a layer, with a graph of derivatives and without: a guess until
-# benchmarks/gpu.py has measured it. Nothing, where a CUDA graph is captured.
+# benchmarks/gpu has measured it (its contestant "apart"). Nothing, where a CUDA graph is captured.
 _HOST_US = {True: 150.0, False: 60.0}
 
 

@@ -111,13 +111,15 @@ def _wrap(result, dim, level):
 def _by_rows(op, size, in_dims, *arguments):
     """The rule of an operator all of whose tensors but the weights have rows."""
     folded = []
-    for argument, value, dim in zip(op._schema.arguments, arguments, in_dims, strict=True):
+    for argument, value, dim in zip(op._schema.arguments, arguments, in_dims):
         if argument.name in ("params", "t_params", "w_ih", "w_hh", "w_hr"):
             if _is_mapped(dim):
                 return one_by_one(op, size, in_dims, arguments)
         elif argument.name == "batch_sizes":
             check_batch_sizes(dim)
             value = None if value is None else value * size
+        elif argument.name == "resets":
+            refuse_resets(value)
         elif argument.name == "batch":
             value = value * size
         elif isinstance(value, Tensor):
@@ -131,6 +133,15 @@ def check_batch_sizes(dim):
     if dim is not None:
         raise RuntimeError(
             "fastrnn: expected the same batch_sizes for all samples of vmap, got mapped ones"
+        )
+
+
+def refuse_resets(resets):
+    """A layer called inside vmap has none: fastrnn._options sees to it."""
+    if resets is not None:
+        raise RuntimeError(
+            "fastrnn: expected a layer without resets where vmap maps its gradients on this "
+            "device; call the layer inside vmap"
         )
 
 
@@ -215,8 +226,9 @@ def _(size, in_dims, inputs, indices):
 
 
 @_register(_ops.layer_gradients)
-def _(size, in_dims, cell, d_gates, batch_sizes, batch, input, hidden, h0, w_ih, wanted):
-    _, gates_dim, sizes_dim, _, input_dim, hidden_dim, h0_dim, w_dims, _ = in_dims
+def _(size, in_dims, cell, d_gates, batch_sizes, batch, input, hidden, h0, w_ih, wanted, *options):
+    refuse_resets(options[0] if options else None)
+    _, gates_dim, sizes_dim, _, input_dim, hidden_dim, h0_dim, w_dims, *_ = in_dims
     check_batch_sizes(sizes_dim)
     rows = (d_gates, gates_dim), (input, input_dim), (hidden, hidden_dim), (h0, h0_dim)
     mapped = any(dim is not None for _, dim in rows)

@@ -22,7 +22,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "tests" / "cuda_resources.json"
-ARCHITECTURES = {"sm_80": "80", "sm_90a": "90a"}
+# Those that setup.py builds for by default.
+ARCHITECTURES = {"sm_80": "80", "sm_90a": "90a", "sm_100": "100", "sm_120": "120"}
 # A CPU build of torch ships the CUDA headers but not the one that its CUDA build generates.
 MACROS = ["-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE"]
 FUNCTION = re.compile(

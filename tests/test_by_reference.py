@@ -170,7 +170,7 @@ def test_reference_on_one_device(kind):
     wanted = [a is not None for a in arguments]
     v = [meta(output.shape), None, None, None]
     flags = every, wanted, wanted
-    for results in _by_reference.second_order(layer, flags, v, v, arguments, None, arguments):
+    for results in _by_reference.second_order(layer, flags, v, v, arguments, None, None, arguments):
         assert all(r is None or r.is_meta for r in results)
 
 

@@ -1,8 +1,13 @@
 """The CUDA engine on a CUDA device: the tests of the CPU engine's numbers, and what only a GPU has.
 
-Each runs in regime P and, where it can, in S, C and G. Without a device they are skipped, and say
-so; the same sources are then tested by tests/test_cuda_shim.py.
+Each runs in regime P and, where it can, in S, C and G, or in those of them that the environment
+variable FASTRNN_TEST_REGIMES names ("SG"). Without a device they are skipped, and say so; the same
+sources are then tested by tests/test_cuda_shim.py.
 """
+
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,11 +16,13 @@ from torch.nn.utils.rnn import pack_sequence
 import fastrnn
 from fastrnn import _overlap
 from tests.cases import KINDS, LAYERS, Case, module_results
+from tests.precision import tf32_products
 from tests.test_numbers import OPTIONS, PACKED, SHAPES, check
 from tests.test_operators import first_order, leaves, sample
 
 pytestmark = pytest.mark.cuda
 
+REGIMES = os.environ.get("FASTRNN_TEST_REGIMES", "PSCG")
 # A name, the dtype, whether products may be TF32, the regime.
 SETTINGS = {
     f"{name}-{regime}": (dtype, tf32, regime)
@@ -26,17 +33,9 @@ SETTINGS = {
         ("bf16", torch.bfloat16, False),
         ("fp16", torch.float16, False),
     ]
-    for regime in "PSCG"
+    for regime in REGIMES
     if dtype is not torch.float64 or regime == "P"
 }
-
-
-@pytest.fixture
-def tf32_restored():
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    yield
-    matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def clusters_or(regime):
@@ -45,10 +44,9 @@ def clusters_or(regime):
 
 
 @pytest.fixture(params=SETTINGS)
-def run(request, cuda, monkeypatch, tf32_restored):
+def run(request, cuda, monkeypatch):
     """`check` on the device in one number format and regime."""
     dtype, tf32, regime = SETTINGS[request.param]
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
 
     def run(case):
         persistent = case.hidden_size <= (1024 if regime in "CG" else 128)
@@ -58,10 +56,11 @@ def run(request, cuda, monkeypatch, tf32_restored):
             case = case.with_(hidden_size=33)  # see test_cuda_shim.test_steps
         check(case, dtype, tf32, "cuda")
 
-    return run
+    with tf32_products(tf32):
+        yield run
 
 
-@pytest.fixture(params="PSCG")
+@pytest.fixture(params=REGIMES)
 def regime(request, cuda, monkeypatch):
     if not clusters_or(request.param):
         pytest.skip("clusters need a device of compute capability 9.0")
@@ -140,7 +139,7 @@ def test_operators_agree_with_the_cpu(cuda, name, packed, proj):
     there = [
         a if s.name == "batch_sizes" else
         torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.cuda(), a)
-        for s, a in zip(schema.arguments, arguments, strict=True)
+        for s, a in zip(schema.arguments, arguments)  # what is not given has defaults
     ]  # fmt: skip
     ours = leaves(getattr(torch.ops.fastrnn, name)(*there))
     expected = leaves(getattr(torch.ops.fastrnn, name)(*arguments))
@@ -227,15 +226,41 @@ def test_graph(regime, name, packed):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_no_synchronisation(regime, name):
-    module = layer(name)
-    x = torch.randn(9, 4, 24, device="cuda")
-    results(module, x)
+@pytest.mark.parametrize("asked", [(), ("resets",), ("lengths",), ("resets", "lengths")], ids=str)
+def test_no_synchronisation(regime, name, asked):
+    module = layer(name, bidirectional=True)
+    options = {"resets": torch.rand(9, 4, device="cuda") < 0.3,
+               "lengths": torch.tensor([3, 9, 0, 5], device="cuda")}  # fmt: skip
+
+    def call(x):
+        return module(x, **{name: options[name] for name in asked})
+
+    def gradients():
+        x = torch.randn(9, 4, 24, device="cuda", requires_grad=True)
+        torch.autograd.grad(call(x)[0].sum(), [x, *module.parameters()])
+
+    gradients()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        results(module, x)
+        gradients()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_graph_with_resets(regime, name):
+    """A captured call forgets where the mask of the replay says, not that of the capture."""
+    module, x = layer(name), torch.randn(9, 4, 24, device="cuda")
+    resets = torch.zeros(9, 4, dtype=torch.bool, device="cuda")
+    with torch.no_grad():
+        module(x, resets=resets)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = module(x, resets=resets)[0]
+        for _ in range(2):
+            resets.copy_(torch.rand(9, 4, device="cuda") < 0.4)
+            graph.replay()
+            assert torch.equal(output, module(x, resets=resets)[0])
 
 
 def test_many_steps(regime):
@@ -312,7 +337,7 @@ def test_regimes_agree(cuda, monkeypatch, name):
     _, module = case.modules(device="cuda")
     data = case.data().to("cuda")
     outcome = []
-    for regime in filter(clusters_or, "PSCG"):
+    for regime in filter(clusters_or, dict.fromkeys("P" + REGIMES)):
         monkeypatch.setenv("FASTRNN_CUDA_REGIME", regime)
         outcome.append(module_results(module, data))
     for other in outcome[1:]:
@@ -320,10 +345,14 @@ def test_regimes_agree(cuda, monkeypatch, name):
             torch.testing.assert_close(other[key], value, rtol=1e-4, atol=1e-4)
 
 
-def test_beside_another_kernel(cuda, monkeypatch):
+# Tests of regime G alone.
+of_grids = pytest.mark.parametrize("regime", [r for r in REGIMES if r == "G"], indirect=True)
+
+
+@of_grids
+def test_beside_another_kernel(regime):
     """A grid whose blocks must all be resident waits for room, and then runs."""
     module, x = layer("LSTM", (24, 700)), torch.randn(20, 9, 24, device="cuda")
-    monkeypatch.setenv("FASTRNN_CUDA_REGIME", "G")
     expected = results(module, x)
     busy, stream = torch.randn(8192, 8192, device="cuda"), torch.cuda.Stream()
     torch.cuda.synchronize()
@@ -331,6 +360,33 @@ def test_beside_another_kernel(cuda, monkeypatch):
         for _ in range(20):
             busy @ busy
     assert same(expected, results(module, x))
+
+
+TWO_GRIDS = """
+import torch, fastrnn
+torch.manual_seed(0)
+layers = [fastrnn.LSTM(24, 1024, dtype=torch.bfloat16).cuda() for _ in range(2)]
+x = torch.randn(40, 24, 24, device="cuda", dtype=torch.bfloat16)
+expected = [layer(x)[0].detach() for layer in layers]
+streams = [torch.cuda.Stream() for _ in layers]
+torch.cuda.synchronize()
+for _ in range(50):
+    outputs = []
+    for layer, stream in zip(layers, streams):
+        with torch.cuda.stream(stream), torch.no_grad():
+            outputs.append(layer(x)[0])
+torch.cuda.synchronize()
+assert all(map(torch.equal, outputs, expected))
+"""
+
+
+@of_grids
+def test_two_cooperative_grids_at_once(regime):
+    """More than half of the device each, on two streams: neither waits for the other for ever. In a
+    process of its own, which ends if they do."""
+    command = [sys.executable, "-c", TWO_GRIDS]
+    done = subprocess.run(command, timeout=60, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
 
 
 def test_cooperative_ruled_out(cuda, monkeypatch):

@@ -40,7 +40,7 @@ def room(blocks, clusters=(0, 0), device=H200):
 
 
 def test_devices_cover_the_build():
-    assert sorted(device[0] for device in DEVICES.values()) == [80, 86, 89, 90]
+    assert sorted(device[0] for device in DEVICES.values()) == [80, 86, 89, 90, 100, 120]
 
 
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)

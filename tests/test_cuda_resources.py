@@ -27,7 +27,8 @@ def test_compare():
     table = {"sm_80": {"a": 10, "b": 20}, "sm_90a": {"a": 10}}
 
     def complaints(**found):
-        return list(cuda_resources.compare({"sm_80": {}, "sm_90a": {}} | found, table))
+        nothing = {name: {} for name in cuda_resources.ARCHITECTURES}
+        return list(cuda_resources.compare(nothing | found, table))
 
     assert complaints(sm_80={"a": 10, "b": 19}, sm_90a={"a": 10}) == []
     (more,) = complaints(sm_80={"a": 11, "b": 20}, sm_90a={"a": 10})

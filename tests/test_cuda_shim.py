@@ -5,12 +5,15 @@ import functools
 import pytest
 import torch
 
-from fastrnn import _gradients, _ops, _options
+import fastrnn
+from fastrnn import _by_reference, _gradients, _ops, _options, _overlap, functional, reference
 from tests import cuda_shim
 from tests.cases import KINDS, Case, module_results
+from tests.precision import tf32_products
 from tests.test_numbers import PACKED, check
 from tests.test_operators import first_order, leaves, sample
-from tests.test_options import assert_close, both, options_of
+from tests.test_options import ASKED, SETTINGS, TOLERANCE, assert_close, both, options_of
+from tests.test_second_order import penalty, tangents
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -121,10 +124,8 @@ SINGLE_KINDS = [kind for kind in KINDS if kind != "lstm_proj"]
 def numeric(request, engine):
     """One number format; returns `check` for it."""
     dtype, tf32 = NUMERICS[request.param]
-    matmul = torch.backends.cuda.matmul
-    before, matmul.allow_tf32 = matmul.allow_tf32, tf32
-    yield functools.partial(check, dtype=dtype, tf32=tf32)
-    matmul.allow_tf32 = before
+    with tf32_products(tf32):
+        yield functools.partial(check, dtype=dtype, tf32=tf32)
 
 
 @pytest.fixture
@@ -169,6 +170,41 @@ def test_regimes_agree(shim, monkeypatch, name, packed):
         for a, b in zip(results[0], others, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
             assert a.stride() == b.stride()
+
+
+# Each switch of torch that may speak of float32, what it is set to and then restored to, and
+# whether products of ours are TF32 in between.
+SWITCHES = {
+    "matmul": ("cuda.matmul", "fp32_precision", "tf32", "none", True),
+    "matmul_legacy": ("cuda.matmul", "allow_tf32", True, False, True),
+    "all": ("", "fp32_precision", "tf32", "none", True),
+    "cuda_ieee": ("cudnn", "fp32_precision", "ieee", "none", False),
+    "all_ieee": ("", "fp32_precision", "ieee", "none", False),
+    "cuda": ("cudnn", "fp32_precision", "tf32", "none", True),  # of all that CUDA has, to torch
+    "cudnn_rnn": ("cudnn.rnn", "fp32_precision", "tf32", "tf32", False),
+    "cudnn_rnn_ieee": ("cudnn.rnn", "fp32_precision", "ieee", "tf32", False),
+    "cudnn_legacy": ("cudnn", "allow_tf32", False, True, False),
+}
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_precision_switches(engine, switch):
+    """None makes a float32 layer raise, and those of matrix products are followed."""
+    name, attribute, value, restored, expected = SWITCHES[switch]
+    owner = functools.reduce(getattr, name.split(".") if name else [], torch.backends)
+    engine.setenv("FASTRNN_CUDA_REGIME", "S")
+    _, module = Case("lstm", input_size=4, hidden_size=20, hx=False).modules()
+    x = torch.randn(6, 2, 4)
+    torch.backends.cuda.matmul.fp32_precision = "none"
+    strict = module(x)[0]
+    setattr(owner, attribute, value)
+    try:
+        assert torch.equal(module(x)[0], strict) is not expected
+        module(x)[0].sum().backward()
+        assert _overlap._products_are_tf32() is expected
+    finally:
+        setattr(owner, attribute, restored)
+    assert torch.equal(module(x)[0], strict)
 
 
 def infinite_row(check, kind):
@@ -313,6 +349,31 @@ def test_fall_backs(by_regime):
     assert runs("C", FASTRNN_CUDA_COOPERATIVE="0")
 
 
+def test_kernels_without_clusters(by_regime, engine):
+    """Compiled from PTX that knows no clusters, those of regime C are empty: it is not taken."""
+    known = {r: by_regime(FASTRNN_CUDA_REGIME=r) for r in "PG"}
+    engine.setenv("FASTRNN_SHIM_PTX", "80")
+    assert torch.equal(by_regime(), known["G"])
+    assert torch.equal(by_regime(FASTRNN_CUDA_COOPERATIVE="0"), known["P"])
+    with pytest.raises(Exception, match="impossible here: the device holds no cluster of"):
+        by_regime(FASTRNN_CUDA_REGIME="C")
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_waits_end(engine, backward):
+    """A block that waits in vain ends the kernel, and the error says so."""
+    _, module = Case("lstm", input_size=4, hidden_size=200, hx=False).modules()
+    engine.setenv("FASTRNN_CUDA_REGIME", "G")
+    output = module(torch.randn(5, 2, 4))[0] if backward else None
+    engine.setenv("FASTRNN_SHIM_APART", "1")
+    what = "backward" if backward else "forward"
+    message = f"{what}: a CUDA kernel failed.*: unspecified launch failure; before that, a wait "
+    with pytest.raises(RuntimeError, match=message + f"between blocks of the {what} kernel of"):
+        output.sum().backward() if backward else module(torch.randn(5, 2, 4))
+    engine.delenv("FASTRNN_SHIM_APART")
+    assert module(torch.randn(5, 2, 4))[0].isfinite().all()
+
+
 def test_short_sequences_go_by_steps(engine):
     """A single step must not pay for packing the weights, let alone a cooperative launch."""
     _, module = Case("lstm", input_size=4, hidden_size=200, hx=False).modules()
@@ -338,15 +399,77 @@ def test_forced_regimes_that_do_not_fit(engine):
         module(x)
 
 
-@pytest.mark.parametrize(
-    ("regime", "kind"),
-    [("P", kind) for kind in KINDS]
-    + [(regime, k) for regime in "SCG" for k in KINDS if "proj" not in k],
-)
-def test_lengths_and_states(engine, regime, kind):
-    """Lengths as on a device whose values nobody reads, and gradients of every step's cells."""
-    engine.setenv("FASTRNN_CUDA_REGIME", regime)
-    engine.setattr(_options, "_reads_values", lambda input: False)
-    case = Case(kind, 7, 6, options={"num_layers": 2, "bidirectional": True})
-    options = options_of(case, {"lengths": True, "return_states": True})
-    assert_close(*both(case, options, torch.float32), 3e-5)
+# What a regime can run.
+REGIME_KINDS = [("P", kind) for kind in KINDS] + [
+    (regime, kind) for regime in "SCG" for kind in KINDS if "proj" not in kind
+]
+
+
+@pytest.fixture
+def padded(engine):
+    """Resets and lengths as on a device, whose values nobody reads: no rows are moved."""
+    engine.setattr(_options, "_stays_padded", lambda input, resets: True)
+    engine.setattr(_options, "_Segments", None)
+    return engine
+
+
+@pytest.mark.parametrize(("regime", "kind"), REGIME_KINDS)
+@pytest.mark.parametrize("asked", [a for a in ASKED if a != "states"])
+def test_resets_and_lengths(padded, regime, kind, asked):
+    """And every step's states, with gradients of their cells; rows of more than one block."""
+    padded.setenv("FASTRNN_CUDA_REGIME", regime)
+    case = Case(kind, 7, 10, options={"num_layers": 2, "bidirectional": True})
+    assert_close(*both(case, options_of(case, ASKED[asked]), torch.float32), 3e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_resets_of_other_layers(padded, kind, setting):
+    """One step, one row, no states given, batch_first; in float64."""
+    case = Case(kind, **{"hidden_size": 5, "seq_len": 7, **SETTINGS[setting]})
+    for asked in ("resets", "resets_to_hx", "all", "no_row_all"):
+        assert_close(*both(case, options_of(case, ASKED[asked])), 1e-10)
+
+
+@pytest.mark.parametrize("numeric", ["bf16", "fp16", "tf32"], indirect=True)
+@pytest.mark.parametrize("regime", "PSCG")
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_resets_in_other_formats(numeric, padded, regime, name):
+    padded.setenv("FASTRNN_CUDA_REGIME", regime)
+    dtype = numeric.keywords["dtype"]
+    case = Case(name, 9, 12, 8, 40, options={"bidirectional": True})
+    tolerance = {torch.float32: 5e-3}.get(dtype, TOLERANCE[dtype])
+    assert_close(*both(case, options_of(case, ASKED["resets_to_hx"]), dtype), tolerance)
+
+
+def test_second_derivatives_with_resets(padded):
+    padded.setattr(_by_reference, "serves", lambda tensor: True)
+    x, h0 = torch.randn(6, 3, 4, dtype=torch.float64), torch.randn(1, 3, 5, dtype=torch.float64)
+    params = [p.detach().double() for p in fastrnn.GRU(4, 5).parameters()]
+    resets = torch.rand(6, 3) < 0.4
+
+    def layer(library):
+        def run(x, h0, *params):
+            options = {"resets": resets, "reset_to": "hx"}
+            return library.gru(x, h0, list(params), **options)
+
+        return run
+
+    tensors = [x, h0, *params]
+    found = [penalty(layer(library), tensors, range(6)) for library in (functional, reference)]
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    directed = [tangents(layer(library), tensors, range(6)) for library in (functional, reference)]
+    for a, b in zip(*directed):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_wrong_resets(shim):
+    arguments = [*sample("gru_forward", False, False)]
+    with pytest.raises(RuntimeError, match=r"gru_forward: expected resets as bool \(4, 3\) on cpu"):
+        shim.gru_forward(*arguments, torch.zeros(3, 4, dtype=torch.bool))
+    packed = sample("gru_forward", True, False)
+    with pytest.raises(RuntimeError, match="gru_forward: expected padded data with resets"):
+        shim.gru_forward(*packed, torch.zeros(3, 3, dtype=torch.bool))
+    with pytest.raises(RuntimeError, match="gru_forward: expected no resets on cpu"):
+        torch.ops.fastrnn.gru_forward(*arguments, torch.zeros(4, 3, dtype=torch.bool))

@@ -204,7 +204,7 @@ def test_fake_without_saving_or_states(name):
     """Absent optional arguments: the fake kernel's shapes are the kernel's."""
     arguments = list(sample(name, False, True))
     schema = getattr(torch.ops.fastrnn, name).default._schema
-    for i, argument in enumerate(schema.arguments):
+    for i, argument in enumerate(schema.arguments[: len(arguments)]):  # the rest has defaults
         required = (
             "d_output", "input", "hidden", "gates", "cells", "t_gates", "t_hidden", "t_cells",
             "d_cell_c", "gain", "gain_x", "gates_x",

@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_s
 import fastrnn
 from fastrnn import _autograd, _options, reference
 from tests.cases import KINDS, LAYERS, Case
+from tests.test_operators import leaves
 from tests.tolerances import magnitude
 
 SETTINGS = {
@@ -115,7 +116,7 @@ def numbered(tensors):
 def path(request, monkeypatch):
     """Both ways that lengths are kept to: the second is that of other devices."""
     if request.param == "masked":
-        monkeypatch.setattr(_options, "_reads_values", lambda input: False)
+        monkeypatch.setattr(_options, "_stays_padded", lambda input, resets: resets is None)
     return request.param
 
 
@@ -151,7 +152,7 @@ def test_nothing_to_split_is_the_plain_layer(kind, setting, monkeypatch):
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("states", [False, True], ids=["", "states"])
 def test_lengths_without_reading_them(kind, setting, states, monkeypatch):
-    monkeypatch.setattr(_options, "_reads_values", lambda input: False)
+    monkeypatch.setattr(_options, "_stays_padded", lambda input, resets: resets is None)
     monkeypatch.setattr(_options, "_Segments", None)
     case = Case(kind, **{"hidden_size": 5, "seq_len": 7, **SETTINGS[setting]})
     options = options_of(case, {"lengths": True, "return_states": states})
@@ -182,7 +183,7 @@ def test_random_configurations(seed, monkeypatch):
     if rng.random() < 0.6:
         asked["lengths"] = rng.choice((True, "any", 0))
     if rng.random() < 0.3:
-        monkeypatch.setattr(_options, "_reads_values", lambda input: False)
+        monkeypatch.setattr(_options, "_stays_padded", lambda input, resets: resets is None)
     dtype = rng.choice((torch.float32, torch.float64, torch.bfloat16, torch.float16))
     if "rnn_relu" in case.kind and dtype.itemsize == 2:
         dtype = torch.float32  # within rounding of the kink no gradient is right
@@ -591,3 +592,36 @@ def test_masks_without_values():
     ):  # fmt: skip
         with pytest.raises(RuntimeError, match=f"lstm: expected {name} as a dense tensor"):
             layer(x, **{name: value})
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_on_meta(name):
+    """Shapes depend on no value."""
+    module = getattr(fastrnn, name)(3, 4, num_layers=2, bidirectional=True, device="meta")
+    x = torch.randn(5, 2, 3, device="meta", requires_grad=True)
+    options = {"resets": torch.empty(5, 2, dtype=torch.bool, device="meta"),
+               "lengths": torch.empty(2, dtype=torch.int64, device="meta")}  # fmt: skip
+    for asked in ({"resets"}, {"lengths"}, {"resets", "lengths"}):
+        output, final, states = module(
+            x, **{name: options[name] for name in asked}, return_states=True
+        )
+        assert output.shape == (5, 2, 8) and states.hidden.shape == (4, 5, 2, 4)
+        assert leaves(final)[0].shape == (4, 2, 4)
+        assert torch.autograd.grad(output.sum(), x)[0].shape == x.shape
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_of_resets_are_not_mapped(name):
+    """Off the CPU they have no batching rule; a layer inside vmap takes segments."""
+    module, x = getattr(fastrnn, name)(3, 4, device="meta"), torch.randn(5, 2, 3, device="meta")
+    resets = torch.empty(5, 2, dtype=torch.bool, device="meta")
+    output = module(x.requires_grad_(), resets=resets)[0]
+
+    def gradient(d_output, create_graph=False):
+        return torch.autograd.grad(output, x, d_output, create_graph=create_graph)[0]
+
+    for create_graph in (False, True):
+        with pytest.raises(RuntimeError, match="call the layer inside vmap"):
+            torch.func.vmap(gradient, (0, None))(
+                torch.empty(3, 5, 2, 4, device="meta"), create_graph
+            )

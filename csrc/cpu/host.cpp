@@ -10,10 +10,16 @@ namespace {
 using host::BackwardResult;
 using host::ForwardResult;
 
+// Here they are segments of packed data: the work that a reset saves is then saved.
+void refuse(const char* op, const host::Resets& resets) {
+  TORCH_CHECK(!resets.mask, op, ": expected no resets on cpu, where segments of packed data do it");
+}
+
 ForwardResult forward(const char* op, CellKind cell, const Tensor& input,
                       const OptionalTensor& batch_sizes, const OptionalTensor& h0,
                       const OptionalTensor& c0, at::TensorList param_list, bool has_biases,
-                      bool bidirectional, bool save) {
+                      bool bidirectional, bool save, const host::Resets& resets) {
+  refuse(op, resets);
   Layer layer(op, input, cell, bidirectional ? 2 : 1, has_biases);
   LayerShape& shape = layer.shape;
   const int64_t dim = batch_sizes ? 2 : 3;
@@ -70,7 +76,8 @@ BackwardResult backward(const char* op, CellKind cell, const OptionalTensor& d_o
                         const OptionalTensor& d_cells, const OptionalTensor& batch_sizes,
                         const OptionalTensor& h0, const OptionalTensor& c0,
                         const OptionalTensor& gates, const Tensor& saved, at::TensorList param_list,
-                        bool has_biases, bool bidirectional) {
+                        bool has_biases, bool bidirectional, const host::Resets& resets) {
+  refuse(op, resets);
   Layer layer(op, saved, cell, bidirectional ? 2 : 1, has_biases);
   LayerShape& shape = layer.shape;
   layer.set_params(param_list, -1);
@@ -123,7 +130,9 @@ BackwardResult backward(const char* op, CellKind cell, const OptionalTensor& d_o
 std::tuple<Tensor, std::vector<Tensor>> layer_gradients(
     c10::string_view cell, const Tensor& d_gates, const OptionalTensor& batch_sizes,
     c10::SymInt batch, const OptionalTensor& input, const OptionalTensor& hidden,
-    const OptionalTensor& h0, at::TensorList w_ih, const c10::List<bool>& wanted) {
+    const OptionalTensor& h0, at::TensorList w_ih, const c10::List<bool>& wanted,
+    const OptionalTensor& resets, bool reset_to_hx) {
+  refuse("layer_gradients", {resets, reset_to_hx});
   Layer layer(host::gradients_layer(cell, d_gates, batch_sizes, batch.expect_int(), input, hidden,
                                     w_ih, wanted));
   const LayerShape& shape = layer.shape;

@@ -4,6 +4,8 @@
 #pragma once
 #include <ATen/ops/empty.h>
 
+#include <string>
+
 #include "cuda/launchers.h"
 #include "cuda/plan.h"
 #include "host/operators.h"
@@ -50,8 +52,13 @@ struct DeviceSteps {
 };
 DeviceSteps upload_steps(const host::Layer& layer, Stream stream);
 
+// What to say of a failure besides: which kernel's blocks waited for each other in vain, if any
+// did. That ends the kernel itself; the error comes from whichever call of the process is next.
+std::string said_of_waits();
+
 inline void check_launch(const char* op, const char* error) {
-  TORCH_CHECK(error == nullptr, op, ": a CUDA kernel could not be started: ", error);
+  TORCH_CHECK(error == nullptr, op, ": a CUDA kernel failed or could not be started: ", error,
+              said_of_waits());
 }
 
 // What the state of a recurrence is kept in: float unless the layer is double.

@@ -8,6 +8,7 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include <array>
+#include <cstring>
 #include <mutex>
 
 #include "cuda/launch.h"
@@ -50,6 +51,24 @@ inline const DeviceLimits& device_limits() {
                  {clusters ? multiprocessors / 8 : 0, clusters ? multiprocessors / 16 : 0}};
   });
   return limits[i];
+}
+
+// The word where kernels leave which of them waited in vain (params.h, Team): in the host's memory,
+// so that it outlives what the trap does to the device. One address serves all devices, which share
+// the host's address space.
+inline uint32_t* wait_note() {
+  static uint32_t* const note = []() -> uint32_t* {
+    // While a graph is captured on this thread, memory is allocated beside it.
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    C10_CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode));
+    void* memory = nullptr;
+    const cudaError_t status =
+        cudaHostAlloc(&memory, sizeof(uint32_t), cudaHostAllocPortable | cudaHostAllocMapped);
+    C10_CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode));
+    C10_CUDA_CHECK(status);
+    return static_cast<uint32_t*>(std::memset(memory, 0, sizeof(uint32_t)));
+  }();
+  return note;
 }
 
 }  // namespace fastrnn::cuda

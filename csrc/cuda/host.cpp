@@ -4,6 +4,7 @@
 #include "cuda/host.h"
 
 #include <ATen/Context.h>
+#include <torch/version.h>
 
 #include "cuda/calls.h"
 #include "cuda/device.h"
@@ -11,11 +12,22 @@
 namespace fastrnn::cuda {
 namespace {
 
+// What torch.backends.cuda.matmul says, whichever of its two switches said it. The older one's
+// reader raises once the newer one, or one that it inherits from, was used.
+bool products_are_tf32() {
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 11
+  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
+         at::Float32Precision::TF32;
+#else
+  return at::globalContext().allowTF32CuBLAS();
+#endif
+}
+
 // The limits that the plan starts from are of the device; what a kernel's blocks leave of them the
 // driver is asked before the plan is followed, and then it is made anew.
 Plan plan_of(const host::Layer& layer, Pass pass) {
   const LayerShape& s = layer.shape;
-  const bool tf32 = s.dtype == DType::kFloat && at::globalContext().allowTF32CuBLAS();
+  const bool tf32 = s.dtype == DType::kFloat && products_are_tf32();
   const Problem problem{s.cell,        pass,         s.dtype,     tf32,           s.hidden_size,
                         s.steps.batch, s.directions, s.projected, s.steps.seq_len};
   DeviceLimits limits = device_limits();
@@ -45,7 +57,7 @@ void follow(const char* op, const Plan& plan, Persistent persistent, BySteps by_
 host::ForwardResult forward(const char* op, CellKind cell, const Tensor& input,
                             const OptionalTensor& batch_sizes, const OptionalTensor& h0,
                             const OptionalTensor& c0, at::TensorList params, bool has_biases,
-                            bool bidirectional, bool save) {
+                            bool bidirectional, bool save, const host::Resets& resets) {
   const int64_t dim = batch_sizes ? 2 : 3;
   TORCH_CHECK(is_ours(input) && input.dim() == dim, op, ": expected input with ", dim,
               " dimensions on ", kDeviceName, ", got ", input.sizes(), " on ", input.device());
@@ -61,6 +73,7 @@ host::ForwardResult forward(const char* op, CellKind cell, const Tensor& input,
                 input.sizes());
     shape.steps = {input.size(0), input.size(1), input.size(0) * input.size(1), nullptr, nullptr};
   }
+  layer.set_resets(resets);
   const int64_t D = layer.directions(), N = layer.rows(), B = layer.batch(), H = shape.hidden_size,
                 P = shape.proj_size;
   const auto empty = [&](at::IntArrayRef size) { return at::empty(size, layer.options); };
@@ -91,7 +104,8 @@ host::BackwardResult backward(const char* op, CellKind cell, const OptionalTenso
                               const OptionalTensor& d_cells, const OptionalTensor& batch_sizes,
                               const OptionalTensor& h0, const OptionalTensor& c0,
                               const OptionalTensor& gates, const Tensor& saved,
-                              at::TensorList params, bool has_biases, bool bidirectional) {
+                              at::TensorList params, bool has_biases, bool bidirectional,
+                              const host::Resets& resets) {
   TORCH_CHECK(is_ours(saved), op, ": expected saved tensors on ", kDeviceName, ", got ",
               saved.device());
   const DeviceGuard device(saved.device());
@@ -99,6 +113,7 @@ host::BackwardResult backward(const char* op, CellKind cell, const OptionalTenso
   host::Layer layer(op, saved, cell, bidirectional ? 2 : 1, has_biases);
   layer.set_params(params, -1);
   layer.set_backward_steps(saved, batch_sizes, d_output, d_h_n, d_c_n);
+  layer.set_resets(resets);
   const LayerShape& shape = layer.shape;
   const int64_t D = layer.directions(), N = layer.rows(), B = layer.batch(), H = shape.hidden_size,
                 P = shape.proj_size;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <set>
 #include <tuple>
 
 namespace fastrnn::cuda {
@@ -27,18 +28,46 @@ inline constexpr char kDoesNotFit[] = "the grid does not fit on the device";
 // The most that a launch of ours asks for.
 inline constexpr int kMaxAttributes = 2;
 
-template <class Params>
-cudaError_t allow(void (*kernel)(Params), const Grid& grid) {
-  const void* const function = reinterpret_cast<const void*>(kernel);
-  cudaError_t status = cudaSuccess;
-  if (grid.shared_bytes > 48 * 1024) {
-    status = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  static_cast<int>(grid.shared_bytes));
+// What a kernel must be allowed before it may be launched so: shared memory beyond 48 KB, clusters
+// of more than 8. Once for each kernel and device, and then as much as the device has: a limit that
+// followed each launch would be lowered by one thread between another's two calls.
+inline cudaError_t allow(const void* kernel, const Grid& grid) {
+  const bool shared = grid.shared_bytes > 48 * 1024, cluster = grid.cluster > 8;
+  if (!shared && !cluster) return cudaSuccess;
+  static std::mutex mutex;
+  static std::set<std::tuple<int, const void*, bool>> allowed;
+  int device = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  if (status != cudaSuccess) return status;
+  const std::lock_guard<std::mutex> lock(mutex);
+  for (const bool is_cluster : {false, true}) {
+    const std::tuple<int, const void*, bool> entry{device, kernel, is_cluster};
+    if (!(is_cluster ? cluster : shared) || allowed.count(entry) != 0) continue;
+    int value = 1;
+    if (!is_cluster) {
+      cudaFuncAttributes of_kernel{};
+      status = cudaFuncGetAttributes(&of_kernel, kernel);
+      if (status != cudaSuccess) return status;
+      status = cudaDeviceGetAttribute(&value, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+      if (status != cudaSuccess) return status;
+      value -= static_cast<int>(of_kernel.sharedSizeBytes);
+    }
+    status = cudaFuncSetAttribute(kernel,
+                                  is_cluster ? cudaFuncAttributeNonPortableClusterSizeAllowed
+                                             : cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  value);
+    if (status != cudaSuccess) return status;
+    allowed.insert(entry);
   }
-  if (status == cudaSuccess && grid.cluster > 8) {  // 8 is the portable limit
-    status = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  }
-  return status;
+  return cudaSuccess;
+}
+
+// Whether a kernel has a body on the current device: one with clusters has none where it was
+// compiled from PTX of an older architecture than has clusters (primitives.h, has_clusters).
+inline bool is_compiled(const void* kernel, const Grid& grid) {
+  if (grid.cluster == 1) return true;
+  cudaFuncAttributes of_kernel{};
+  return cudaFuncGetAttributes(&of_kernel, kernel) == cudaSuccess && of_kernel.ptxVersion >= 90;
 }
 
 inline cudaLaunchConfig_t configuration(const Grid& grid, Stream stream,
@@ -66,12 +95,13 @@ inline cudaLaunchConfig_t configuration(const Grid& grid, Stream stream,
 // Null, or what went wrong. The parameters are copied into the launch, as a graph capture needs.
 template <class Params>
 const char* launch(void (*kernel)(Params), const Grid& grid, Stream stream, const Params& params) {
-  cudaError_t status = allow(kernel, grid);
+  const void* const function = reinterpret_cast<const void*>(kernel);
+  cudaError_t status = allow(function, grid);
   if (status == cudaSuccess) {
     cudaLaunchAttribute attributes[kMaxAttributes];
     const cudaLaunchConfig_t config = configuration(grid, stream, attributes);
     void* arguments[] = {const_cast<Params*>(&params)};
-    status = cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), arguments);
+    status = cudaLaunchKernelExC(&config, function, arguments);
   }
   if (status == cudaSuccess) return nullptr;
   cudaGetLastError();  // reported here, it must not meet the next one who asks
@@ -92,7 +122,8 @@ int64_t capacity(void (*kernel)(Params), const Grid& grid) {
       known.try_emplace({device, function, grid.shared_bytes, grid.cluster}, 0);
   if (!is_new) return entry->second;
   int count = 0, multiprocessors = 1;
-  cudaError_t status = allow(kernel, grid);
+  cudaError_t status =
+      is_compiled(function, grid) ? allow(function, grid) : cudaErrorNoKernelImageForDevice;
   if (status == cudaSuccess && grid.cluster > 1) {
     cudaLaunchAttribute attributes[kMaxAttributes];
     const cudaLaunchConfig_t config = configuration(grid, nullptr, attributes);

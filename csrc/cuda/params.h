@@ -25,6 +25,10 @@ struct PointwiseForward {
   void* gates;   // T [n, S*H] or null
   void* hidden;  // T [n, H] or null
   void* cells;   // T [n, H] or null
+  // Resets between this step and the next: state and h are then those of `reset`.
+  const uint8_t* resets;    // [n] or null
+  const void* reset_h;      // T [n, H] or null: zeros
+  const void* reset_state;  // T [n, H] or null: zeros
 };
 
 // A state of the step before: the first `count` rows are in `saved`, the others have not begun
@@ -32,7 +36,9 @@ struct PointwiseForward {
 struct Previous {
   const void* saved;  // T [count, H]
   int64_t count;
-  const void* initial;  // T [n, H] or null: zeros
+  const void* initial;    // T [n, H] or null: zeros
+  const uint8_t* resets;  // [n] or null: rows whose state before is `reset`
+  const void* reset;      // T [n, H] or null: zeros
 };
 
 // The gradient of a step's h: that of the output, what came back through the later step's
@@ -43,18 +49,23 @@ struct IncomingGradient {
   const void* product;  // T [product_rows, H]; rows beyond have none
   int64_t product_rows;
   void* carried;  // A [n, H], in and out, or null
+  // Rows that a reset parts from the later step: what came back from it is added to `reset`.
+  const uint8_t* resets;  // [n] or null
+  void* reset;            // A [n, H] or null: it goes nowhere
 };
 
 struct PointwiseBackward {
   CellKind cell;
   int64_t rows, hidden_size;  // n, H
   IncomingGradient d_h;
-  void* d_c;            // A [n, H], in and out: LSTM
-  const void* gates;    // T [n, S*H]; RNN: null
-  const void* current;  // T [n, H]: c of an LSTM, h of an RNN
-  Previous previous;    // c of an LSTM, h of a GRU
-  void* d_gates;        // T [n, S*H]; RNN: [n, H]
-  void* d_recurrent;    // T [n, 3H], GRU: d_r, d_z and d_n * r side by side
+  void* d_c;                  // A [n, H], in and out: LSTM
+  const uint8_t* d_c_resets;  // [n] or null: as d_h.resets (which a projection takes away)
+  void* reset_d_c;            // A [n, H] or null: as d_h.reset
+  const void* gates;          // T [n, S*H]; RNN: null
+  const void* current;        // T [n, H]: c of an LSTM, h of an RNN
+  Previous previous;          // c of an LSTM, h of a GRU
+  void* d_gates;              // T [n, S*H]; RNN: [n, H]
+  void* d_recurrent;          // T [n, 3H], GRU: d_r, d_z and d_n * r side by side
 };
 
 // target = the sum of an incoming gradient, whose carried part is then zero.
@@ -131,6 +142,10 @@ struct SingleBackward {
   void* d_gates;         // T [D, N, S*H]; RNN: [D, N, H]
   void* d_h0;            // T [D, B, H]
   void* d_c0;            // T [D, B, H], LSTM
+  // What resets to the initial state add to its gradients past the recurrent product, zeros at
+  // first; null: there are none.
+  float* reset_d_h;  // [D, B, H], GRU
+  float* reset_d_c;  // [D, B, H], LSTM
 };
 
 // -- Regimes C and G: the same, by teams of blocks ------------------------------------
@@ -142,7 +157,15 @@ struct Team {
   // G alone; zero when the kernel starts.
   void* exchange;  // [D, teams, row_tiles, 2] operands of kTeamRows rows, TeamTile::words each
   void* arrived;   // uint32 [D, teams, row_tiles, kCounterStride]: the first of each counts
+  // Where a wait that ran out leaves the number of its kernel (wait_code); host and device reach
+  // it.
+  uint32_t* note;
 };
+
+// What a kernel leaves there, from 1 on.
+constexpr uint32_t wait_code(bool cluster, bool forward) {
+  return 1 + 2 * uint32_t{cluster} + uint32_t{forward};
+}
 // A counter has a line of the L2 cache for itself.
 inline constexpr int kCounterStride = 32;
 

@@ -1,10 +1,14 @@
 // Regimes S, C and G: the input product of all steps by torch, the weights in the
 // order in which the kernel reads them, then one launch.
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 
 #include "cuda/calls.h"
+#include "cuda/device.h"
 
 namespace fastrnn::cuda {
 namespace {
@@ -33,7 +37,7 @@ struct TeamMemoryOnDevice {
 };
 
 TeamMemoryOnDevice team_memory_on_device(const host::Layer& layer, Pass pass, const Plan& plan) {
-  TeamMemoryOnDevice device{{plan.blocks, plan.row_tiles, nullptr, nullptr}, {}};
+  TeamMemoryOnDevice device{{plan.blocks, plan.row_tiles, nullptr, nullptr, wait_note()}, {}};
   if (plan.regime == Regime::kCluster) return device;
   const TeamTile tile = team_tile(static_cast<int>(layer.gates()), pass, plan.numeric, plan.hidden);
   const int64_t row_tiles = layer.directions() * plan.replicas * plan.row_tiles;
@@ -75,6 +79,22 @@ Tensor packed_memory(const host::Layer& layer, Pass pass, const Plan& plan) {
                    layer.options.dtype(at::kByte));
 }
 
+// What resets to the initial state add to d_h0 through the recurrent product, which the kernels
+// leave out: the sum of the gates' gradients of all steps behind a reset, times w_hh.
+void add_through_products(const host::Layer& layer, const host::BackwardResult& r) {
+  const Steps& steps = layer.shape.steps;
+  const int64_t H = layer.shape.hidden_size, others = steps.seq_len - 1;
+  if (others == 0) return;
+  const Tensor mask = layer.resets.narrow(0, 1, others).unsqueeze(2);
+  for (int d = 0; d < layer.shape.directions; ++d) {
+    const Tensor all = r.d_gates.select(0, d).view({steps.seq_len, steps.batch, -1});
+    const Tensor behind = all.narrow(0, d == 0 ? 1 : 0, others);
+    Tensor sum = at::sum(at::mul(behind, mask), {0}, false, at::kFloat);
+    if (layer.gru()) sum = at::cat({sum.narrow(1, 0, 2 * H), sum.narrow(1, 3 * H, H)}, 1);
+    r.d_h0.select(0, d).add_(at::mm(sum, layer.params_of(d)[1].to(at::kFloat)));
+  }
+}
+
 // Whether the layer ran: not so where the device, shared as it is, has no room for the grid.
 bool launched(const host::Layer& layer, const char* error) {
   if (error == kDoesNotFit) return false;
@@ -83,6 +103,24 @@ bool launched(const host::Layer& layer, const char* error) {
 }
 
 }  // namespace
+
+std::string said_of_waits() {
+  const volatile uint32_t* note = nullptr;
+  try {
+    note = wait_note();
+  } catch (const c10::Error&) {
+    return "";  // no kernel that could wait was ever started, and now nothing can be any more
+  }
+  for (const bool cluster : {false, true}) {
+    for (const bool forward : {false, true}) {
+      if (*note != wait_code(cluster, forward)) continue;
+      return std::string("; before that, a wait between blocks of the ") +
+             (forward ? "forward" : "backward") + " kernel of regime " + (cluster ? "C" : "G") +
+             " ran out (a fault of fastrnn's or of the device's, please report it)";
+    }
+  }
+  return "";
+}
 
 int64_t team_capacity(const host::Layer& layer, Pass pass, const Plan& plan) {
   return team_kernels(layer.shape.cell, plan)
@@ -144,14 +182,25 @@ bool backward_persistent(const BackwardCall& call, const Plan& plan, Stream stre
   p.d_gates = r.d_gates.mutable_data_ptr();
   p.d_h0 = r.d_h0.mutable_data_ptr();
   if (layer.lstm()) p.d_c0 = r.d_c0.mutable_data_ptr();
-  if (plan.regime == Regime::kSingle) {
-    const SingleKernels& kernels = single_kernels(p.cell, plan.numeric);
-    return launched(layer, kernels.backward[column_of(kSingleHidden, plan)](pack, p, stream));
+  Tensor of_resets;  // what they add to d_h0 and d_c0 past the product
+  if (layer.shape.steps.resets != nullptr && layer.shape.steps.to_initial) {
+    of_resets = at::zeros({2, r.d_h0.numel()}, layer.options.dtype(at::kFloat));
+    p.reset_d_h = of_resets.mutable_data_ptr<float>();
+    if (layer.lstm()) p.reset_d_c = p.reset_d_h + r.d_h0.numel();
   }
-  const TeamMemoryOnDevice device = team_memory_on_device(layer, Pass::kBackward, plan);
-  return launched(layer, team_kernels(p.cell, plan)
-                             .backward(pack, {p, device.team},
-                                       team_size(plan, layer.shape.directions), stream));
+  const auto run = [&] {
+    if (plan.regime == Regime::kSingle) {
+      const SingleKernels& kernels = single_kernels(p.cell, plan.numeric);
+      return launched(layer, kernels.backward[column_of(kSingleHidden, plan)](pack, p, stream));
+    }
+    const TeamMemoryOnDevice device = team_memory_on_device(layer, Pass::kBackward, plan);
+    return launched(layer, team_kernels(p.cell, plan)
+                               .backward(pack, {p, device.team},
+                                         team_size(plan, layer.shape.directions), stream));
+  };
+  if (!run()) return false;
+  if (of_resets.defined()) add_through_products(layer, r);
+  return true;
 }
 
 }  // namespace fastrnn::cuda

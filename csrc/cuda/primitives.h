@@ -8,9 +8,9 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
-#include <cstdio>
 
 #include "cuda/storage.h"
+#include "cuda/tiles.h"
 
 #define FASTRNN_DEVICE __device__ __forceinline__
 #define FASTRNN_KERNEL(threads) __global__ void __launch_bounds__(threads)
@@ -60,40 +60,29 @@ FASTRNN_DEVICE int unhoisted(int x) {
 
 // -- Between blocks ---------------------------------------------------------------
 
-// Asked for in every round of a loop that waits for another block. In debug builds
-// (FASTRNN_CUDA_DEBUG=1) a wait of many seconds ends with a message and a trap, not a hung device.
-class Patience {
- public:
-  FASTRNN_DEVICE void wait() {
-#if defined(FASTRNN_CUDA_DEBUG)
-    if (clock64() - begin_ > kMostCycles) {
-      printf("fastrnn: block (%d, %d) waited for its team in vain\n", static_cast<int>(blockIdx.x),
-             static_cast<int>(blockIdx.y));
-      __trap();
-    }
-#endif
-  }
+// Ends the kernel, and the use of this device by the process: its next call gets an error.
+FASTRNN_DEVICE void trap() { __trap(); }
 
-#if defined(FASTRNN_CUDA_DEBUG)
- private:
-  static constexpr long long kMostCycles = 1LL << 35;  // about 20 s
-  long long begin_ = clock64();
-#endif
-};
+// A wait has run out. A trap alone would not say where; a message would cost every kernel a stack.
+FASTRNN_DEVICE void give_up(const Watch& watch) {
+  *static_cast<volatile uint32_t*>(watch.note) = watch.code;
+  __threadfence_system();
+  trap();
+}
 
 // Counters in device memory only grow, and may wrap around. What a thread wrote before it adds,
 // and what threads wrote that it had met at a barrier, is seen by whoever has seen the sum.
 FASTRNN_DEVICE void add_and_release(uint32_t* counter) {
   asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
 }
-FASTRNN_DEVICE void await_count(const uint32_t* counter, uint32_t count) {
-  Patience patience;
+FASTRNN_DEVICE void await_count(const uint32_t* counter, uint32_t count, const Watch& watch) {
   uint32_t seen;
-  for (;;) {
+  FASTRNN_ROLL
+  for (int polls = 0; polls < kMostPolls; ++polls) {
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
     if (static_cast<int32_t>(seen - count) >= 0) return;
-    patience.wait();
   }
+  give_up(watch);
 }
 
 // What other blocks write while the kernel runs goes past the L1 cache, which may hold older words.
@@ -114,7 +103,7 @@ FASTRNN_DEVICE void store_exchanged(Words* to, const Words& x) {
 // -- Inside a cluster ---------------------------------------------------------------
 
 // Of sm_90 and later. Kernels that call these are compiled for older devices too, as nothing but
-// this question.
+// this question; and a newer device may run what was compiled for an older one.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 FASTRNN_DEVICE constexpr bool has_clusters() { return false; }
 #define FASTRNN_CLUSTER_ASM(...)
@@ -157,18 +146,20 @@ FASTRNN_DEVICE void arrive_at(Arrivals* own, int peer) {
   FASTRNN_CLUSTER_ASM("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(
       address_at(own, peer)) : "memory");
 }
-// Waits for the end of a phase: its number is given, modulo 2.
-FASTRNN_DEVICE void await_phase(const Arrivals* own, int parity) {
-  Patience patience;
+// Waits for the end of a phase: its number is given, modulo 2. A try may itself wait for a while,
+// for kTryNanoseconds where the device does as it is told.
+FASTRNN_DEVICE void await_phase(const Arrivals* own, int parity, const Watch& watch) {
   uint32_t done = 1;
-  do {
+  FASTRNN_ROLL
+  for (int polls = 0; polls < kMostPolls; ++polls) {
     FASTRNN_CLUSTER_ASM(
         "{\n\t.reg .pred p;\n\t"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2, %3;\n\t"
         "selp.u32 %0, 1, 0, p;\n\t}" : "=r"(done) : "r"(shared_address(own)),
-        "r"(parity) : "memory");
-    patience.wait();
-  } while (done == 0);
+        "r"(parity), "n"(kTryNanoseconds) : "memory");
+    if (done != 0) return;
+  }
+  give_up(watch);
 }
 
 // -- Bits -----------------------------------------------------------------------

@@ -52,14 +52,16 @@ DeviceSteps upload_steps(const host::Layer& layer, Stream stream) {
 std::tuple<Tensor, std::vector<Tensor>> layer_gradients(
     c10::string_view cell, const Tensor& d_gates, const OptionalTensor& batch_sizes,
     c10::SymInt batch, const OptionalTensor& input, const OptionalTensor& hidden,
-    const OptionalTensor& h0, at::TensorList w_ih, const c10::List<bool>& wanted) {
+    const OptionalTensor& h0, at::TensorList w_ih, const c10::List<bool>& wanted,
+    const OptionalTensor& resets, bool reset_to_hx) {
   const char* op = "layer_gradients";
   TORCH_CHECK(is_ours(d_gates), op, ": expected d_gates on ", kDeviceName, ", got ",
               d_gates.device());
   const DeviceGuard device(d_gates.device());
   const at::AutoDispatchBelowADInplaceOrView below;
-  const host::Layer layer(host::gradients_layer(cell, d_gates, batch_sizes, batch.expect_int(),
-                                                input, hidden, w_ih, wanted));
+  host::Layer layer(host::gradients_layer(cell, d_gates, batch_sizes, batch.expect_int(), input,
+                                          hidden, w_ih, wanted));
+  layer.set_resets({resets, reset_to_hx});
   const LayerShape& shape = layer.shape;
   const int64_t D = layer.directions(), N = layer.rows(), B = layer.batch(), I = shape.input_size,
                 H = shape.hidden_size, P = shape.proj_size, GH = layer.gates() * H;

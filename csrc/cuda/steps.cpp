@@ -4,6 +4,7 @@
 // nothing waits for the device, and a captured graph repeats the whole layer.
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
 #include "cuda/calls.h"
@@ -23,6 +24,21 @@ Tensor initial_state(const host::Layer& layer, const OptionalTensor& initial, in
                          : at::zeros({layer.batch(), size}, options);
   if (initial) state.copy_(initial->select(0, direction));
   return state;
+}
+
+// Where resets part step t from a neighbour: they are told of the later of the two in time.
+const uint8_t* parted(const Steps& steps, int64_t t, int64_t neighbour) {
+  return steps.resets == nullptr ? nullptr : steps.resets + steps.offset(std::max(t, neighbour));
+}
+// The same as a tensor [B, 1], for torch's operations.
+Tensor parted(const host::Layer& layer, int64_t t, int64_t neighbour) {
+  return layer.resets.select(0, std::max(t, neighbour)).unsqueeze(1);
+}
+
+// Rows of target where a reset is become those of `initial`, or zeros.
+void reset_rows(const Tensor& target, const Tensor& mask, const OptionalTensor& initial) {
+  target.copy_(initial ? at::where(mask, initial->to(target.scalar_type()), target)
+                       : target.masked_fill(mask, 0));
 }
 
 // Step number s of a direction, which runs from the other end in reverse.
@@ -119,6 +135,14 @@ void forward_by_steps(const ForwardCall& call, Stream stream) {
     p.state = state.defined() ? state.mutable_data_ptr() : nullptr;
     p.h = before_projection.mutable_data_ptr();
     p.output_stride = D * P;
+    // What a reset starts from; absent: zeros.
+    OptionalTensor reset_h, reset_c;
+    if (steps.to_initial && call.h0) reset_h = call.h0->select(0, d);
+    if (steps.to_initial && call.c0) reset_c = call.c0->select(0, d);
+    if (!shape.projected) {
+      p.reset_h = host::data(reset_h);
+      p.reset_state = layer.lstm() ? host::data(reset_c) : p.reset_h;
+    }
     for (int64_t s = 0; s < steps.seq_len; ++s) {
       const int64_t t = step_at(steps, s, reverse), row = steps.offset(t);
       p.rows = steps.count(t);
@@ -136,11 +160,18 @@ void forward_by_steps(const ForwardCall& call, Stream stream) {
       }
       if (gates_saved) p.gates = at_element_mutable(r.gates, (d * N + row) * 4 * H);
       if (call.save && layer.lstm()) p.cells = at_element_mutable(r.cells, (d * N + row) * H);
+      const int64_t next = step_at(steps, s + 1, reverse);
+      const bool may_reset = steps.resets != nullptr && s + 1 < steps.seq_len;
+      p.resets = may_reset && !shape.projected ? parted(steps, t, next) : nullptr;
       check_launch(layer.op, kernels.forward(p, stream));
       if (shape.projected) {
         at::mm_out(h_rows, first[2], w_hr_t);
         output.narrow(0, row, p.rows).narrow(1, d * P, P).copy_(h_rows);
         if (call.save) r.hidden.select(0, d).narrow(0, row, p.rows).copy_(h_rows);
+        if (may_reset) {
+          reset_rows(h_rows, parted(layer, t, next), reset_h);
+          reset_rows(state, parted(layer, t, next), reset_c);
+        }
       }
     }
     if (layer.lstm()) r.c_n.select(0, d).copy_(state);
@@ -172,20 +203,33 @@ void backward_by_steps(const BackwardCall& call, Stream stream) {
     p.hidden_size = H;
     p.d_c = layer.lstm() ? d_c.mutable_data_ptr() : nullptr;
     p.d_recurrent = layer.gru() ? d_recurrent.mutable_data_ptr() : nullptr;
-    IncomingGradient d_h{nullptr, D * P, product.const_data_ptr(), 0, carried.mutable_data_ptr()};
+    IncomingGradient d_h{nullptr, D * P,  product.const_data_ptr(), 0, carried.mutable_data_ptr(),
+                         nullptr, nullptr};
     const OptionalTensor& initial = layer.lstm() ? call.c0 : call.h0;
+    // What resets to the initial state add to its gradients.
+    Tensor reset_d_h, reset_d_c;
+    if (steps.resets != nullptr && steps.to_initial) {
+      reset_d_h = initial_state(layer, std::nullopt, d, P);
+      d_h.reset = reset_d_h.mutable_data_ptr();
+      if (layer.lstm()) {
+        reset_d_c = initial_state(layer, std::nullopt, d, H);
+        p.reset_d_c = reset_d_c.mutable_data_ptr();
+      }
+    }
     for (int64_t s = 0; s < steps.seq_len; ++s) {
       const int64_t t = step_at(steps, s, reverse), row = steps.offset(t);
       p.rows = steps.count(t);
       const std::vector<Tensor>& first = buffers.first(p.rows);
       d_h.d_output = at_element(call.d_output, row * D * P + d * P);
+      d_h.resets = s > 0 ? parted(steps, t, step_at(steps, s - 1, reverse)) : nullptr;
+      p.d_c_resets = d_h.resets;
       if (shape.projected) {
         Tensor d_hidden = r.d_hidden.select(0, d).narrow(0, row, p.rows);
         const GradientSum sum{p.rows, P, d_h, d_hidden.mutable_data_ptr()};
         check_launch(layer.op, kernels.gradient_sum(sum, stream));
         Tensor d_m = first[1];
         at::mm_out(d_m, d_hidden, w_hr);
-        p.d_h = {nullptr, 0, d_m.const_data_ptr(), p.rows, nullptr};
+        p.d_h = {nullptr, 0, d_m.const_data_ptr(), p.rows, nullptr, nullptr, nullptr};
       } else {
         p.d_h = d_h;
       }
@@ -193,11 +237,19 @@ void backward_by_steps(const BackwardCall& call, Stream stream) {
       const int64_t before = reverse ? t - 1 : t + 1;
       const bool known = s + 1 < steps.seq_len;
       p.previous = {known ? at_element(call.saved, (d * N + steps.offset(before)) * H) : nullptr,
-                    known ? steps.count(before) : 0, at_element(initial, d * B * H)};
+                    known ? steps.count(before) : 0, at_element(initial, d * B * H),
+                    known ? parted(steps, t, before) : nullptr,
+                    steps.to_initial ? at_element(initial, d * B * H) : nullptr};
       p.gates = at_element(call.gates, (d * N + row) * 4 * H);
       p.current = at_element(call.saved, (d * N + row) * H);
       p.d_gates = at_element_mutable(r.d_gates, (d * N + row) * SH);
       if (call.d_cells) {
+        if (p.d_c_resets != nullptr) {  // of the later step's alone, before this one's come in
+          const Tensor mask = parted(layer, t, step_at(steps, s - 1, reverse));
+          if (reset_d_c.defined()) reset_d_c.add_(d_c.masked_fill(mask.logical_not(), 0));
+          d_c.masked_fill_(mask, 0);
+          p.d_c_resets = nullptr;
+        }
         d_c.narrow(0, 0, p.rows).add_(call.d_cells->select(0, d).narrow(0, row, p.rows));
       }
       check_launch(layer.op, kernels.backward(p, stream));
@@ -209,8 +261,11 @@ void backward_by_steps(const BackwardCall& call, Stream stream) {
     // By now every row has had a step, and keeps the product of its last one.
     d_h.d_output = nullptr;
     d_h.product_rows = B;
+    d_h.resets = nullptr;
     const GradientSum sum{B, P, d_h, at_element_mutable(r.d_h0, d * B * P)};
     check_launch(layer.op, kernels.gradient_sum(sum, stream));
+    if (reset_d_h.defined()) r.d_h0.select(0, d).add_(reset_d_h);
+    if (reset_d_c.defined()) d_c.add_(reset_d_c);
     if (layer.lstm()) r.d_c0.select(0, d).copy_(d_c);
   }
 }

@@ -28,4 +28,11 @@ struct alignas(16) Words {
   uint32_t w[4];
 };
 
+// Whom a wait for another block tells that it has run out: a word that the host reads too, and what
+// is left there.
+struct Watch {
+  uint32_t* note;
+  uint32_t code;
+};
+
 }  // namespace fastrnn::cuda

@@ -86,6 +86,12 @@ inline constexpr int kTeamThreads = 32 * kTeamWarps;
 // The largest cluster there is on sm_90, which a kernel has to ask for, and the portable one.
 inline constexpr int kLargestCluster = 16, kPortableCluster = 8;
 
+// A block that waits for its team asks this often, then it ends the kernel: a device that hangs
+// helps nobody. One poll takes from 10 ns (shared memory) to 1 us (the L2 cache, with all blocks
+// asking), so a wait ends after 0.7 s to 70 s. A step takes microseconds; whatever stops one block
+// for longer, a debugger or another process's turn, stops those that wait for it too.
+inline constexpr int kMostPolls = 1 << 26, kTryNanoseconds = 1000;
+
 struct TeamTile {
   int units;            // hidden units of a block: it computes all their gates, or all of their d_h
   int tiles;            // of 16 rows each, that these products take
@@ -110,7 +116,7 @@ constexpr TeamTile team_tile(int gates, Pass pass, Numeric numeric, int hidden) 
   // or weights on their way from shared memory, need more.
   const int budget = numeric == Numeric::kFloat              ? (forward ? 64 : 48)
                      : numeric == Numeric::kTf32 && !forward ? 96
-                     : !forward && t.tiles == 1              ? 112
+                     : !forward && t.tiles == 1              ? 104
                                                              : 128;
   const int most = budget / (8 * t.tiles);
   t.resident = t.chunks < most ? t.chunks : most;

@@ -38,6 +38,12 @@ inline CellKind rnn_kind(const char* op, std::string_view nonlinearity) {
   return nonlinearity == "tanh" ? CellKind::kRnnTanh : CellKind::kRnnRelu;
 }
 
+// Where a layer forgets what came before, and what it starts from there.
+struct Resets {
+  OptionalTensor mask;  // bool [T, B]
+  bool to_hx;           // the initial state, not zeros
+};
+
 // The tensors of a call, made contiguous and checked, and the shape. Device and
 // dtype of every tensor are those of `like`.
 struct Layer {
@@ -47,7 +53,7 @@ struct Layer {
   bool has_biases;
   std::vector<Tensor> params;    // contiguous
   std::vector<int64_t> offsets;  // of the rows of each step of packed data
-  Tensor batch_sizes;
+  Tensor batch_sizes, resets;
 
   Layer(const char* op, const Tensor& like, CellKind cell, int directions, bool has_biases)
       : op(op), options(like.options().requires_grad(false)), has_biases(has_biases) {
@@ -160,6 +166,22 @@ struct Layer {
                   " rows, got ", B);
       shape.steps = {B > 0 ? N / B : 0, B, N, nullptr, nullptr};
     }
+  }
+
+  // Where padded data forgets what came before, after its steps are set.
+  void set_resets(const Resets& r) {
+    if (!r.mask) return;
+    Steps& steps = shape.steps;
+    TORCH_CHECK(steps.counts == nullptr, op, ": expected padded data with resets");
+    TORCH_CHECK(r.mask->device() == options.device() && r.mask->scalar_type() == at::kBool &&
+                    r.mask->sizes() == at::IntArrayRef({steps.seq_len, steps.batch}),
+                op, ": expected resets as bool (", steps.seq_len, ", ", steps.batch, ") on ",
+                options.device(), ", got ", r.mask->sizes(), " ", r.mask->scalar_type(), " on ",
+                r.mask->device());
+    resets = r.mask->contiguous();
+    // A bool may be a byte other than 1: kernels ask whether it is zero.
+    steps.resets = static_cast<const uint8_t*>(resets.const_data_ptr());
+    steps.to_initial = r.to_hx;
   }
 
   // The steps of a backward pass, from the saved tensor [D, N, ·] and the gradients that came.

@@ -1,9 +1,9 @@
 // The operators of ops.cpp as every device implements them: argument lists here,
 // once, the work in an Engine with three functions,
 //   ForwardResult forward(op, cell, input, batch_sizes, h0, c0, params, has_biases,
-//                         bidirectional, save)
+//                         bidirectional, save, resets)
 //   BackwardResult backward(op, cell, d_output, d_h_n, d_c_n, d_cells, batch_sizes, h0, c0, gates,
-//                           saved, params, has_biases, bidirectional)
+//                           saved, params, has_biases, bidirectional, resets)
 //   layer_gradients, as the operator
 // where `saved` is hidden, or for the LSTM cells. docs/design.md has the shapes; what a cell does
 // not have is left undefined.
@@ -23,10 +23,10 @@ struct BackwardResult {
 template <class Engine>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward(
     const Tensor& input, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
-    const OptionalTensor& c0, at::TensorList params, bool has_biases, bool bidirectional,
-    bool save) {
+    const OptionalTensor& c0, at::TensorList params, bool has_biases, bool bidirectional, bool save,
+    const OptionalTensor& resets, bool reset_to_hx) {
   auto r = Engine::forward("lstm_forward", CellKind::kLstm, input, batch_sizes, h0, c0, params,
-                           has_biases, bidirectional, save);
+                           has_biases, bidirectional, save, {resets, reset_to_hx});
   return {r.output, r.h_n, r.c_n, r.gates, r.hidden, r.cells};
 }
 
@@ -35,21 +35,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_backward(
     const OptionalTensor& d_output, const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
     const OptionalTensor& d_cells, const OptionalTensor& batch_sizes, const OptionalTensor& c0,
     const Tensor& gates, const Tensor& cells, at::TensorList params, bool has_biases,
-    bool bidirectional) {
+    bool bidirectional, const OptionalTensor& resets, bool reset_to_hx) {
   auto r = Engine::backward("lstm_backward", CellKind::kLstm, d_output, d_h_n, d_c_n, d_cells,
                             batch_sizes, std::nullopt, c0, gates, cells, params, has_biases,
-                            bidirectional);
+                            bidirectional, {resets, reset_to_hx});
   return {r.d_gates, r.d_h0, r.d_c0, r.d_hidden};
 }
 
 template <class Engine>
-std::tuple<Tensor, Tensor, Tensor, Tensor> gru_forward(const Tensor& input,
-                                                       const OptionalTensor& batch_sizes,
-                                                       const OptionalTensor& h0,
-                                                       at::TensorList params, bool has_biases,
-                                                       bool bidirectional, bool save) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> gru_forward(
+    const Tensor& input, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
+    at::TensorList params, bool has_biases, bool bidirectional, bool save,
+    const OptionalTensor& resets, bool reset_to_hx) {
   auto r = Engine::forward("gru_forward", CellKind::kGru, input, batch_sizes, h0, std::nullopt,
-                           params, has_biases, bidirectional, save);
+                           params, has_biases, bidirectional, save, {resets, reset_to_hx});
   return {r.output, r.h_n, r.gates, r.hidden};
 }
 
@@ -57,11 +56,11 @@ template <class Engine>
 std::tuple<Tensor, Tensor> gru_backward(const OptionalTensor& d_output, const OptionalTensor& d_h_n,
                                         const OptionalTensor& batch_sizes, const OptionalTensor& h0,
                                         const Tensor& gates, const Tensor& hidden,
-                                        at::TensorList params, bool has_biases,
-                                        bool bidirectional) {
+                                        at::TensorList params, bool has_biases, bool bidirectional,
+                                        const OptionalTensor& resets, bool reset_to_hx) {
   auto r = Engine::backward("gru_backward", CellKind::kGru, d_output, d_h_n, std::nullopt,
                             std::nullopt, batch_sizes, h0, std::nullopt, gates, hidden, params,
-                            has_biases, bidirectional);
+                            has_biases, bidirectional, {resets, reset_to_hx});
   return {r.d_gates, r.d_h0};
 }
 
@@ -70,10 +69,11 @@ std::tuple<Tensor, Tensor, Tensor> rnn_forward(const Tensor& input,
                                                const OptionalTensor& batch_sizes,
                                                const OptionalTensor& h0, at::TensorList params,
                                                bool has_biases, bool bidirectional,
-                                               c10::string_view nonlinearity, bool save) {
+                                               c10::string_view nonlinearity, bool save,
+                                               const OptionalTensor& resets, bool reset_to_hx) {
   const CellKind kind = rnn_kind("rnn_forward", {nonlinearity.data(), nonlinearity.size()});
   auto r = Engine::forward("rnn_forward", kind, input, batch_sizes, h0, std::nullopt, params,
-                           has_biases, bidirectional, save);
+                           has_biases, bidirectional, save, {resets, reset_to_hx});
   return {r.output, r.h_n, r.hidden};
 }
 
@@ -81,11 +81,12 @@ template <class Engine>
 std::tuple<Tensor, Tensor> rnn_backward(const OptionalTensor& d_output, const OptionalTensor& d_h_n,
                                         const OptionalTensor& batch_sizes, const Tensor& hidden,
                                         at::TensorList params, bool has_biases, bool bidirectional,
-                                        c10::string_view nonlinearity) {
+                                        c10::string_view nonlinearity, const OptionalTensor& resets,
+                                        bool reset_to_hx) {
   const CellKind kind = rnn_kind("rnn_backward", {nonlinearity.data(), nonlinearity.size()});
   auto r = Engine::backward("rnn_backward", kind, d_output, d_h_n, std::nullopt, std::nullopt,
                             batch_sizes, std::nullopt, std::nullopt, std::nullopt, hidden, params,
-                            has_biases, bidirectional);
+                            has_biases, bidirectional, {resets, reset_to_hx});
   return {r.d_gates, r.d_h0};
 }
 

@@ -30,6 +30,7 @@ namespace shim {
 
 Place place;
 unsigned char* shared;
+uint32_t note;
 
 namespace {
 
@@ -106,6 +107,7 @@ struct Fiber {
   int block_barriers, warp_barriers, cluster_barriers;  // that it has met
   State state;
   Combine combine;
+  Watch watch;  // of what it waits for; no note: of nothing that could run out
 };
 
 struct Warp {
@@ -133,6 +135,7 @@ void* scheduler_tsan;
 const std::function<void()>* body;
 // What has happened that another fiber may have waited for.
 uint64_t events;
+bool trapped;
 int cluster_arrived;
 uint64_t cluster_phase;
 Keys cluster_keys;
@@ -157,10 +160,14 @@ void yield(State state) {
 
 // Until something has happened, in this block or another one.
 template <class Condition>
-void wait_until(Condition condition) {
+void wait_until(Condition condition, const Watch& watch = {}) {
+  self().watch = watch;
   while (!condition()) yield(State::kWaiting);
   ++events;
 }
+
+// What the scheduler leaves a grid by.
+struct Trap {};
 
 void set_place(Block& block, int thread) {
   running = &block;
@@ -175,6 +182,7 @@ void resume(Block& block, int thread) {
   set_place(block, thread);
   __tsan_switch_to_fiber(fiber.tsan, __tsan_switch_to_fiber_no_sync);
   scheduler.go(fiber.context);
+  if (trapped) throw Trap{};
 }
 
 // A fiber's life: one thread of every block that it is given.
@@ -238,6 +246,18 @@ bool run_block(Block& block) {
   }
 }
 
+// Nothing can happen any more: the first wait that there is runs out.
+[[noreturn]] void run_out() {
+  for (const auto& block : together) {
+    for (const Fiber* fiber : block->fibers) {
+      if (fiber->state != State::kWaiting || fiber->watch.note == nullptr) continue;
+      *fiber->watch.note = fiber->watch.code;
+      throw Trap{};
+    }
+  }
+  fail("blocks wait for each other without end");
+}
+
 // Runs blocks together to their ends.
 void run_together() {
   std::vector<bool> ended(together.size());
@@ -252,7 +272,7 @@ void run_together() {
       all = all && ended[k];
     }
     if (all) return;
-    if (events == before) fail("blocks wait for each other without end");
+    if (events == before) run_out();
   }
 }
 
@@ -338,8 +358,8 @@ void add_and_release(uint32_t* counter) {
   ++events;
 }
 
-void await_count(const uint32_t* counter, uint32_t count) {
-  wait_until([=] { return static_cast<int32_t>(*counter - count) >= 0; });
+void await_count(const uint32_t* counter, uint32_t count, const Watch& watch) {
+  wait_until([=] { return static_cast<int32_t>(*counter - count) >= 0; }, watch);
   __tsan_acquire(const_cast<uint32_t*>(counter));
 }
 
@@ -366,10 +386,20 @@ void arrive(uint64_t* arrivals) {
   ++events;
 }
 
-void await_phase(const uint64_t* arrivals, int parity) {
+void await_phase(const uint64_t* arrivals, int parity, const Watch& watch) {
   const Phase& phase = *reinterpret_cast<const Phase*>(arrivals);
-  wait_until([&] { return static_cast<int>(phase.number % 2) != parity; });
+  wait_until([&] { return static_cast<int>(phase.number % 2) != parity; }, watch);
   __tsan_acquire(const_cast<uint64_t*>(arrivals));
+}
+
+void trap() {
+  trapped = true;
+  yield(State::kDone);
+}
+
+int ptx_version() {
+  const char* const text = std::getenv("FASTRNN_SHIM_PTX");
+  return text == nullptr ? 90 : std::atoi(text);
 }
 
 const char* run_grid(const Shape& shape, const std::function<void()>& kernel) {
@@ -379,6 +409,7 @@ const char* run_grid(const Shape& shape, const std::function<void()>& kernel) {
     return "invalid configuration argument";
   }
   const std::lock_guard<std::mutex> lock(one_grid_at_a_time);
+  note = 0;
   std::vector<std::unique_ptr<Block>> past;  // ThreadSanitizer would see its memory used again
   scheduler_tsan = __tsan_get_current_fiber();
   body = &kernel;
@@ -400,7 +431,15 @@ const char* run_grid(const Shape& shape, const std::function<void()>& kernel) {
     }
     cluster_arrived = 0;
     __tsan_release(&at_begin);
-    run_together();
+    try {
+      run_together();
+    } catch (const Trap&) {
+      // Its fibers are where they were, and are never resumed.
+      trapped = false;
+      together.clear();
+      all_fibers.clear();
+      return kTrapped;
+    }
     for (auto& block : together) {
       if (kTsan) past.push_back(std::move(block));
     }

@@ -4,8 +4,8 @@
 // blocks run in ascending order up to one point where they wait and descending to
 // the next, so that a missing barrier shows in the numbers; under ThreadSanitizer,
 // which is told of barriers and of what orders blocks, and of nothing else, it
-// shows whatever the order. Blocks that wait for each other in vain end the process
-// with a message.
+// shows whatever the order. Where all blocks wait for each other, the first wait runs
+// out, which ends the grid with an error, as a trap does.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -41,10 +41,23 @@ void warp_barrier();
 void cluster_barrier();
 void* address_at(void* own, int peer);
 void add_and_release(uint32_t* counter);
-void await_count(const uint32_t* counter, uint32_t count);
+struct Watch {
+  uint32_t* note;
+  uint32_t code;
+};
+void await_count(const uint32_t* counter, uint32_t count, const Watch& watch);
 void prepare(uint64_t* arrivals, int count);
 void arrive(uint64_t* arrivals);
-void await_phase(const uint64_t* arrivals, int parity);
+void await_phase(const uint64_t* arrivals, int parity, const Watch& watch);
+
+// Ends the grid: run_grid returns kTrapped.
+void trap();
+inline constexpr char kTrapped[] = "unspecified launch failure";
+// For Watch: zero at the start of every grid.
+extern uint32_t note;
+
+// What kernels were compiled from: 90, or what FASTRNN_SHIM_PTX says.
+int ptx_version();
 
 struct Shape {
   int64_t x;
@@ -54,7 +67,7 @@ struct Shape {
   bool cooperative;  // all blocks run together
 };
 
-// Runs a grid; null, or what CUDA would refuse it with.
+// Runs a grid; null, or what CUDA would say of it.
 const char* run_grid(const Shape& shape, const std::function<void()>& kernel);
 
 }  // namespace shim

@@ -42,6 +42,7 @@ struct Handover {
   int* value;
   uint32_t* counter;
   bool wait;
+  uint32_t* note;
 };
 
 // Block 0 reads what the other ones write.
@@ -50,7 +51,7 @@ void handover_kernel(const Handover p) {
     p.value[block_x()] = 1;
     add_and_release(p.counter);
   } else {
-    if (p.wait) await_count(p.counter, static_cast<uint32_t>(blocks_x() - 1));
+    if (p.wait) await_count(p.counter, static_cast<uint32_t>(blocks_x() - 1), {p.note, 1});
     int sum = 0;
     for (int64_t i = 1; i < blocks_x(); ++i) sum += p.value[i];
     p.value[0] = sum;
@@ -74,19 +75,23 @@ void cluster_kernel(const Neighbours p) {
   cluster_barrier();
   store_at(&shared.word, other, Words{{1, 2, 3, 4}});
   arrive_at(&shared.arrivals, other);
-  if (p.wait) await_phase(&shared.arrivals, 0);
+  if (p.wait) await_phase(&shared.arrivals, 0, {});
   if (shared.word.w[0] == 5) std::abort();
   cluster_barrier();
 }
 
-// Whether a launch ends its process, by a report or by the shim.
+// As the kernels of clusters begin.
+void no_clusters_kernel(const Neighbours) {
+  if (!has_clusters()) trap();
+}
+
+// Whether a launch ends its process by a report, or fails.
 template <class Params>
 bool is_found(bool expected, void (*kernel)(Params), const Grid& grid, const Params& params) {
   const pid_t child = fork();
   if (child == 0) {
     if (expected) std::fclose(stderr);
-    launch(kernel, grid, Stream{}, params);
-    std::exit(0);
+    std::exit(launch(kernel, grid, Stream{}, params) == nullptr ? 0 : 1);
   }
   int status = 0;
   waitpid(child, &status, 0);
@@ -96,7 +101,7 @@ bool is_found(bool expected, void (*kernel)(Params), const Grid& grid, const Par
 // Null, or what this program would not notice, or would invent.
 const char* blind_spot() {
   std::vector<int> target(64);
-  uint32_t counter = 0;
+  uint32_t counter = 0, note = 0;
   const Grid block{1, 1, 64, 256}, cluster{2, 1, 1, 256, 2};
   const Grid together{4, 1, 1, 0, 1, true}, apart{4, 1, 1, 0};
   if (is_found(false, neighbour_kernel, block, Racy{target.data(), true})) {
@@ -105,13 +110,13 @@ const char* blind_spot() {
   if (!is_found(true, neighbour_kernel, block, Racy{target.data(), false})) {
     return "a missing barrier goes unnoticed";
   }
-  if (is_found(false, handover_kernel, together, Handover{target.data(), &counter, true})) {
+  if (is_found(false, handover_kernel, together, Handover{target.data(), &counter, true, &note})) {
     return "a race is reported where a block has waited for others";
   }
-  if (!is_found(true, handover_kernel, together, Handover{target.data(), &counter, false})) {
+  if (!is_found(true, handover_kernel, together, Handover{target.data(), &counter, false, &note})) {
     return "a block that does not wait for others goes unnoticed";
   }
-  if (!is_found(true, handover_kernel, apart, Handover{target.data(), &counter, true})) {
+  if (!is_found(true, handover_kernel, apart, Handover{target.data(), &counter, true, &note})) {
     return "a launch that had to be cooperative goes unnoticed";
   }
   if (is_found(false, cluster_kernel, cluster, Neighbours{true})) {
@@ -120,6 +125,10 @@ const char* blind_spot() {
   if (!is_found(true, cluster_kernel, cluster, Neighbours{false})) {
     return "a block that does not wait for its cluster goes unnoticed";
   }
+  setenv("FASTRNN_SHIM_PTX", "80", 1);
+  const char* const error = launch(no_clusters_kernel, cluster, Stream{}, Neighbours{});
+  unsetenv("FASTRNN_SHIM_PTX");
+  if (error == nullptr) return "a kernel without a body goes unnoticed";
   return nullptr;
 }
 
@@ -199,7 +208,8 @@ const char* run_pass(Kind kind, Pass pass, Numeric numeric, Buffer (&w_hh)[2], P
                       memory.block + static_cast<size_t>(row_tiles) * memory.row_tile};
   std::vector<uint32_t> arrived(static_cast<size_t>(D * row_tiles * kCounterStride));
   std::vector<Words> exchange(static_cast<size_t>(D * row_tiles * 2 * kTeamRows * tile.words / 4));
-  const TeamParams team{p, {blocks, row_tiles, exchange.data(), arrived.data()}};
+  uint32_t note = 0;
+  const TeamParams team{p, {blocks, row_tiles, exchange.data(), arrived.data(), &note}};
   const TeamTable& table = team_table(cell, numeric);
   const TeamKernels& kernels = cluster ? table.clusters[column] : table.grids[column];
   if constexpr (std::is_same_v<Params, SingleForward>) {

@@ -45,7 +45,8 @@ class GridExchange {
   FASTRNN_DEVICE void await(int row_tile, int epoch) const {
     if (thread_index() % 32 == 0) {
       await_count(arrived_ + row_tile * kCounterStride,
-                  static_cast<uint32_t>(team_.blocks) * static_cast<uint32_t>(epoch));
+                  static_cast<uint32_t>(team_.blocks) * static_cast<uint32_t>(epoch),
+                  {team_.note, wait_code(false, Config::kIsForward)});
     }
     warp_barrier();
   }
@@ -108,7 +109,8 @@ class ClusterExchange {
 
   FASTRNN_DEVICE void await(int row_tile, int epoch) const {
     if (epoch > 0) {
-      await_phase(&shared_.row_tile(row_tile).arrivals[epoch % 2], (epoch - 1) / 2 % 2);
+      await_phase(&shared_.row_tile(row_tile).arrivals[epoch % 2], (epoch - 1) / 2 % 2,
+                  {team_.note, wait_code(true, Config::kIsForward)});
     }
   }
 

@@ -46,8 +46,9 @@ pointwise_forward_kernel(const PointwiseForward p) {
   const int64_t at = row * H + j;
   A state = load<A>(p.state, at);
   const A h = step_forward<Cell, A>(p.cell, pre, inner, recurrent, state, saved);
-  store<A>(p.state, at, state);
-  store<T>(p.h, at, h);
+  const bool reset = p.resets != nullptr && p.resets[row] != 0;
+  store<A>(p.state, at, reset ? load<T>(p.reset_state, at) : state);
+  store<T>(p.h, at, reset ? load<T>(p.reset_h, at) : h);
   store<T>(p.output, row * p.output_stride + j, h);
   store<T>(p.hidden, at, h);
   if constexpr (Cell::kIsLstm) store<T>(p.cells, at, state);
@@ -57,13 +58,23 @@ pointwise_forward_kernel(const PointwiseForward p) {
   }
 }
 
+// Adds a gradient that a reset sends to the initial state, to where it is collected.
+template <class A>
+FASTRNN_DEVICE void collect(void* target, int64_t i, A x) {
+  if (target != nullptr) static_cast<A*>(target)[i] += x;
+}
+
 template <class T>
 FASTRNN_DEVICE Compute<T> incoming(const IncomingGradient& p, int64_t row, int64_t j,
                                    int64_t size) {
   using A = Compute<T>;
-  const A product = row < p.product_rows ? load<T>(p.product, row * size + j) : A(0);
-  return load<A>(p.carried, row * size + j) + product +
-         load<T>(p.d_output, row * p.d_output_stride + j);
+  const int64_t at = row * size + j;
+  A later = load<A>(p.carried, at) + (row < p.product_rows ? load<T>(p.product, at) : A(0));
+  if (p.resets != nullptr && p.resets[row] != 0) {
+    collect<A>(p.reset, at, later);
+    later = 0;
+  }
+  return later + load<T>(p.d_output, row * p.d_output_stride + j);
 }
 
 // One step's gradients of the gates. Reads what forward saved, writes d_gates and what goes on to
@@ -82,11 +93,19 @@ pointwise_backward_kernel(const PointwiseBackward p) {
   }
   if constexpr (!Cell::kIsGru) in[Cell::kIsLstm ? 4 : 0] = load<T>(p.current, at);
   if constexpr (Cell::kSaved == 4) {
-    in[Cell::kLoads - 1] =
-        load<T>(row < p.previous.count ? p.previous.saved : p.previous.initial, at);
+    const Previous& previous = p.previous;
+    const bool reset = previous.resets != nullptr && previous.resets[row] != 0;
+    in[Cell::kLoads - 1] = load<T>(reset                  ? previous.reset
+                                   : row < previous.count ? previous.saved
+                                                          : previous.initial,
+                                   at);
   }
   A d_h = incoming<T>(p.d_h, row, j, H);
   A d_c = load<A>(p.d_c, at);
+  if (Cell::kIsLstm && p.d_c_resets != nullptr && p.d_c_resets[row] != 0) {
+    collect<A>(p.reset_d_c, at, d_c);
+    d_c = 0;
+  }
   step_backward<Cell, A>(p.cell, in, d_h, d_c, d);
   store<A>(p.d_h.carried, at, d_h);
   store<A>(p.d_c, at, d_c);
@@ -121,9 +140,13 @@ previous_hidden_kernel(const PreviousHidden p) {
   const int64_t from = first ? 0 : p.steps.offset(before), to = p.steps.offset(t);
   T* const previous = static_cast<T*>(p.previous);
   for (int64_t b = block_y(); b < count; b += blocks_y()) {
+    // Resets are told of the later of the two steps.
+    const bool reset =
+        p.steps.resets != nullptr && !first && p.steps.resets[(p.reverse ? from : to) + b] != 0;
+    const void* const initial = reset && !p.steps.to_initial ? nullptr : p.h0;
     for (int64_t j = thread_index(); j < p.size; j += block_threads()) {
-      const Compute<T> h =
-          b < known ? load<T>(p.hidden, (from + b) * p.size + j) : load<T>(p.h0, b * p.size + j);
+      const Compute<T> h = b < known && !reset ? load<T>(p.hidden, (from + b) * p.size + j)
+                                               : load<T>(initial, b * p.size + j);
       narrow(h, previous[(to + b) * p.size + j]);
     }
   }

@@ -52,7 +52,9 @@ single_backward_kernel(const SingleBackward p) {
   const void* const saved_rows = Cell::kIsLstm ? p.cells : p.hidden;
   const T* const initial = rows_of<T>(Cell::kIsLstm ? p.c0 : p.h0, d * B + first_row, H);
   T next[kLoads][kPairs], next_d_output[kPairs];
-  const auto fetch = [&](int count, int64_t offset, int before_count, int64_t before_offset) {
+  const auto fetch = [&](const auto& walk, int ahead) {
+    const int count = walk.count(ahead), before_count = walk.count(ahead + 1);
+    const int64_t offset = walk.offset(ahead), before_offset = walk.offset(ahead + 1);
     const int H = unhoisted(hidden_size);
     const int64_t row = d * N + offset + first_row;
     const T* const gates = Cell::kSaved == 4 ? rows_of<T>(p.gates, row, 4 * H) : nullptr;
@@ -66,7 +68,11 @@ single_backward_kernel(const SingleBackward p) {
       if constexpr (Cell::kSaved == 4) {
         FASTRNN_UNROLL
         for (int g = 0; g < 4; ++g) next[g][i] = gates[r * 4 * H + g * H + j];
-        const T* const previous = first_row + r < before_count ? before : initial;
+        // A GRU, whose registers do not bear this, finds it out when it is there.
+        const bool parted = Cell::kIsLstm && walk.parted(first_row + r, ahead);
+        const T* const previous = parted ? (p.steps.to_initial ? initial : nullptr)
+                                  : first_row + r < before_count ? before
+                                                                 : initial;
         next[kLoads - 1][i] = previous == nullptr ? T{} : previous[at];
       }
       if constexpr (!Cell::kIsGru) next[Cell::kIsLstm ? 4 : 0][i] = saved[at];
@@ -74,7 +80,7 @@ single_backward_kernel(const SingleBackward p) {
     }
   };
   Walk<2 + Config::kLookahead> walk(p.steps, d == 0);
-  fetch(walk.count(0), walk.offset(0), walk.count(1), walk.offset(1));
+  fetch(walk, 0);
   int into = 0;
   block_barrier();
   for (; !walk.done(); walk.next()) {
@@ -83,7 +89,7 @@ single_backward_kernel(const SingleBackward p) {
     // The whole block is beyond this step: it comes later, or it has ended.
     if (first_row >= count) {
       if (d == 1) break;
-      fetch(walk.count(1), walk.offset(1), walk.count(2), walk.offset(2));
+      fetch(walk, 1);
       continue;
     }
     const int H = unhoisted(hidden_size);
@@ -95,20 +101,26 @@ single_backward_kernel(const SingleBackward p) {
       float in[kLoads], d_gates[Cell::kSaved];
       FASTRNN_UNROLL
       for (int k = 0; k < kLoads; ++k) in[k] = widen(next[k][i]);
+      const bool parted = walk.parted(first_row + r);
+      if (Cell::kIsGru && parted) {
+        in[kLoads - 1] =
+            p.steps.to_initial && initial != nullptr ? widen(initial[r * H + j]) : 0.0f;
+      }
       d_h[i] += widen(next_d_output[i]);
       step_backward<Cell, float>(p.cell, in, d_h[i], d_c[i], d_gates);
       FASTRNN_UNROLL
       for (int g = 0; g < Cell::kSaved; ++g) {
         target[r * Cell::kSaved * H + g * H + j] = narrowed<T>(d_gates[g]);
       }
+      if (parted) forget<Cell>(p, (d * B + first_row + r) * H + j, d_h[i], d_c[i]);
       FASTRNN_UNROLL
       for (int g = 0; g < Cell::kGates; ++g) {
         store_operand<Config::kNumeric>(&shared.operand[into][r * Config::kStride],
                                         g * Config::kHidden + j,
-                                        d_gates[recurrent_column<Cell>(g)]);
+                                        parted ? 0.0f : d_gates[recurrent_column<Cell>(g)]);
       }
     }
-    fetch(walk.count(1), walk.offset(1), walk.count(2), walk.offset(2));
+    fetch(walk, 1);
     block_barrier();
     float sums[1][kPairs];
     product.multiply(shared.spare(), shared.operand[into], sums);
@@ -122,8 +134,8 @@ single_backward_kernel(const SingleBackward p) {
   for (int i = 0; i < kPairs; ++i) {
     if (!own[i]) continue;
     const int64_t at = (d * B + first_row + Product::row(i)) * H + Product::unit(i);
-    store<T>(p.d_h0, at, d_h[i]);
-    if constexpr (Cell::kIsLstm) store<T>(p.d_c0, at, d_c[i]);
+    store<T>(p.d_h0, at, d_h[i] + load<float>(p.reset_d_h, at));
+    if constexpr (Cell::kIsLstm) store<T>(p.d_c0, at, d_c[i] + load<float>(p.reset_d_c, at));
   }
 }
 

@@ -120,16 +120,23 @@ single_forward_kernel(const SingleForward p) {
       }
       const float h = step_forward<Cell, float>(p.cell, pre, inner[i / kPairsOfUnit], recurrent,
                                                 state[i], saved);
+      const float kept = state[i];
+      float next_h = h;
+      if (own[i] && walk.parted(first_row + r)) {
+        const int64_t at = (d * B + first_row + r) * H + j;
+        next_h = p.steps.to_initial ? load<T>(p.h0, at) : 0.0f;
+        state[i] = !Cell::kIsLstm ? next_h : p.steps.to_initial ? load<T>(p.c0, at) : 0.0f;
+      }
       // Units of padding stay zero even where the row has infinities: 0 * inf is NaN.
       store_operand<Config::kNumeric>(&shared.operand[1 - from][r * Config::kStride], j,
-                                      own[i] ? h : 0.0f);
+                                      own[i] ? next_h : 0.0f);
       last[i] = h;
       if (!own[i]) continue;
       const int at = r * H + j;
       output[r * D * H + j] = narrowed<T>(h);
       if (hidden != nullptr) hidden[at] = narrowed<T>(h);
       if constexpr (Cell::kIsLstm) {
-        if (cells != nullptr) cells[at] = narrowed<T>(state[i]);
+        if (cells != nullptr) cells[at] = narrowed<T>(kept);
       }
       if constexpr (Cell::kSaved == 4) {
         FASTRNN_UNROLL

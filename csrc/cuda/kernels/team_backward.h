@@ -15,7 +15,10 @@ namespace {
 template <class Config>
 FASTRNN_KERNEL_OF_SM(kTeamThreads)
 team_backward_kernel(const TeamBackward params) {
-  if (Config::kCluster && !has_clusters()) return;
+  if (Config::kCluster && !has_clusters()) {
+    trap();  // capacity() keeps it from being launched: an empty kernel would leave garbage
+    return;
+  }
   using Cell = typename Config::Cell;
   using T = typename Config::T;
   using Pair = TeamPair<Config>;
@@ -64,15 +67,20 @@ team_backward_kernel(const TeamBackward params) {
       auto& row_tile = shared.row_tile(i);
       const bool active = own && first + r < count, was_active = own && first + r < before;
       const int64_t row = d * N + offset + first + r, at = (d * B + first + r) * H + j;
+      const bool parted = active && walk.parted(first + r);  // from the step before it
       float in[kLoads] = {}, d_output = 0;
       if (active) {
         if constexpr (Cell::kSaved == 4) {
           FASTRNN_UNROLL
           for (int g = 0; g < 4; ++g) in[g] = load<T>(p.gates, (row * 4 + g) * H + j);
           // The step that came before in the forward pass is the walk's next one.
-          in[kLoads - 1] = first + r < walk.count(1)
-                               ? widen(saved[(d * N + walk.offset(1) + first + r) * H + j])
-                               : load<T>(initial, at);
+          if (parted) {
+            in[kLoads - 1] = p.steps.to_initial ? load<T>(initial, at) : 0.0f;
+          } else {
+            in[kLoads - 1] = first + r < walk.count(1)
+                                 ? widen(saved[(d * N + walk.offset(1) + first + r) * H + j])
+                                 : load<T>(initial, at);
+          }
         }
         if constexpr (!Cell::kIsGru) in[Cell::kIsLstm ? 4 : 0] = widen(saved[row * H + j]);
         d_output = load<T>(p.d_output, ((offset + first + r) * D + d) * H + j);
@@ -96,15 +104,16 @@ team_backward_kernel(const TeamBackward params) {
         if (active) {
           d_h += d_output;
           step_backward<Cell, float>(p.cell, in, d_h, d_c, d_gates);
+          if (parted) forget<Cell>(p, at, d_h, d_c);
           row_tile.state[0][thread_index()] = d_h;
           row_tile.state[1][thread_index()] = d_c;
         } else if (was_active) {
-          store<T>(p.d_h0, at, d_h);
-          if constexpr (Cell::kIsLstm) store<T>(p.d_c0, at, d_c);
+          store<T>(p.d_h0, at, d_h + load<float>(p.reset_d_h, at));
+          if constexpr (Cell::kIsLstm) store<T>(p.d_c0, at, d_c + load<float>(p.reset_d_c, at));
         }
         FASTRNN_UNROLL
         for (int g = 0; g < Cell::kGates; ++g) {
-          stage<Config>(shared, g, d_gates[recurrent_column<Cell>(g)]);
+          stage<Config>(shared, g, parted ? 0.0f : d_gates[recurrent_column<Cell>(g)]);
         }
       }
       if (thread_index() == 0) row_tile.epoch = epoch + 1;

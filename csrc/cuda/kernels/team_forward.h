@@ -31,7 +31,10 @@ struct TeamPlace {
 template <class Config>
 FASTRNN_KERNEL_OF_SM(kTeamThreads)
 team_forward_kernel(const TeamForward params) {
-  if (Config::kCluster && !has_clusters()) return;
+  if (Config::kCluster && !has_clusters()) {
+    trap();  // capacity() keeps it from being launched: an empty kernel would leave garbage
+    return;
+  }
   using Cell = typename Config::Cell;
   using T = typename Config::T;
   using Pair = TeamPair<Config>;
@@ -118,10 +121,16 @@ team_forward_kernel(const TeamForward params) {
           for (int g = 0; g < kGates; ++g) pre[g] = widen(input[g]) + bias[g];
           state = row_tile.state[0][thread_index()];
           h = step_forward<Cell, float>(p.cell, pre, inner, recurrent, state, saved);
-          row_tile.state[0][thread_index()] = state;
         }
+        float next_h = h, next_state = state;
+        if (active && walk.parted(first + r)) {
+          const int64_t at = (d * B + first + r) * H + j;
+          next_h = p.steps.to_initial ? load<T>(p.h0, at) : 0.0f;
+          next_state = !Cell::kIsLstm ? next_h : p.steps.to_initial ? load<T>(p.c0, at) : 0.0f;
+        }
+        if (active) row_tile.state[0][thread_index()] = next_state;
         // Units of padding stay zero even where the row has infinities: 0 * inf is NaN.
-        stage<Config>(shared, 0, h);
+        stage<Config>(shared, 0, next_h);
       }
       if (thread_index() == 0) row_tile.epoch = epoch + 1;
       block_barrier();

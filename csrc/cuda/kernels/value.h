@@ -151,6 +151,16 @@ FASTRNN_DEVICE void step_backward(CellKind kind, const A (&in)[Cell::kLoads], A&
   }
 }
 
+// A reset before a step of the backward pass: nothing of it reaches the step before. What would go
+// past the recurrent product belongs to the initial state, if anybody collects it; what would go
+// through it is left out of the operand, and the host makes it of d_gates.
+template <class Cell, class Params>
+FASTRNN_DEVICE void forget(const Params& p, int64_t at, float& d_h, float& d_c) {
+  if (Cell::kIsGru && p.reset_d_h != nullptr) p.reset_d_h[at] += d_h;
+  if (Cell::kIsLstm && p.reset_d_c != nullptr) p.reset_d_c[at] += d_c;
+  d_h = d_c = 0;
+}
+
 // Column of d_gates that the recurrent product of gate g sees: a GRU's last is d_n times r.
 template <class Cell>
 FASTRNN_DEVICE constexpr int recurrent_column(int g) {

@@ -30,6 +30,13 @@ class Walk {
   FASTRNN_DEVICE int count(int ahead) const { return counts_[ahead]; }
   FASTRNN_DEVICE int64_t offset(int ahead) const { return offsets_[ahead]; }
 
+  // Whether a reset parts a row's step from the next one of the walk: it is told of the later of
+  // the two in time. Kernels read it where they need it, for lack of a register to keep it in.
+  FASTRNN_DEVICE bool parted(int64_t row, int ahead = 0) const {
+    if (steps_.resets == nullptr || left_ - ahead <= 1) return false;
+    return steps_.resets[(reverse_ ? offsets_[ahead] : offsets_[ahead + 1]) + row] != 0;
+  }
+
  private:
   FASTRNN_DEVICE void read(int slot, int ahead) {
     const bool known = ahead < left_;

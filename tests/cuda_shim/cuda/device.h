@@ -2,6 +2,8 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <cstdlib>
+
 #include "cuda/launch.h"
 #include "cuda/plan.h"
 
@@ -17,6 +19,13 @@ struct DeviceGuard {
 
 inline Stream current_stream() { return {}; }
 
-inline const DeviceLimits& device_limits() { return known_devices().back().limits; }
+inline const DeviceLimits& device_limits() {
+  for (const KnownDevice& device : known_devices()) {
+    if (device.limits.capability == 90) return device.limits;
+  }
+  std::abort();
+}
+
+inline uint32_t* wait_note() { return &shim::note; }
 
 }  // namespace fastrnn::cuda

@@ -36,16 +36,19 @@ inline Room room() {
   return r;
 }
 
+// FASTRNN_SHIM_APART: blocks of a cooperative grid run one after the other, so that the first one
+// waits in vain.
 template <class Params>
 const char* launch(void (*kernel)(Params), const Grid& grid, Stream, const Params& params) {
   if (grid.cooperative && grid.x * grid.y > room().found) return kDoesNotFit;
-  return shim::run_grid(
-      {grid.x, grid.y, grid.threads, grid.shared_bytes, grid.cluster, grid.cooperative},
-      [&] { kernel(params); });
+  const bool together = grid.cooperative && std::getenv("FASTRNN_SHIM_APART") == nullptr;
+  return shim::run_grid({grid.x, grid.y, grid.threads, grid.shared_bytes, grid.cluster, together},
+                        [&] { kernel(params); });
 }
 
 template <class Params>
 int64_t capacity(void (*)(Params), const Grid& grid) {
+  if (grid.cluster > 1 && shim::ptx_version() < 90) return 0;
   return grid.cluster > 1 ? room().clusters[grid.cluster > 8] : room().blocks;
 }
 

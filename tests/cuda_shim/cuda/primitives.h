@@ -37,13 +37,15 @@ T& shared_memory() {
 inline int unhoisted(int x) { return x; }
 
 inline void add_and_release(uint32_t* counter) { shim::add_and_release(counter); }
-inline void await_count(const uint32_t* counter, uint32_t count) {
-  shim::await_count(counter, count);
+inline void trap() { shim::trap(); }
+inline void await_count(const uint32_t* counter, uint32_t count, const Watch& watch) {
+  shim::await_count(counter, count, {watch.note, watch.code});
 }
 inline Words load_exchanged(const Words* from) { return *from; }
 inline void store_exchanged(Words* to, const Words& x) { *to = x; }
 
-inline constexpr bool has_clusters() { return true; }
+// 80: as if kernels had been compiled from PTX that knows no clusters.
+inline bool has_clusters() { return shim::ptx_version() >= 90; }
 inline void cluster_barrier() { shim::cluster_barrier(); }
 inline void store_at(Words* own, int peer, const Words& x) {
   *static_cast<Words*>(shim::address_at(own, peer)) = x;
@@ -53,7 +55,9 @@ inline void prepare(Arrivals* own, int count) { shim::prepare(own, count); }
 inline void arrive_at(Arrivals* own, int peer) {
   shim::arrive(static_cast<Arrivals*>(shim::address_at(own, peer)));
 }
-inline void await_phase(const Arrivals* own, int parity) { shim::await_phase(own, parity); }
+inline void await_phase(const Arrivals* own, int parity, const Watch& watch) {
+  shim::await_phase(own, parity, {watch.note, watch.code});
+}
 
 inline uint32_t bits_of(float x) { return cpu::float_bits(x); }
 inline float float_of(uint32_t x) { return cpu::bits_float(x); }
