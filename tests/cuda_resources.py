@@ -102,7 +102,7 @@ def measure(number_of_jobs):
             architecture = name.split()[0]
             if architecture == "host":
                 continue
-            functions = [m.groupdict() for m in FUNCTION.finditer(text)]
+            functions, said = [m.groupdict() for m in FUNCTION.finditer(text)], len(complaints)
             if not functions:
                 complaints.append(f"{name}: no kernel in the report of ptxas")
             for f, kernel in zip(functions, plain(f["name"] for f in functions)):
@@ -114,6 +114,7 @@ def measure(number_of_jobs):
                         complaints.append(f"{name}: {kernel}: {f[what]} bytes of {what}")
                 if "smem" in f["rest"] or "lmem" in f["rest"]:
                     complaints.append(f"{name}: {kernel}: {f['rest'].strip(' ,')}")
+            print(*complaints[said:], sep="\n", end="\n" if complaints[said:] else "", flush=True)
     return found, complaints
 
 

@@ -19,6 +19,10 @@ single_backward_kernel(const SingleBackward p) {
   using T = typename Config::T;
   using Product = typename Config::Product;
   constexpr int kPairs = Config::kPairs, kLoads = Cell::kLoads;
+  // Whether a step's reset is asked for with what else the step reads, where registers bear it.
+  constexpr bool kEarly = Cell::kIsLstm && !Config::kScarce;
+  // Whether its address is computed where it is needed; found by what spills (make cuda-check).
+  constexpr bool kFresh = Cell::kSaved == 4 && Config::kScarce;
   auto& shared = shared_memory<typename Config::Shared>();
   const int d = block_y();
   const int hidden_size = static_cast<int>(p.hidden_size), H = hidden_size, D = p.directions;
@@ -68,8 +72,7 @@ single_backward_kernel(const SingleBackward p) {
       if constexpr (Cell::kSaved == 4) {
         FASTRNN_UNROLL
         for (int g = 0; g < 4; ++g) next[g][i] = gates[r * 4 * H + g * H + j];
-        // A GRU, whose registers do not bear this, finds it out when it is there.
-        const bool parted = Cell::kIsLstm && walk.parted(first_row + r, ahead);
+        const bool parted = kEarly && walk.parted(first_row + r, ahead);
         const T* const previous = parted ? (p.steps.to_initial ? initial : nullptr)
                                   : first_row + r < before_count ? before
                                                                  : initial;
@@ -101,8 +104,8 @@ single_backward_kernel(const SingleBackward p) {
       float in[kLoads], d_gates[Cell::kSaved];
       FASTRNN_UNROLL
       for (int k = 0; k < kLoads; ++k) in[k] = widen(next[k][i]);
-      const bool parted = walk.parted(first_row + r);
-      if (Cell::kIsGru && parted) {
+      const bool parted = walk.parted(first_row + (kFresh ? unhoisted(r) : r));
+      if (Cell::kSaved == 4 && !kEarly && parted) {
         in[kLoads - 1] =
             p.steps.to_initial && initial != nullptr ? widen(initial[r * H + j]) : 0.0f;
       }
@@ -112,7 +115,9 @@ single_backward_kernel(const SingleBackward p) {
       for (int g = 0; g < Cell::kSaved; ++g) {
         target[r * Cell::kSaved * H + g * H + j] = narrowed<T>(d_gates[g]);
       }
-      if (parted) forget<Cell>(p, (d * B + first_row + r) * H + j, d_h[i], d_c[i]);
+      if (parted)
+        forget<Cell>(p, (d * B + first_row + (Config::kScarce ? unhoisted(r) : r)) * H + j, d_h[i],
+                     d_c[i]);
       FASTRNN_UNROLL
       for (int g = 0; g < Cell::kGates; ++g) {
         store_operand<Config::kNumeric>(&shared.operand[into][r * Config::kStride],

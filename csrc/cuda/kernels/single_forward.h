@@ -36,7 +36,7 @@ single_forward_kernel(const SingleForward p) {
                static_cast<const Words*>(p.packed) + d * Config::kPackedBlocks * Config::kThreads);
 
   constexpr int kUnits = Product::kUnits, kPairsOfUnit = kPairs / kUnits;
-  float bias[kGates][kUnits], inner[kUnits], state[kPairs], last[kPairs];
+  float bias[kGates][kUnits], inner[kUnits], state[kPairs];
   const auto read_biases = [&] {
     FASTRNN_UNROLL
     for (int u = 0; u < kUnits; ++u) {
@@ -63,7 +63,6 @@ single_forward_kernel(const SingleForward p) {
     own[i] = j < H && first_row + r < B;
     const float h = own[i] ? load<T>(p.h0, at) : 0.0f;
     state[i] = Cell::kIsLstm ? (own[i] ? load<T>(p.c0, at) : 0.0f) : h;
-    last[i] = h;
     for (int b = 0; b < 2; ++b) {
       store_operand<Config::kNumeric>(&shared.operand[b][r * Config::kStride], j, h);
     }
@@ -123,14 +122,13 @@ single_forward_kernel(const SingleForward p) {
       const float kept = state[i];
       float next_h = h;
       if (own[i] && walk.parted(first_row + r)) {
-        const int64_t at = (d * B + first_row + r) * H + j;
+        const int64_t at = (d * B + first_row + unhoisted(r)) * H + j;
         next_h = p.steps.to_initial ? load<T>(p.h0, at) : 0.0f;
         state[i] = !Cell::kIsLstm ? next_h : p.steps.to_initial ? load<T>(p.c0, at) : 0.0f;
       }
       // Units of padding stay zero even where the row has infinities: 0 * inf is NaN.
       store_operand<Config::kNumeric>(&shared.operand[1 - from][r * Config::kStride], j,
                                       own[i] ? next_h : 0.0f);
-      last[i] = h;
       if (!own[i]) continue;
       const int at = r * H + j;
       output[r * D * H + j] = narrowed<T>(h);
@@ -144,17 +142,15 @@ single_forward_kernel(const SingleForward p) {
           if (gates != nullptr) gates[r * 4 * H + g * H + j] = narrowed<T>(saved[g]);
         }
       }
+      if (first_row + r >= walk.count(1)) {  // the row's last step
+        const int64_t final = (d * B + first_row + unhoisted(r)) * H + j;
+        store<T>(p.h_n, final, h);
+        if constexpr (Cell::kIsLstm) store<T>(p.c_n, final, kept);
+      }
     }
     fetch(walk.count(1), walk.offset(1));
     block_barrier();
     from = 1 - from;
-  }
-  FASTRNN_UNROLL
-  for (int i = 0; i < kPairs; ++i) {
-    if (!own[i]) continue;
-    const int64_t at = (d * B + first_row + Product::row(i)) * H + Product::unit(i);
-    store<T>(p.h_n, at, last[i]);
-    if constexpr (Cell::kIsLstm) store<T>(p.c_n, at, state[i]);
   }
 }
 
