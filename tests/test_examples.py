@@ -33,6 +33,6 @@ def test_recurrent_policy_learns():
         data, initial, hx = example["rollout"](policy, environments, hx, 32)
         example["update"](policy, optimizer, data, initial, epochs=4)
         rewards.append(data["reward"].mean().item())
-    # Without memory a quarter of the answers is right. What the last ones reach depends on rounding,
-    # and so on the machine: 0.7 to 0.87 with other seeds, where 120 updates reach 0.4 to 0.8.
+    # Without memory a quarter of the answers is right. What the last ones reach depends on
+    # rounding, and so on the machine: 0.7 to 0.87 with other seeds; 120 updates reach 0.4 to 0.8.
     assert sum(rewards[:3]) / 3 < 0.4 and sum(rewards[-20:]) / 20 > 0.45, rewards
