@@ -3,7 +3,6 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
-#include <ATen/ops/mul.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 
@@ -85,11 +84,12 @@ void add_through_products(const host::Layer& layer, const host::BackwardResult& 
   const Steps& steps = layer.shape.steps;
   const int64_t H = layer.shape.hidden_size, others = steps.seq_len - 1;
   if (others == 0) return;
-  const Tensor mask = layer.resets.narrow(0, 1, others).unsqueeze(2);
+  const Tensor others_stay = layer.resets.narrow(0, 1, others).unsqueeze(2).logical_not();
   for (int d = 0; d < layer.shape.directions; ++d) {
     const Tensor all = r.d_gates.select(0, d).view({steps.seq_len, steps.batch, -1});
     const Tensor behind = all.narrow(0, d == 0 ? 1 : 0, others);
-    Tensor sum = at::sum(at::mul(behind, mask), {0}, false, at::kFloat);
+    // Filled, not multiplied: what is not finite elsewhere in the sequence stays there.
+    Tensor sum = at::sum(behind.masked_fill(others_stay, 0), {0}, false, at::kFloat);
     if (layer.gru()) sum = at::cat({sum.narrow(1, 0, 2 * H), sum.narrow(1, 3 * H, H)}, 1);
     r.d_h0.select(0, d).add_(at::mm(sum, layer.params_of(d)[1].to(at::kFloat)));
   }
