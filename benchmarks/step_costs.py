@@ -6,12 +6,12 @@
                                                  # calibrate of benchmarks.gpu), then the header
 
 A cost is (base, for each row tile, for starting) in microseconds: a call of T steps takes
-start + T * (base + row tile * n). n counts the row tiles of 8 batch rows that a team (regimes C
-and G) or the whole batch (P) has. The plan compares these (csrc/cuda/plan.cpp).
+start + T * (base + row tile * n). n counts the row tiles of 8 batch rows that a team (regimes
+cluster and grid) or the whole batch (steps) has. The plan compares these (csrc/cuda/plan.cpp).
 
 The model is of an H200 at 1.75 GHz: exchange through distributed shared memory 500 cycles and 13
-bytes a cycle, through L2 1300 cycles and 26 bytes a cycle; P 8 us a step without a CUDA graph, its
-product at half of the peak. It is a guess until measured.
+bytes a cycle, through L2 1300 cycles and 26 bytes a cycle; the steps regime 8 us a step without a
+CUDA graph, its product at half of the peak. It is a guess until measured.
 """
 
 import argparse

@@ -86,8 +86,9 @@ def chunks_that_pay(
     """`chunk_count` as a function of numbers alone, by the plan's costs of a step.
 
     Only where all layers fit on the device side by side, in each pass, and their steps are costed
-    (regimes C and G): P fills the device, and S takes so little time that the host is slower.
-    Kept for a process's life: the engine's environment variables are read once for a shape.
+    (regimes cluster and grid): steps fills the device, and single takes so little time that the
+    host is slower. Kept for a process's life: the engine's environment variables are read once for
+    a shape.
     """
     if dtype == "float64":
         return 1
@@ -98,7 +99,7 @@ def chunks_that_pay(
             cell, backward, dtype, tf32, hidden_size, batch, 1, False, seq_len // chunks, limits
         )
         blocks = plan["blocks"] * plan["replicas"] * (num_layers if chunks > 1 else 1)
-        if plan["regime"] not in ("C", "G") or blocks > limits[1]:
+        if plan["regime"] not in ("cluster", "grid") or blocks > limits[1]:
             return float("inf")
         layer = plan["start_us"] + plan["step_us"] * -(-seq_len // chunks)
         if chunks == 1:

@@ -1,8 +1,8 @@
 """The CUDA engine on a CUDA device: the tests of the CPU engine's numbers, and what only a GPU has.
 
-Each runs in regime P and, where it can, in S, C and G, or in those of them that the environment
-variable FASTRNN_TEST_REGIMES names ("SG"). Without a device they are skipped, and say so; the same
-sources are then tested by tests/test_cuda_shim.py.
+Each runs in regime steps and, where it can, in single, cluster and grid, or in those of them that
+the environment variable FASTRNN_TEST_REGIMES names ("single grid"). Without a device they are
+skipped, and say so; the same sources are then tested by tests/test_cuda_shim.py.
 """
 
 import os
@@ -22,7 +22,7 @@ from tests.test_operators import first_order, leaves, sample
 
 pytestmark = pytest.mark.cuda
 
-REGIMES = os.environ.get("FASTRNN_TEST_REGIMES", "PSCG")
+REGIMES = os.environ.get("FASTRNN_TEST_REGIMES", "steps single cluster grid").split()
 # A name, the dtype, whether products may be TF32, the regime.
 SETTINGS = {
     f"{name}-{regime}": (dtype, tf32, regime)
@@ -34,13 +34,13 @@ SETTINGS = {
         ("fp16", torch.float16, False),
     ]
     for regime in REGIMES
-    if dtype is not torch.float64 or regime == "P"
+    if dtype is not torch.float64 or regime == "steps"
 }
 
 
 def clusters_or(regime):
     """Whether the device has what a regime needs."""
-    return regime != "C" or torch.cuda.get_device_capability() >= (9, 0)
+    return regime != "cluster" or torch.cuda.get_device_capability() >= (9, 0)
 
 
 @pytest.fixture(params=SETTINGS)
@@ -49,9 +49,9 @@ def run(request, cuda, monkeypatch):
     dtype, tf32, regime = SETTINGS[request.param]
 
     def run(case):
-        persistent = case.hidden_size <= (1024 if regime in "CG" else 128)
+        persistent = case.hidden_size <= (1024 if regime in ("cluster", "grid") else 128)
         persistent = persistent and case.kind != "lstm_proj" and clusters_or(regime)
-        monkeypatch.setenv("FASTRNN_CUDA_REGIME", regime if persistent else "P")
+        monkeypatch.setenv("FASTRNN_CUDA_REGIME", regime if persistent else "steps")
         if case.kind == "rnn_relu" and (tf32 or dtype.itemsize == 2) and case.hidden_size > 33:
             case = case.with_(hidden_size=33)  # see test_cuda_shim.test_steps
         check(case, dtype, tf32, "cuda")
@@ -337,7 +337,7 @@ def test_regimes_agree(cuda, monkeypatch, name):
     _, module = case.modules(device="cuda")
     data = case.data().to("cuda")
     outcome = []
-    for regime in filter(clusters_or, dict.fromkeys("P" + REGIMES)):
+    for regime in filter(clusters_or, dict.fromkeys(["steps", *REGIMES])):
         monkeypatch.setenv("FASTRNN_CUDA_REGIME", regime)
         outcome.append(module_results(module, data))
     for other in outcome[1:]:
@@ -345,8 +345,8 @@ def test_regimes_agree(cuda, monkeypatch, name):
             torch.testing.assert_close(other[key], value, rtol=1e-4, atol=1e-4)
 
 
-# Tests of regime G alone.
-of_grids = pytest.mark.parametrize("regime", [r for r in REGIMES if r == "G"], indirect=True)
+# Tests of the grid regime alone.
+of_grids = pytest.mark.parametrize("regime", [r for r in REGIMES if r == "grid"], indirect=True)
 
 
 @of_grids
@@ -390,7 +390,7 @@ def test_two_cooperative_grids_at_once(regime):
 
 
 def test_cooperative_ruled_out(cuda, monkeypatch):
-    """What runs then is C or P."""
+    """What runs then is cluster or steps."""
     monkeypatch.setenv("FASTRNN_CUDA_COOPERATIVE", "0")
     module, x = layer("LSTM", (24, 700)), torch.randn(200, 9, 24, device="cuda")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -427,7 +427,7 @@ def test_other_device(cuda):
 
 def test_kernels_are_ours(cuda, monkeypatch):
     """A layer on the device runs this engine, not torch's."""
-    monkeypatch.setenv("FASTRNN_CUDA_REGIME", "S")
+    monkeypatch.setenv("FASTRNN_CUDA_REGIME", "single")
     module, x = layer("LSTM"), torch.randn(5, 3, 24, device="cuda")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         module(x)

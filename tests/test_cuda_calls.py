@@ -145,17 +145,17 @@ def apart(layer):
 
 # -- Calls of a layer ------------------------------------------------------------------------------
 
-# A number format, hidden units and the regime: S up to 128 units, C and G beyond.
+# A number format, hidden units and the regime: single up to 128 units, cluster and grid beyond.
 SETTINGS = {
-    "fp32-S": (torch.float32, 24, "S"),
-    "bf16-S": (torch.bfloat16, 40, "S"),
-    "fp16-S": (torch.float16, 100, "S"),
-    "fp32-C": (torch.float32, 200, "C"),
-    "bf16-C": (torch.bfloat16, 200, "C"),
-    "fp16-G": (torch.float16, 136, "G"),
-    "fp32-G": (torch.float32, 136, "G"),
-    "bf16-G": (torch.bfloat16, 200, "G"),
-    "fp64-P": (torch.float64, 24, "P"),
+    "fp32-single": (torch.float32, 24, "single"),
+    "bf16-single": (torch.bfloat16, 40, "single"),
+    "fp16-single": (torch.float16, 100, "single"),
+    "fp32-cluster": (torch.float32, 200, "cluster"),
+    "bf16-cluster": (torch.bfloat16, 200, "cluster"),
+    "fp16-grid": (torch.float16, 136, "grid"),
+    "fp32-grid": (torch.float32, 136, "grid"),
+    "bf16-grid": (torch.bfloat16, 200, "grid"),
+    "fp64-steps": (torch.float64, 24, "steps"),
 }
 LENGTHS = torch.tensor([4, 7, 1, 7, 3, 2, 7, 5, 6])
 SORTED = LENGTHS.sort(descending=True).values
@@ -881,10 +881,10 @@ def call_cells():
             for stacked in (False, True):
                 setting = names[(2 * i + k + 4 * stacked) % len(names)]
                 if kind == "rnn_relu" and feature.options.get("bias") is False:  # see `apart`
-                    setting = ("fp32-S", "fp64-P")[stacked]
+                    setting = ("fp32-single", "fp64-steps")[stacked]
                 dtype, size, regime = SETTINGS[setting]
-                if kind == "lstm_proj":  # which P alone has
-                    setting, regime = setting[:-1] + "P", "P"
+                if kind == "lstm_proj":  # which steps alone has
+                    setting, regime = setting[:5] + "steps", "steps"
                 # A thread of the shim is slow.
                 for place, most in (("cuda", 1024), ("shim", 40)):
                     arguments = kind, feature, dtype, min(size, most), stacked
@@ -996,7 +996,7 @@ def test_call(cell, place, request, monkeypatch):
     device = request.getfixturevalue(f"on_{place}")
     if cell.regime is not None:
         monkeypatch.setenv("FASTRNN_CUDA_REGIME", cell.regime)
-    if cell.regime == "C" and place == "cuda" and torch.cuda.get_device_capability() < (9, 0):
+    if cell.regime == "cluster" and place == "cuda" and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("clusters need a device of compute capability 9.0")
     cell.run(device)
 

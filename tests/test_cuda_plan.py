@@ -20,6 +20,7 @@ NUMERICS = {
     ("float32", False): (4, 4),
 }
 H200 = DEVICES["H200 (sm_90)"]
+TEAMS = ("cluster", "grid")
 
 
 @pytest.fixture(autouse=True)
@@ -45,12 +46,12 @@ def test_devices_cover_the_build():
 
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
 def test_single_fits_the_device(device):
-    """Whatever S is planned for holds its weights, and nothing more than the device has."""
+    """Whatever single is planned for holds its weights, and nothing more than the device has."""
     for cell, backward, (dtype, tf32), hidden_size, batch, directions in itertools.product(
         CELLS, (False, True), NUMERICS, (1, 31, 32, 33, 64, 96, 128), (1, 3, 64, 256), (1, 2)
     ):
         p = plan(cell, backward, dtype, tf32, hidden_size, batch, directions, device=device)
-        if p["regime"] == "P":
+        if p["regime"] == "steps":
             assert "bytes of shared memory" in p["text"] or "rounds" in p["text"]
             continue
         size, rows = NUMERICS[dtype, tf32]
@@ -67,7 +68,9 @@ def test_single_fits_the_device(device):
 
 
 def test_where_the_regimes_end():
-    for hidden_size, regimes in ((1, "S"), (128, "S"), (129, "CG"), (2048, "P")):
+    for hidden_size, regimes in (
+        (1, ("single",)), (128, ("single",)), (129, TEAMS), (2048, ("steps",)),
+    ):  # fmt: skip
         for cell, (dtype, tf32), backward in itertools.product(CELLS, NUMERICS, (False, True)):
             if (dtype, tf32, hidden_size) == ("float32", False, 129):
                 continue  # strict fp32 with 64 rows is arithmetic, whoever does it
@@ -78,37 +81,41 @@ def test_where_the_regimes_end():
     assert "projection" in plan(projected=True)["text"]
     assert "capability" in plan(device=(75, 72, 64 * 1024, 72, 0, 0))["text"]
     # What shared memory an fp32 w_hh needs is more than sm_86 has and no more than sm_80 has.
-    for name, regime in (("A100 (sm_80)", "S"), ("A40 (sm_86)", "P"), ("L40S (sm_89)", "P")):
+    for name, regime in (
+        ("A100 (sm_80)", "single"), ("A40 (sm_86)", "steps"), ("L40S (sm_89)", "steps"),
+    ):  # fmt: skip
         assert plan(dtype="float32", tf32=True, device=DEVICES[name])["regime"] == regime
-        assert plan(dtype="bfloat16", device=DEVICES[name])["regime"] == "S"
+        assert plan(dtype="bfloat16", device=DEVICES[name])["regime"] == "single"
 
 
 def test_huge_batches_go_by_steps():
     blocks = 8 * 132
-    assert plan(batch=8 * blocks)["regime"] == "S"
+    assert plan(batch=8 * blocks)["regime"] == "single"
     assert "rounds" in plan(batch=8 * blocks + 1)["text"]
     assert "rounds" in plan(batch=4 * blocks + 1, directions=2)["text"]
     assert plan(batch=0)["replicas"] == 0
 
 
 def test_forced(monkeypatch):
-    monkeypatch.setenv("FASTRNN_CUDA_REGIME", "P")
-    assert plan()["text"] == "P (FASTRNN_CUDA_REGIME=P)"
-    monkeypatch.setenv("FASTRNN_CUDA_REGIME", "S")
-    assert plan()["regime"] == "S"
-    assert plan(batch=100_000)["regime"] == "S"
+    monkeypatch.setenv("FASTRNN_CUDA_REGIME", "steps")
+    assert plan()["text"] == "steps (FASTRNN_CUDA_REGIME=steps)"
+    monkeypatch.setenv("FASTRNN_CUDA_REGIME", "single")
+    assert plan()["regime"] == "single"
+    assert plan(batch=100_000)["regime"] == "single"
     for impossible in ({"hidden_size": 129}, {"dtype": "float64"}, {"projected": True}):
-        with pytest.raises(ValueError, match="FASTRNN_CUDA_REGIME=S is impossible here"):
+        with pytest.raises(ValueError, match="FASTRNN_CUDA_REGIME=single is impossible here"):
             plan(**impossible)
-    monkeypatch.setenv("FASTRNN_CUDA_REGIME", "fast")
-    with pytest.raises(ValueError, match='expected P, S, C, G or nothing, got "fast"'):
-        plan()
+    for unknown in ("fast", "S", "STEPS"):
+        monkeypatch.setenv("FASTRNN_CUDA_REGIME", unknown)
+        message = f'expected steps, single, cluster, grid or nothing, got "{unknown}"'
+        with pytest.raises(ValueError, match=message):
+            plan()
     monkeypatch.setenv("FASTRNN_CUDA_REGIME", "")
-    assert plan(hidden_size=2000)["regime"] == "P"
+    assert plan(hidden_size=2000)["regime"] == "steps"
 
 
 def check_team(p, cell, backward, numeric, hidden_size, batch, directions, device):
-    """What a plan for C or G promises the kernel, and asks of the device."""
+    """What a plan for cluster or grid promises the kernel, and asks of the device."""
     size, _ = NUMERICS[numeric]
     assert p["hidden"] in (256, 512, 768, 1024) and p["hidden"] >= hidden_size
     assert p["threads"] == 256 and p["rows"] == 8 * p["row_tiles"]
@@ -117,18 +124,19 @@ def check_team(p, cell, backward, numeric, hidden_size, batch, directions, devic
     assert p["shared_bytes"] <= device[2]
     strict = numeric == ("float32", False)
     units = 32 if p["hidden"] * size <= 1024 and not strict else 16
-    assert (p["blocks"] - 1) * units < hidden_size <= p["blocks"] * units or p["regime"] == "C"
+    exact = (p["blocks"] - 1) * units < hidden_size <= p["blocks"] * units
+    assert exact or p["regime"] == "cluster"
     # Registers, at most half the file for weights, and shared memory hold a block's.
     weights = CELLS[cell] * units * p["hidden"] * size
     assert p["shared_bytes"] + 4 * 32 * 1024 >= weights
-    if p["regime"] == "G":
+    if p["regime"] == "grid":
         assert p["blocks"] * p["replicas"] * directions <= device[3]
     else:
         assert p["blocks"] in (1, 2, 4, 8, 16) and device[5 if p["blocks"] == 16 else 4] >= 1
 
 
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
-@pytest.mark.parametrize("regime", [None, *"CG"])
+@pytest.mark.parametrize("regime", [None, *TEAMS])
 def test_teams_fit_the_device(monkeypatch, device, regime):
     """Chosen or forced, on whole devices and on parts of them."""
     if regime:
@@ -145,13 +153,13 @@ def test_teams_fit_the_device(monkeypatch, device, regime):
             assert regime and f"FASTRNN_CUDA_REGIME={regime} is impossible here" in str(error)
             continue
         assert p["regime"] == regime or not regime
-        if p["regime"] in "CG":
+        if p["regime"] in TEAMS:
             check_team(p, cell, backward, numeric, hidden_size, batch, directions, part)
             count += 1
-        elif p["regime"] == "P":
-            assert p["text"].startswith("P (") and "C: " in p["text"]
+        elif p["regime"] == "steps":
+            assert p["text"].startswith("steps (cluster: ") and "; grid: " in p["text"]
     # sm_86 and sm_89 have neither clusters nor the shared memory of the largest sizes.
-    assert count > 0 or (regime == "C" and device[0] < 90)
+    assert count > 0 or (regime == "cluster" and device[0] < 90)
 
 
 def test_teams_that_do_not_fit_go_by_steps():
@@ -160,17 +168,17 @@ def test_teams_that_do_not_fit_go_by_steps():
     assert plan(**large, device=room(63))["replicas"] == 1
     assert plan(**large, device=room(126))["replicas"] == 2
     assert "needs 63 blocks at once, the device holds 62" in plan(**large, device=room(62))["text"]
-    assert plan(**large, directions=2, device=room(125))["regime"] == "P"
-    assert plan(hidden_size=256, device=room(0, (1, 0)))["regime"] == "C"
+    assert plan(**large, directions=2, device=room(125))["regime"] == "steps"
+    assert plan(hidden_size=256, device=room(0, (1, 0)))["regime"] == "cluster"
     no_cluster = plan(hidden_size=256, device=room(0))
-    assert no_cluster["regime"] == "P" and "no cluster of 8" in no_cluster["text"]
-    assert plan(hidden_size=512, batch=8, device=room(0, (9, 0)))["regime"] == "P"
+    assert no_cluster["regime"] == "steps" and "no cluster of 8" in no_cluster["text"]
+    assert plan(hidden_size=512, batch=8, device=room(0, (9, 0)))["regime"] == "steps"
 
 
 def test_short_sequences_go_by_steps():
     for hidden_size, backward in itertools.product((256, 512, 1024), (False, True)):
-        assert plan(hidden_size=hidden_size, backward=backward, seq_len=1)["regime"] == "P"
-        assert plan(hidden_size=hidden_size, backward=backward, seq_len=100)["regime"] in "CG"
+        assert plan(hidden_size=hidden_size, backward=backward, seq_len=1)["regime"] == "steps"
+        assert plan(hidden_size=hidden_size, backward=backward, seq_len=100)["regime"] in TEAMS
 
 
 def test_step_costs_are_those_of_the_results():

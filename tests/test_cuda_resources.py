@@ -40,7 +40,7 @@ def test_compare():
 
 
 def test_table_holds_what_the_plan_assumes():
-    """A block of S has the whole register file: registers times threads fit into it."""
+    """A block of regime single has the whole register file: registers times threads fit into it."""
     table = json.loads(cuda_resources.TABLE.read_text())["registers"]
     assert sorted(table) == sorted(cuda_resources.ARCHITECTURES)
     for kernels in table.values():

@@ -16,6 +16,8 @@ from tests.test_options import ASKED, SETTINGS, TOLERANCE, assert_close, both, o
 from tests.test_second_order import penalty, tangents
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+PERSISTENT = ["single", "cluster", "grid"]
+REGIMES = ["steps", *PERSISTENT]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def engine(shim, monkeypatch):
 
 @pytest.fixture
 def by_steps(engine):
-    engine.setenv("FASTRNN_CUDA_REGIME", "P")
+    engine.setenv("FASTRNN_CUDA_REGIME", "steps")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -108,7 +110,7 @@ def test_checks(shim):
         shim.lstm_forward(arguments[0][0], *arguments[1:])
 
 
-# -- Regime S --------------------------------------------------------------------------------------
+# -- Regime single ---------------------------------------------------------------------------------
 
 # A name, the dtype, whether products may be TF32.
 NUMERICS = {
@@ -130,8 +132,8 @@ def numeric(request, engine):
 
 @pytest.fixture
 def single(numeric, engine):
-    """Regime S in one number format; returns `check` for it."""
-    engine.setenv("FASTRNN_CUDA_REGIME", "S")
+    """The single regime in one number format; returns `check` for it."""
+    engine.setenv("FASTRNN_CUDA_REGIME", "single")
     return numeric
 
 
@@ -163,7 +165,7 @@ def test_regimes_agree(shim, monkeypatch, name, packed):
         sample(name, packed, True),
     )  # fmt: skip
     results = []
-    for regime in "PSCG":
+    for regime in REGIMES:
         monkeypatch.setenv("FASTRNN_CUDA_REGIME", regime)
         results.append(leaves(getattr(shim, name)(*arguments)))
     for others in results[1:]:
@@ -192,7 +194,7 @@ def test_precision_switches(engine, switch):
     """None makes a float32 layer raise, and those of matrix products are followed."""
     name, attribute, value, restored, expected = SWITCHES[switch]
     owner = functools.reduce(getattr, name.split(".") if name else [], torch.backends)
-    engine.setenv("FASTRNN_CUDA_REGIME", "S")
+    engine.setenv("FASTRNN_CUDA_REGIME", "single")
     _, module = Case("lstm", input_size=4, hidden_size=20, hx=False).modules()
     x = torch.randn(6, 2, 4)
     torch.backends.cuda.matmul.fp32_precision = "none"
@@ -226,10 +228,10 @@ def test_infinite_stays_in_its_sequence(single, kind):
     infinite_row(single, kind)
 
 
-# -- Regimes C and G -------------------------------------------------------------------------------
+# -- Regimes cluster and grid ----------------------------------------------------------------------
 
 
-@pytest.fixture(params="CG")
+@pytest.fixture(params=["cluster", "grid"])
 def team(request, numeric, engine):
     """A regime of teams in one number format; returns `check` for it."""
     engine.setenv("FASTRNN_CUDA_REGIME", request.param)
@@ -251,7 +253,7 @@ def test_team(team, kind, shape):
 @pytest.mark.parametrize("hx", [True, False], ids=["hx", "no_hx"])
 def test_team_packed(team, kind, lengths, hx):
     """33 rows in five row tiles, some of which end early or begin late."""
-    # relu: see test_steps; with 33 and 35 units every regime, P among them, meets the kink in bf16.
+    # relu: see test_steps; with 33 and 35 units every regime meets the kink in bf16.
     size, lengths = (36, lengths[:9]) if kind == "rnn_relu" else (35, lengths)
     options = {"bidirectional": True, "bias": hx}
     team(Case(kind, lengths=lengths, hx=hx, hidden_size=size, options=options))
@@ -267,7 +269,7 @@ def room(engine, blocks, clusters=(0, 0), found=None):
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_row_tiles_of_a_team(engine, kind, blocks):
     """A device with room for one to three teams of 3 blocks a direction: the rest are row tiles."""
-    engine.setenv("FASTRNN_CUDA_REGIME", "G")
+    engine.setenv("FASTRNN_CUDA_REGIME", "grid")
     room(engine, blocks)
     options = {"bidirectional": True}
     check(Case(kind, lengths=PACKED["wide"], hidden_size=35, options=options))
@@ -276,7 +278,7 @@ def test_row_tiles_of_a_team(engine, kind, blocks):
 
 @pytest.mark.parametrize("clusters", [1, 2])
 def test_clusters_queue(engine, clusters):
-    engine.setenv("FASTRNN_CUDA_REGIME", "C")
+    engine.setenv("FASTRNN_CUDA_REGIME", "cluster")
     room(engine, 0, (clusters, 0))
     check(Case("lstm", lengths=PACKED["wide"], hidden_size=35, options={"bidirectional": True}))
 
@@ -286,7 +288,7 @@ def test_clusters_queue(engine, clusters):
 @pytest.mark.parametrize("hidden_size", [500, 700, 1000])
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn_tanh"])
 def test_large_teams(numeric, engine, name, hidden_size):
-    engine.setenv("FASTRNN_CUDA_REGIME", "G")
+    engine.setenv("FASTRNN_CUDA_REGIME", "grid")
     numeric(Case(name, 2, 2, 3, hidden_size))
 
 
@@ -294,11 +296,11 @@ def test_large_teams(numeric, engine, name, hidden_size):
 @pytest.mark.parametrize("numeric", ["bf16", "fp16"], indirect=True)
 def test_large_clusters(numeric, engine, name):
     """Clusters of 16."""
-    engine.setenv("FASTRNN_CUDA_REGIME", "C")
+    engine.setenv("FASTRNN_CUDA_REGIME", "cluster")
     numeric(Case(name, 2, 9, 3, 400))
 
 
-@pytest.mark.parametrize("regime", "SCG")
+@pytest.mark.parametrize("regime", PERSISTENT)
 @pytest.mark.parametrize("kind", SINGLE_KINDS)
 def test_repeatable(engine, kind, regime):
     """Bit for bit."""
@@ -333,37 +335,37 @@ def by_regime(engine):
 
 def test_fall_backs(by_regime):
     """A shared or small device gets what fits, without a word."""
-    known = {r: by_regime(FASTRNN_CUDA_REGIME=r) for r in "PCG"}
-    assert not torch.equal(known["P"], known["C"])
-    torch.testing.assert_close(known["P"], known["C"], rtol=1e-4, atol=1e-5)
+    known = {r: by_regime(FASTRNN_CUDA_REGIME=r) for r in ("steps", "cluster", "grid")}
+    assert not torch.equal(known["steps"], known["cluster"])
+    torch.testing.assert_close(known["steps"], known["cluster"], rtol=1e-4, atol=1e-5)
 
     def runs(regime, **environment):
         return torch.equal(by_regime(**environment), known[regime])
 
-    assert torch.equal(known["C"], known["G"])  # the same sums in the same order
+    assert torch.equal(known["cluster"], known["grid"])  # the same sums in the same order
     for room in ("132,16,7,132", "0,0,1,0", "0,16,7,0", "132,0,0,132", "13,0,0,13"):
-        assert runs("G", FASTRNN_SHIM_ROOM=room)
+        assert runs("grid", FASTRNN_SHIM_ROOM=room)
     for room in ("12,0,0,12", "0,0,0,0", "132,0,0,12"):
-        assert runs("P", FASTRNN_SHIM_ROOM=room)
-    assert runs("P", FASTRNN_SHIM_ROOM="132,0,0,132", FASTRNN_CUDA_COOPERATIVE="0")
-    assert runs("C", FASTRNN_CUDA_COOPERATIVE="0")
+        assert runs("steps", FASTRNN_SHIM_ROOM=room)
+    assert runs("steps", FASTRNN_SHIM_ROOM="132,0,0,132", FASTRNN_CUDA_COOPERATIVE="0")
+    assert runs("cluster", FASTRNN_CUDA_COOPERATIVE="0")
 
 
 def test_kernels_without_clusters(by_regime, engine):
-    """Compiled from PTX that knows no clusters, those of regime C are empty: it is not taken."""
-    known = {r: by_regime(FASTRNN_CUDA_REGIME=r) for r in "PG"}
+    """Compiled from PTX that knows no clusters, those of cluster are empty: it is not taken."""
+    known = {r: by_regime(FASTRNN_CUDA_REGIME=r) for r in ("steps", "grid")}
     engine.setenv("FASTRNN_SHIM_PTX", "80")
-    assert torch.equal(by_regime(), known["G"])
-    assert torch.equal(by_regime(FASTRNN_CUDA_COOPERATIVE="0"), known["P"])
+    assert torch.equal(by_regime(), known["grid"])
+    assert torch.equal(by_regime(FASTRNN_CUDA_COOPERATIVE="0"), known["steps"])
     with pytest.raises(Exception, match="impossible here: the device holds no cluster of"):
-        by_regime(FASTRNN_CUDA_REGIME="C")
+        by_regime(FASTRNN_CUDA_REGIME="cluster")
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 def test_waits_end(engine, backward):
     """A block that waits in vain ends the kernel, and the error says so."""
     _, module = Case("lstm", input_size=4, hidden_size=200, hx=False).modules()
-    engine.setenv("FASTRNN_CUDA_REGIME", "G")
+    engine.setenv("FASTRNN_CUDA_REGIME", "grid")
     output = module(torch.randn(5, 2, 4))[0] if backward else None
     engine.setenv("FASTRNN_SHIM_APART", "1")
     what = "backward" if backward else "forward"
@@ -380,28 +382,28 @@ def test_short_sequences_go_by_steps(engine):
     x, hx = torch.randn(1, 2, 4), (torch.randn(1, 2, 200), torch.randn(1, 2, 200))
     with torch.no_grad():
         got = module(x, hx)[0]
-        engine.setenv("FASTRNN_CUDA_REGIME", "P")
+        engine.setenv("FASTRNN_CUDA_REGIME", "steps")
         assert torch.equal(got, module(x, hx)[0])
-        engine.setenv("FASTRNN_CUDA_REGIME", "G")
+        engine.setenv("FASTRNN_CUDA_REGIME", "grid")
         assert not torch.equal(got, module(x, hx)[0])
 
 
 def test_forced_regimes_that_do_not_fit(engine):
     _, module = Case("lstm", input_size=4, hidden_size=200, hx=False).modules()
     x = torch.randn(2, 2, 4)
-    engine.setenv("FASTRNN_CUDA_REGIME", "G")
+    engine.setenv("FASTRNN_CUDA_REGIME", "grid")
     for blocks, found in ((12, 12), (13, 12)):
         room(engine, blocks, found=found)
-        with pytest.raises(Exception, match="FASTRNN_CUDA_REGIME=G is impossible here"):
+        with pytest.raises(Exception, match="FASTRNN_CUDA_REGIME=grid is impossible here"):
             module(x)
-    engine.setenv("FASTRNN_CUDA_REGIME", "C")
+    engine.setenv("FASTRNN_CUDA_REGIME", "cluster")
     with pytest.raises(Exception, match="holds no cluster of 16 blocks"):
         module(x)
 
 
 # What a regime can run.
-REGIME_KINDS = [("P", kind) for kind in KINDS] + [
-    (regime, kind) for regime in "SCG" for kind in KINDS if "proj" not in kind
+REGIME_KINDS = [("steps", kind) for kind in KINDS] + [
+    (regime, kind) for regime in PERSISTENT for kind in KINDS if "proj" not in kind
 ]
 
 
@@ -432,7 +434,7 @@ def test_resets_of_other_layers(padded, kind, setting):
 
 
 @pytest.mark.parametrize("numeric", ["bf16", "fp16", "tf32"], indirect=True)
-@pytest.mark.parametrize("regime", "PSCG")
+@pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_resets_in_other_formats(numeric, padded, regime, name):
     padded.setenv("FASTRNN_CUDA_REGIME", regime)

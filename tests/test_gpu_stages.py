@@ -281,29 +281,34 @@ def recorder(tmp_path, monkeypatch):
 def test_what_a_whole_run_starts(recorder):
     assert stages.run_stages(recorder, plan.STAGES)
     names = [child.name for child in recorder.children]
-    assert names[:5] == ["environment", "smoke S", "smoke C", "smoke G", "smoke P"]
-    for who in ("nn", "plan", "S", "C", "G", "P"):
+    assert names[:5] == [
+        "environment", "smoke single", "smoke cluster", "smoke grid", "smoke steps",
+    ]  # fmt: skip
+    for who in ("nn", "plan", "single", "cluster", "grid", "steps"):
         assert f"core {who}" in names
-    assert "build" not in names and "calls" in names and "memcheck G" in names
+    assert "build" not in names and "calls" in names and "memcheck grid" in names
     assert sum(name.startswith("ncu") for name in names) == 4
     for child in recorder.children:
         if child.name.startswith("tests"):
-            assert child.environ["FASTRNN_TEST_REGIMES"] == child.name[-1]
+            assert child.environ["FASTRNN_TEST_REGIMES"] == child.name.split()[1]
         if child.name == "calls":
-            assert child.environ["FASTRNN_TEST_REGIMES"] == "SCGP"
+            assert child.environ["FASTRNN_TEST_REGIMES"] == "single cluster grid steps"
 
 
 def test_a_bad_regime_is_off(recorder):
-    recorder.status = {"smoke C": "killed after 40 s", "smoke G": "failed, exit status 1"}
+    recorder.status = {
+        "smoke cluster": "killed after 40 s", "smoke grid": "failed, exit status 1",
+    }  # fmt: skip
     rows.append(
         recorder.path("rows.jsonl"),
-        {"stage": "tests", "who": "tests S", "test": "t.py::test_regimes_agree[LSTM]"},
+        {"stage": "tests", "who": "tests single", "test": "t.py::test_regimes_agree[LSTM]"},
     )
     assert stages.run_stages(recorder, plan.STAGES)
-    assert set(recorder.off) == {"C", "G", "S"}
+    assert set(recorder.off) == {"cluster", "grid", "single"}
     names = [child.name for child in recorder.children]
-    assert "tests S" in names and "core S" not in names and "calibrate C" not in names
-    assert "core P" in names and not any(name.startswith(("ncu", "memcheck")) for name in names)
+    assert "tests single" in names and "core single" not in names
+    assert "calibrate cluster" not in names
+    assert "core steps" in names and not any(name.startswith(("ncu", "memcheck")) for name in names)
     (chosen,) = (child for child in recorder.children if child.name == "core plan")
     assert chosen.environ == {"FASTRNN_CUDA_COOPERATIVE": "0"}
 
@@ -324,7 +329,7 @@ def test_an_extension_that_does_not_load_is_built(recorder):
 def test_a_contestant_goes_on_behind_the_cell_it_hung_in(session, monkeypatch):
     def worker(session, module, name, *arguments, **more):
         first = arguments[arguments.index("--first") + 1]
-        row = '{"stage": "core", "who": "G", "begin": %d}'
+        row = '{"stage": "core", "who": "grid", "begin": %d}'
         text = (
             f"import os\nfor i in range({first}, 9):\n"
             f"    print({row!r} % i, file=open({str(session.path('rows.jsonl'))!r}, 'a'))\n"
@@ -333,7 +338,7 @@ def test_a_contestant_goes_on_behind_the_cell_it_hung_in(session, monkeypatch):
         return python(text, name)
 
     monkeypatch.setattr(plan, "worker", worker)
-    plan.turn(session, "core", "G", 40)
+    plan.turn(session, "core", "grid", 40)
     begun = [row["begin"] for row in session.rows() if "begin" in row]
     assert begun == list(range(9))
 
@@ -383,7 +388,7 @@ def test_who_starts_the_others_has_no_torch():
 
 def test_rows_of_another_run_decide_nothing(session):
     path = session.path("rows.jsonl")
-    rows.append(path, {"stage": "core", "who": "G", "begin": 5})
+    rows.append(path, {"stage": "core", "who": "grid", "begin": 5})
     path.write_text(path.read_text() + '{"half')
     again = Session(session.folder, 60, "cpu", probe=TRUE)
     rows.append(path, {"stage": "fine"})

@@ -68,24 +68,24 @@ def test_other_cells():
 
 
 def synthetic():
-    """Rows of a whole run: fastrnn is 4 times as fast, S twice as fast again, one row is wrong."""
+    """Rows of a whole run: fastrnn is 4 times as fast, single twice as fast again, one is wrong."""
     for wave in ("core", "more"):
         for cell in cells.WAVES[wave]():
             for way in cells.PASSES:
                 for how in ("eager", "graph"):
-                    for who, factor in (("nn", 1.0), ("plan", 0.25), ("S", 0.125)):
+                    for who, factor in (("nn", 1.0), ("plan", 0.25), ("single", 0.125)):
                         ms = factor * cell.hidden * cell.steps / 1000
                         yield {
                             "stage": wave, "who": who, **cell._asdict(), "pass": way, "how": how,
                             "ms": ms, "us_step": 1e3 * ms / cell.steps, "error": 1e-3,
-                            "wrong": who == "S" and cell.hidden == 64, "peak_bytes": 1000 * factor,
-                            "plan": "S 4 blocks",
+                            "wrong": who == "single" and cell.hidden == 64,
+                            "peak_bytes": 1000 * factor, "plan": "single 4 blocks",
                         }  # fmt: skip
-    yield {"stage": "core", "who": "P", "cell": "LSTM", "failed": "x"}
-    yield {"stage": "smoke", "who": "G", "wrong": True}
-    yield {"stage": "off", "regime": "G", "why": "smoke: killed"}
-    yield {"stage": "end", "name": "smoke G", "status": "killed after 40 s", "seconds": 40.0}
-    tests = {"stage": "tests", "who": "tests S"}
+    yield {"stage": "core", "who": "steps", "cell": "LSTM", "failed": "x"}
+    yield {"stage": "smoke", "who": "grid", "wrong": True}
+    yield {"stage": "off", "regime": "grid", "why": "smoke: killed"}
+    yield {"stage": "end", "name": "smoke grid", "status": "killed after 40 s", "seconds": 40.0}
+    tests = {"stage": "tests", "who": "tests single"}
     yield {**tests, "counts": {"passed": 5}, "exit": 1}
     yield {**tests, "test": "tests/test_cuda.py::test_larger", "failed": "x"}
     differences = {"first_difference": 0.0, "late_difference": 0.0}
@@ -96,9 +96,9 @@ def synthetic():
 def test_summary():
     text = table.summary(list(synthetic()))
     assert len(text) <= 12_000
-    assert "1 processes, 1 ended badly: smoke G: killed after 40 s" in text
-    assert "tests S: {'passed': 5}" in text and "  tests/test_cuda.py::test_larger" in text
-    assert "regime G is off" in text and "smoke G: 0 right, 1 wrong" in text
+    assert "1 processes, 1 ended badly: smoke grid: killed after 40 s" in text
+    assert "tests single: {'passed': 5}" in text and "  tests/test_cuda.py::test_larger" in text
+    assert "regime grid is off" in text and "smoke grid: 0 right, 1 wrong" in text
     for name in (bar.name for bar in table.BARS):
         assert f"  {name}: eager " in text
     # LSTM at 5 sizes and T = 1024 in bf16 and tf32; GRU in three number formats.
@@ -108,7 +108,7 @@ def test_summary():
     assert f"graph {4.87 / 196.608:.2f} [2.0]" in text
     assert "largest 0.25 at" in text and "0 of" in text
     assert "WRONG, 16:" in text
-    assert "2.00 S" in text
+    assert "2.00 single" in text
     slow = [{**row, "ms": row["ms"] * 9} if row.get("who") == "plan" else row
             for row in synthetic()]  # fmt: skip
     assert "0.44" in table.summary(slow) and "BELOW" in table.summary(slow)
@@ -147,9 +147,9 @@ def test_step_costs_from_rows(tmp_path, monkeypatch):
 
 def test_the_sample_begins_with_the_telling_tests():
     names = [f"test_shapes[{i}]" for i in range(70)]
-    names += ["test_beyond_32_bits[S]", "test_graph[S]", "test_regimes_agree[LSTM]"]
+    names += ["test_beyond_32_bits[single]", "test_graph[single]", "test_regimes_agree[LSTM]"]
     chosen = sample.chosen(names, lambda name: name)
-    assert chosen[:2] == ["test_regimes_agree[LSTM]", "test_graph[S]"]
+    assert chosen[:2] == ["test_regimes_agree[LSTM]", "test_graph[single]"]
     assert len(chosen) == 12
 
 
@@ -160,7 +160,7 @@ def test_sample_and_outcomes_are_plugins(tmp_path):
         "def test_graph(): pass\n"
     )
     environ = os.environ | {
-        "FASTRNN_TEST_ROWS": str(tmp_path / "rows.jsonl"), "FASTRNN_TEST_NAME": "tests C",
+        "FASTRNN_TEST_ROWS": str(tmp_path / "rows.jsonl"), "FASTRNN_TEST_NAME": "tests cluster",
         "PYTHONPATH": str(stages.ROOT),
     }  # fmt: skip
     subprocess.run(
@@ -169,7 +169,7 @@ def test_sample_and_outcomes_are_plugins(tmp_path):
         cwd=tmp_path, env=environ, capture_output=True,
     )  # fmt: skip
     failure, counts = rows.read(tmp_path / "rows.jsonl")
-    assert failure["test"] == "test_it.py::test_a[0]" and failure["who"] == "tests C"
+    assert failure["test"] == "test_it.py::test_a[0]" and failure["who"] == "tests cluster"
     assert counts["counts"] == {"passed": 2, "failed": 1, "error": 0, "skipped": 0}
 
 
@@ -180,7 +180,7 @@ def test_sample_and_outcomes_are_plugins(tmp_path):
 def worker(tmp_path, monkeypatch):
     """Runs a worker in this process: its exit status, and the rows."""
     for name in ("FASTRNN_CUDA_REGIME", "FASTRNN_CUDA_OVERLAP"):
-        monkeypatch.setenv(name, "P")
+        monkeypatch.setenv(name, "steps")
         monkeypatch.delenv(name)
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     path = tmp_path / "rows.jsonl"
@@ -194,7 +194,7 @@ def worker(tmp_path, monkeypatch):
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-@pytest.mark.parametrize("who", ["nn", "plan", "S"])
+@pytest.mark.parametrize("who", ["nn", "plan", "single"])
 def test_core_worker(worker, who):
     status, found = worker(core, "--who", who, "--wave", "core")
     assert status == 0
@@ -219,15 +219,15 @@ def test_core_worker_stops_and_goes_on(worker, monkeypatch):
     assert status == 0 and found[-1]["stopped"] == 0 and found[-1]["stage"] == "more"
 
     def broken(self):
-        raise RuntimeError("FASTRNN_CUDA_REGIME=S is impossible here: too large\nmore")
+        raise RuntimeError("FASTRNN_CUDA_REGIME=single is impossible here: too large\nmore")
 
     monkeypatch.setattr(core.Turn, "run", broken)
-    status, found = worker(core, "--who", "S", "--wave", "core", "--first", "9")
+    status, found = worker(core, "--who", "single", "--wave", "core", "--first", "9")
     assert status == 0
     assert [row["begin"] for row in found if "begin" in row] == [9, 10]
     assert "impossible here" in found[-2]["impossible"]
     monkeypatch.setattr(measure, "usable", lambda device: False)
-    assert worker(core, "--who", "S", "--wave", "core", "--first", "9")[0] == 3
+    assert worker(core, "--who", "single", "--wave", "core", "--first", "9")[0] == 3
 
 
 def test_what_cannot_be_captured_is_timed_eagerly(worker, monkeypatch):
@@ -270,7 +270,7 @@ def test_the_check_finds_a_wrong_gradient():
 
 
 def test_smoke_worker(worker):
-    status, found = worker(smoke, "--regime", "G")
+    status, found = worker(smoke, "--regime", "grid")
     assert status == 0 and len(found) == len(smoke.KINDS) * len(cells.NUMERICS)
     assert not any(row["wrong"] for row in found)
     assert {row["variant"] for row in found} == {"", "packed", "bidirectional"}
@@ -278,11 +278,11 @@ def test_smoke_worker(worker):
 
 def test_smoke_worker_says_what_is_wrong(worker, monkeypatch):
     monkeypatch.setattr(smoke, "errors", lambda cell, device: (1.0, 0.0))
-    assert worker(smoke, "--regime", "S")[0] == 1
+    assert worker(smoke, "--regime", "single")[0] == 1
 
 
 def test_calibrate_worker(worker):
-    status, found = worker(calibrate, "--regime", "P")
+    status, found = worker(calibrate, "--regime", "steps")
     assert status == 0
     (row,) = found
     assert row["key"] in step_costs.model()["costs"] and len(row["cost"]) == 3
@@ -307,7 +307,7 @@ def test_training_worker(worker):
 
 def test_profile_and_environment_workers(worker):
     for cell in ("LSTM", "GRU"):
-        arguments = ("--regime", "S", "--cell", cell, "--hidden", "8", "--batch", "4")
+        arguments = ("--regime", "single", "--cell", cell, "--hidden", "8", "--batch", "4")
         assert worker(profile, *arguments, "--backward")[0] == 0
     assert worker(profile, "--names")[0] == 0
     status, found = worker(environment)
@@ -343,7 +343,9 @@ def test_the_plan_of_a_cell_is_text(monkeypatch):
         for way in ("forward", "backward"):
             assert core.plan_text(cell, way)
     device = SimpleNamespace(name="cuda")
-    for regime, cell in (("C", Cell("LSTM", "bf16", 256, 8)), ("G", Cell("RNN", "tf32", 512, 8))):
+    for regime, cell in (
+        ("cluster", Cell("LSTM", "bf16", 256, 8)), ("grid", Cell("RNN", "tf32", 512, 8)),
+    ):  # fmt: skip
         monkeypatch.setenv("FASTRNN_CUDA_REGIME", regime)
         assert calibrate.row_tiles_of(cell, "backward", regime, device) >= 1
 

@@ -179,7 +179,7 @@ def test_only_where_all_layers_fit(device, cell, hidden_size):
             plan = _C.cuda_plan(cell, backward, "bfloat16", False, hidden_size, batch, 1, False,
                                 2048 // chunks, limits)  # fmt: skip
             fits = num_layers * plan["blocks"] * plan["replicas"] <= limits[1]
-            assert chunks == 1 or (plan["regime"] in ("C", "G") and fits)
+            assert chunks == 1 or (plan["regime"] in ("cluster", "grid") and fits)
 
 
 def test_not_without_cooperative_launches(monkeypatch):

@@ -1,6 +1,6 @@
 """Measures the step costs of one regime on this GPU: rows that benchmarks/step_costs.py reads.
 
-    python -m benchmarks.gpu.calibrate --regime C --rows rows.jsonl
+    python -m benchmarks.gpu.calibrate --regime cluster --rows rows.jsonl
 
 For each cell, pass, number format and compiled hidden size, two batches and two lengths are timed
 with the regime forced; the three numbers of a cost solve the times: start + T * (base + row_tile *
@@ -19,9 +19,8 @@ from benchmarks.gpu.cells import Cell
 
 #: Two lengths, and two batches by regime.
 STEPS = (64, 512)
-BATCHES = {"P": (8, 256), "C": (8, 16), "G": (8, 64)}
+BATCHES = {"steps": (8, 256), "cluster": (8, 16), "grid": (8, 64)}
 TINY_STEPS, TINY_BATCHES = (2, 6), (2, 9)
-NAMES = {"P": "steps", "C": "cluster", "G": "grid"}
 LAYERS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 
 
@@ -61,8 +60,8 @@ def solved(times, steps, row_tiles):
 
 
 def row_tiles_of(cell, way, regime, device):
-    """Row tiles that a team, or for P the whole batch, has; None where the regime cannot run."""
-    if regime == "P" or device.name == "cpu":
+    """Row tiles that a team, or for steps the whole batch, has; None where it cannot run."""
+    if regime == "steps" or device.name == "cpu":
         return -(-cell.batch // 8)
     from fastrnn import _ops, _overlap
 
@@ -90,7 +89,7 @@ def measured(key, regime, device, steps, batches):
         return None
     times = {index: time_us(cell, way, device) for index, cell in work.items()}
     if tiles[0] == tiles[1]:  # enough teams for both batches: the model's part of a row tile
-        row_tile = step_costs.modelled(name, way, numeric, hidden)[NAMES[regime]][1]
+        row_tile = step_costs.modelled(name, way, numeric, hidden)[regime][1]
         base, _, start = solved({(s, b): times[s, 0] for s, b in times}, steps, (0, 1))
         return [round(max(0.0, base - row_tile * tiles[0]), 3), row_tile, start]
     return solved(times, steps, tiles)
@@ -115,7 +114,7 @@ def keys(tiny):
 def main(arguments=None):
     """Measures until the time is over; the exit status."""
     parser = measure.arguments(__doc__)
-    parser.add_argument("--regime", choices=NAMES, required=True)
+    parser.add_argument("--regime", choices=BATCHES, required=True)
     options = parser.parse_args(arguments)
     os.environ["FASTRNN_CUDA_REGIME"] = options.regime
     device = measure.DEVICES[options.device]()
@@ -125,7 +124,7 @@ def main(arguments=None):
         if time.time() > options.until:
             break
         row = {"stage": "calibrate", "key": " ".join(map(str, key))}
-        row["regime"] = NAMES[options.regime]
+        row["regime"] = options.regime
         print(row, flush=True)
         try:
             row["cost"] = measured(key, options.regime, device, steps, batches)

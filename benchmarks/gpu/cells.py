@@ -29,7 +29,7 @@ VARIANTS = {
 }
 PASSES = ("forward", "forward+backward")
 #: Regimes of the engine, as FASTRNN_CUDA_REGIME has them.
-REGIMES = ("S", "C", "G", "P")
+REGIMES = ("single", "cluster", "grid", "steps")
 #: Other packages by contestant: the module to import, cells and number formats that it has.
 PEERS = {
     "haste": ("haste_pytorch", ("LSTM", "GRU"), ("fp32", "tf32")),

@@ -2,10 +2,10 @@
 
     python -m benchmarks.gpu.core --who plan --wave core --rows rows.jsonl [--first 0]
 
-Contestants: "nn" is torch.nn on cuDNN, "plan" fastrnn, a letter fastrnn in that regime, "apart"
-fastrnn with the layers of a stack one after the other, "haste" and "flashrnn" these packages. A row
-that differs from float64 by more than the tolerance is timed, and has a flag. The row {"begin": i}
-comes before cell i, so that a cell that hangs or crashes is known.
+Contestants: "nn" is torch.nn on cuDNN, "plan" fastrnn, a regime's name fastrnn in that regime,
+"apart" fastrnn with the layers of a stack one after the other, "haste" and "flashrnn" these
+packages. A row that differs from float64 by more than the tolerance is timed, and has a flag. The
+row {"begin": i} comes before cell i, so that a cell that hangs or crashes is known.
 Exit status 3: a cell has made the device unusable for this process.
 """
 

@@ -26,10 +26,10 @@ START, FINISH = 8.0, 3.0
 PARTS = {"nn": 1.5, "plan": 1.5}
 #: What ncu watches: regime, hidden, batch, pass, the kernel's name.
 WATCHED = (
-    ("S", 128, 32, "forward", "single_forward"),
-    ("C", 256, 64, "forward", "team_forward"),
-    ("G", 1024, 64, "forward", "team_forward"),
-    ("G", 1024, 64, "backward", "team_backward"),
+    ("single", 128, 32, "forward", "single_forward"),
+    ("cluster", 256, 64, "forward", "team_forward"),
+    ("grid", 1024, 64, "forward", "team_forward"),
+    ("grid", 1024, 64, "backward", "team_backward"),
 )
 SECTIONS = (
     "SpeedOfLight", "LaunchStats", "Occupancy", "SchedulerStats", "WarpStateStats",
@@ -161,14 +161,14 @@ def calls(session, seconds):
     if not (ROOT / path).exists():
         session.log(f"calls: there is no {path}")
         return
-    asked = "".join(regimes(session))
+    asked = " ".join(regimes(session))
     session.run([pytest_child(session, "calls", asked, 6, "-m", "cuda", path)], seconds)
 
 
 def turn(session, wave, who, seconds):
     """One contestant through a wave; after a hang or a crash it goes on behind that cell."""
     end_of_turn, first = time.monotonic() + seconds, 0
-    environ = {"FASTRNN_CUDA_COOPERATIVE": "0"} if "G" in session.off else {}
+    environ = {"FASTRNN_CUDA_COOPERATIVE": "0"} if "grid" in session.off else {}
     while (left := end_of_turn - time.monotonic()) >= START:
         child = worker(session, "core", f"{wave} {who}", "--who", who, "--wave", wave,
                        "--first", first, seconds=left - FINISH, quiet=QUIET,
@@ -209,7 +209,7 @@ def calibrate(session, seconds):
         session.log("calibrate: left out, the build took its time")
         return
     end_of_all = time.monotonic() + seconds
-    asked = [regime for regime in regimes(session) if regime != "S"]
+    asked = [regime for regime in regimes(session) if regime != "single"]
     for index, regime in enumerate(asked):
         left = (end_of_all - time.monotonic()) / (len(asked) - index)
         child = worker(session, "calibrate", f"calibrate {regime}", "--regime", regime,
@@ -253,13 +253,13 @@ def training(session, seconds):
 
 
 def memcheck(session, seconds):
-    """compute-sanitizer on the smallest layers of S and of G."""
+    """compute-sanitizer on the smallest layers of regimes single and grid."""
     program = tool("compute-sanitizer")
     if program is None or session.device == "cpu":
         session.log("memcheck: left out, no compute-sanitizer here")
         return
     end_of_all = time.monotonic() + seconds
-    asked = [regime for regime in ("S", "G") if regime not in session.off]
+    asked = [regime for regime in ("single", "grid") if regime not in session.off]
     for index, regime in enumerate(asked):
         left = (end_of_all - time.monotonic()) / (len(asked) - index)
         child = worker(session, "smoke", f"memcheck {regime}", "--regime", regime, "--tiny",

@@ -339,8 +339,9 @@ int measure_grid(const Buffers& buffers, int blocks, int pieces) {
               mode == kFlagged ? 2 * pieces : pieces));
     found[mode] = buffers.cycles[0];
   }
-  printf("L2, %3d blocks x %3d pieces: as G %lld, one poller %lld, flag in the data %lld cycles\n",
-         blocks, pieces, found[kEngine], found[kOnePoller], found[kFlagged]);
+  printf(
+      "L2, %3d blocks x %3d pieces: as grid %lld, one poller %lld, flag in the data %lld cycles\n",
+      blocks, pieces, found[kEngine], found[kOnePoller], found[kFlagged]);
   return 0;
 }
 
@@ -352,7 +353,7 @@ int measure_cluster(const Buffers& buffers, int blocks, int pieces, bool outputs
   const long long arrive = buffers.cycles[0];
   CHECK(run(cluster_exchange<kAsync>, blocks * 4, shared_bytes, blocks, buffers.cycles, blocks,
             pieces, stored));
-  printf("cluster of %2d x %3d pieces%s: as C %lld, st.async %lld cycles\n", blocks, pieces,
+  printf("cluster of %2d x %3d pieces%s: as cluster %lld, st.async %lld cycles\n", blocks, pieces,
          outputs ? ", outputs stored" : "", arrive, buffers.cycles[0]);
   return 0;
 }

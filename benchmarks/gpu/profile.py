@@ -1,6 +1,6 @@
 """What ncu watches, and which kernels run.
 
-    python -m benchmarks.gpu.profile --regime S --cell LSTM --hidden 128 --batch 32 [--backward]
+    python -m benchmarks.gpu.profile --regime single --hidden 128 --batch 32 [--backward]
     python -m benchmarks.gpu.profile --names --rows rows.jsonl
 
 The first makes two calls of a layer with the regime forced; ncu takes the second's kernel. The
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from benchmarks.gpu import measure, rows
-from benchmarks.gpu.cells import PASSES, Cell
+from benchmarks.gpu.cells import PASSES, REGIMES, Cell
 
 #: Whose kernels' names are written down.
 NAMED = (
@@ -25,8 +25,8 @@ NAMED = (
     Cell("LSTM", "bf16", 1024, 64),
     Cell("LSTM", "bf16", 128, 64, variant="packed"),
 )
-#: How a kernel's name tells what it is for. Regime P's recurrence has products of its own, which
-#: nothing tells from the others.
+#: How a kernel's name tells what it is for. The steps regime's recurrence has products of its
+#: own, which nothing tells from the others.
 PHASES = {
     "recurrence": ("single_forward", "single_backward", "team_forward", "team_backward",
                    "pointwise_forward", "pointwise_backward", "gradient_sum"),
@@ -83,7 +83,7 @@ def main(arguments=None):
     """One of the two."""
     parser = measure.arguments(__doc__)
     parser.add_argument("--names", action="store_true")
-    parser.add_argument("--regime", choices="PSCG", default="P")
+    parser.add_argument("--regime", choices=REGIMES, default="steps")
     parser.add_argument("--cell", default="LSTM")
     parser.add_argument("--numeric", choices=measure.NUMERICS, default="bf16")
     parser.add_argument("--hidden", type=int, default=128)

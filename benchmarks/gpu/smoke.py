@@ -1,6 +1,6 @@
 """Small layers of one regime against torch.nn in float64, forward and backward: a row for each.
 
-    python -m benchmarks.gpu.smoke --regime S --rows rows.jsonl [--tiny]
+    python -m benchmarks.gpu.smoke --regime single --rows rows.jsonl [--tiny]
 
 Exit status 1: most of what ran is wrong. 3: the device cannot be used any more. --tiny leaves the
 smallest sizes, which is also what compute-sanitizer watches.

@@ -27,7 +27,7 @@ struct BackwardCall {
   const host::Layer& layer;
   OptionalTensor d_output;      // N rows by D*P
   OptionalTensor d_h_n, d_c_n;  // [D, B, P], [D, B, H]
-  OptionalTensor d_cells;       // [D, N, H], of every step's c: regime P alone
+  OptionalTensor d_cells;       // [D, N, H], of every step's c: the steps regime alone
   OptionalTensor h0, c0;
   OptionalTensor gates;  // [D, N, S*H]
   Tensor saved;          // [D, N, H]: cells of an LSTM, else hidden
@@ -37,11 +37,12 @@ struct BackwardCall {
 void forward_by_steps(const ForwardCall& call, Stream stream);
 void backward_by_steps(const BackwardCall& call, Stream stream);
 
-// Regimes S, C and G. False, and nothing done, where the device refuses the grid.
+// Regimes single, cluster and grid. False, and nothing done, where the device refuses the grid.
 bool forward_persistent(const ForwardCall& call, const Plan& plan, Stream stream);
 bool backward_persistent(const BackwardCall& call, const Plan& plan, Stream stream);
 
-// Of a plan for C or G: how many clusters, or blocks of a grid, of its kernel the device holds.
+// Of a plan for cluster or grid: how many clusters, or blocks of a grid, of its kernel the device
+// holds.
 int64_t team_capacity(const host::Layer& layer, Pass pass, const Plan& plan);
 
 // The steps with device pointers; `memory` keeps them alive. Copies nothing when every step has

@@ -140,7 +140,7 @@ host::BackwardResult backward(const char* op, CellKind cell, const OptionalTenso
     return r;
   }
   const Stream stream = current_stream();
-  if (d_cells) {  // only P has a place for them; it reads what the others saved
+  if (d_cells) {  // only the steps regime has a place for them; it reads what the others saved
     backward_by_steps(call, stream);
     return r;
   }

@@ -1,6 +1,6 @@
 // What csrc/cuda/instances/ exports: the launchers of one dtype's kernels, and of
-// one cell's in one number format for regimes S, C and G. Each returns null or what went
-// wrong.
+// one cell's in one number format for regimes single, cluster and grid. Each returns null or what
+// went wrong.
 #pragma once
 #include "cuda/launch.h"
 #include "cuda/params.h"

@@ -9,7 +9,7 @@
 
 namespace fastrnn::cuda {
 
-// -- Regime P: one step of one direction, n rows -----------------------------------
+// -- Regime steps: one step of one direction, n rows -------------------------------
 
 struct PointwiseForward {
   CellKind cell;
@@ -96,7 +96,7 @@ struct PreviousHidden {
   void* previous;      // T [N, P]
 };
 
-// -- Regime S: all steps, all directions (blockIdx.y) --------------------------------
+// -- Regime single: all steps, all directions (blockIdx.y) ---------------------------
 
 // The weights as the threads of the main kernel hold them; see kernels/product.h and, of teams,
 // kernels/team.h.
@@ -148,13 +148,13 @@ struct SingleBackward {
   float* reset_d_c;  // [D, B, H], LSTM
 };
 
-// -- Regimes C and G: the same, by teams of blocks ------------------------------------
+// -- Regimes cluster and grid: the same, by teams of blocks ---------------------------
 
 // blockIdx.x counts the blocks of a team, then the teams along the batch.
 struct Team {
   int blocks;     // of a team
   int row_tiles;  // of kTeamRows rows, of a team
-  // G alone; zero when the kernel starts.
+  // Regime grid alone; zero when the kernel starts.
   void* exchange;  // [D, teams, row_tiles, 2] operands of kTeamRows rows, TeamTile::words each
   void* arrived;   // uint32 [D, teams, row_tiles, kCounterStride]: the first of each counts
   // Where a wait that ran out leaves the number of its kernel (wait_code); host and device reach

@@ -1,4 +1,4 @@
-// Regimes S, C and G: the input product of all steps by torch, the weights in the
+// Regimes single, cluster and grid: the input product of all steps by torch, the weights in the
 // order in which the kernel reads them, then one launch.
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
@@ -115,8 +115,9 @@ std::string said_of_waits() {
     for (const bool forward : {false, true}) {
       if (*note != wait_code(cluster, forward)) continue;
       return std::string("; before that, a wait between blocks of the ") +
-             (forward ? "forward" : "backward") + " kernel of regime " + (cluster ? "C" : "G") +
-             " ran out (a fault of fastrnn's or of the device's, please report it)";
+             (forward ? "forward" : "backward") + " kernel of the " +
+             name_of(cluster ? Regime::kCluster : Regime::kGrid) +
+             " regime ran out (a fault of fastrnn's or of the device's, please report it)";
     }
   }
   return "";

@@ -30,7 +30,7 @@ struct Verdict {
   bool accepts() const { return impossible.empty() && unwanted.empty(); }
 };
 
-// What keeps every regime but P from a problem.
+// What keeps every regime but steps from a problem.
 std::string only_by_steps(const Problem& problem, const DeviceLimits& limits) {
   if (problem.dtype == DType::kDouble) return "float64";
   if (problem.projected) return "projection";
@@ -75,7 +75,7 @@ Verdict fit_single(const Problem& problem, const DeviceLimits& limits, Plan& pla
   return {};
 }
 
-// C (cluster) or G. Row tiles are spread over as many teams as the device holds.
+// Regime cluster or grid. Row tiles are spread over as many teams as the device holds.
 Verdict fit_team(const Problem& problem, DeviceLimits limits, bool cluster, Plan& plan) {
   const int hidden = padded_size(kTeamHidden, problem.hidden_size);
   if (hidden == 0) {
@@ -129,7 +129,7 @@ Verdict fit_team(const Problem& problem, DeviceLimits limits, bool cluster, Plan
   plan.step_us = static_cast<double>(rounds) * (own.base_us + own.row_tile_us * plan.row_tiles);
   plan.start_us = own.start_us;
   if (problem.hidden_size <= kSingleHidden[std::size(kSingleHidden) - 1]) {
-    return {"", "hidden_size is for S"};
+    return {"", "hidden_size is for single"};
   }
   const RegimeCost& steps = costs.steps;
   const double by_steps =
@@ -178,13 +178,13 @@ Plan make_plan(const Problem& problem, const DeviceLimits& limits, std::optional
   }
   Plan steps{};
   steps.regime = Regime::kSteps;
-  steps.reason = forced ? "FASTRNN_CUDA_REGIME=P" : only;
+  steps.reason = forced ? "FASTRNN_CUDA_REGIME=steps" : only;
   for (size_t i = 0; i < 3 && steps.reason.empty(); ++i) {
-    // Of S up to its largest size, of teams beyond.
+    // Of single up to its largest size, of teams beyond.
     if ((i == 0) != (problem.hidden_size <= kSingleHidden[std::size(kSingleHidden) - 1])) continue;
     const auto said = [](const Verdict& v) { return v.impossible + v.unwanted; };
-    steps.reason =
-        i == 0 ? said(verdicts[0]) : "C: " + said(verdicts[1]) + "; G: " + said(verdicts[2]);
+    steps.reason = i == 0 ? said(verdicts[0])
+                          : "cluster: " + said(verdicts[1]) + "; grid: " + said(verdicts[2]);
   }
   return steps;
 }
@@ -196,8 +196,9 @@ std::optional<Regime> forced_regime() {
   for (const Regime regime : {Regime::kSteps, Regime::kSingle, Regime::kCluster, Regime::kGrid}) {
     if (text == name_of(regime)) return regime;
   }
-  throw std::invalid_argument("FASTRNN_CUDA_REGIME: expected P, S, C, G or nothing, got \"" + text +
-                              "\"");
+  throw std::invalid_argument(
+      "FASTRNN_CUDA_REGIME: expected steps, single, cluster, grid or nothing, got \"" + text +
+      "\"");
 }
 
 bool cooperative_ruled_out() {
@@ -210,7 +211,7 @@ int64_t& clusters_of(DeviceLimits& limits, int blocks) {
 }
 
 const char* name_of(Regime regime) {
-  static const char* const kNames[] = {"P", "S", "C", "G"};
+  static const char* const kNames[] = {"steps", "single", "cluster", "grid"};
   return kNames[static_cast<int>(regime)];
 }
 
@@ -229,7 +230,7 @@ const std::vector<KnownDevice>& known_devices() {
 }
 
 std::string describe(const Plan& plan) {
-  if (plan.regime == Regime::kSteps) return "P (" + plan.reason + ")";
+  if (plan.regime == Regime::kSteps) return "steps (" + plan.reason + ")";
   static const char* const kNames[] = {"fp32", "tf32", "bf16", "fp16"};  // in the order of Numeric
   const std::string begin = std::string(name_of(plan.regime)) + " " +
                             kNames[static_cast<int>(plan.numeric)] + " padded to " +

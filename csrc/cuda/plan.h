@@ -13,10 +13,10 @@
 
 namespace fastrnn::cuda {
 
-// kSteps (P): a matrix product and a pointwise kernel a step. Any shape.
-// kSingle (S): blocks that keep w_hh on chip and run through all steps.
-// kCluster (C) and kGrid (G): teams of blocks do, that exchange h through the shared memory of a
-// cluster or through the L2 cache.
+// kSteps: a matrix product and a pointwise kernel a step. Any shape.
+// kSingle: blocks that keep w_hh on chip and run through all steps.
+// kCluster and kGrid: teams of blocks do, that exchange h through the shared memory of a cluster
+// or through the L2 cache.
 enum class Regime { kSteps, kSingle, kCluster, kGrid };
 
 struct Problem {
@@ -35,23 +35,23 @@ struct DeviceLimits {
   int capability;  // 80 is sm_80
   int multiprocessors;
   size_t shared_bytes;  // a block may ask for this many
-  // Blocks of G, each filling a multiprocessor, and clusters of 8 and 16 of them that the device
-  // holds at once; 0 where it has no such launches, or they are ruled out.
+  // Blocks of a grid, each filling a multiprocessor, and clusters of 8 and 16 of them that the
+  // device holds at once; 0 where it has no such launches, or they are ruled out.
   int64_t cooperative_blocks, clusters[2];
 };
 
 struct Plan {
   Regime regime;
-  std::string reason;  // P: why no other
-  // The rest is zero for P.
+  std::string reason;  // kSteps: why no other
+  // The rest is zero for kSteps.
   Numeric numeric;
   int hidden;        // hidden_size padded to the compiled size
   int rows;          // batch rows of a block
   int threads;       // of a block
-  int64_t replicas;  // blocks (S) or teams along the batch, for each direction
+  int64_t replicas;  // blocks (kSingle) or teams along the batch, for each direction
   size_t shared_bytes;
-  // Of C and G: blocks of a team; its row tiles of kTeamRows rows, which are `rows` together;
-  // what a step costs, in microseconds, and what starting costs (step_costs.h).
+  // Of kCluster and kGrid: blocks of a team; its row tiles of kTeamRows rows, which are `rows`
+  // together; what a step costs, in microseconds, and what starting costs (step_costs.h).
   int blocks, row_tiles;
   double step_us, start_us;
 };
@@ -59,7 +59,7 @@ struct Plan {
 // forced: the regime to take instead of choosing; std::invalid_argument where it cannot be.
 Plan make_plan(const Problem& problem, const DeviceLimits& limits, std::optional<Regime> forced);
 
-// What FASTRNN_CUDA_REGIME asks for: P, S, C, G or nothing; std::invalid_argument on anything else.
+// What FASTRNN_CUDA_REGIME asks for by name, or nothing; std::invalid_argument on anything else.
 std::optional<Regime> forced_regime();
 
 // Whether cooperative launches are ruled out: FASTRNN_CUDA_COOPERATIVE=0.
@@ -68,7 +68,7 @@ bool cooperative_ruled_out();
 // How many clusters of this many blocks the device holds at once.
 int64_t& clusters_of(DeviceLimits& limits, int blocks);
 
-// "P", "S", "C" or "G".
+// "steps", "single", "cluster" or "grid".
 const char* name_of(Regime regime);
 
 struct KnownDevice {
@@ -78,7 +78,7 @@ struct KnownDevice {
 // One device of each architecture that the build covers, to plan for without a GPU.
 const std::vector<KnownDevice>& known_devices();
 
-// "P (reason)" or "S ...": one line for people.
+// "steps (reason)" or "single ...": one line for people.
 std::string describe(const Plan& plan);
 
 }  // namespace fastrnn::cuda

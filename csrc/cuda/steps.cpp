@@ -1,4 +1,4 @@
-// Regime P: for every step a matrix product by torch and one pointwise kernel, in
+// The steps regime: for every step a matrix product by torch and one pointwise kernel, in
 // stream order. Takes any shape and dtype; torch.backends.cuda.matmul says how
 // products are computed. The counts of packed data are known on the host, so
 // nothing waits for the device, and a captured graph repeats the whole layer.

@@ -7,20 +7,20 @@ namespace fastrnn::cuda {
 
 enum class Pass { kForward, kBackward };
 
-// What the recurrent product of regime S multiplies with. kFloat is strict
+// What the recurrent product of the single regime multiplies with. kFloat is strict
 // fp32 on the FMA pipes; the others are tensor-core operands.
 enum class Numeric { kFloat, kTf32, kBFloat16, kHalf };
 
-// Hidden sizes that S is compiled for; any smaller one is padded up to the next.
+// Hidden sizes that the single regime is compiled for; any smaller one is padded up to the next.
 // 128 is where 16-bit LSTM weights (128 KB) fill half a register file.
 inline constexpr int kSingleHidden[] = {32, 64, 128};
 
-// S with this many rounds of blocks over the device is no longer better than P,
+// Single with this many rounds of blocks over the device is no longer better than steps,
 // whose step takes about 8 us whatever the batch up to there (estimate; to be
 // measured).
 inline constexpr int kSingleMaxRounds = 8;
 
-// Threads of a pointwise block; no kernel of regime P shares data between them.
+// Threads of a pointwise block; no kernel of the steps regime shares data between them.
 inline constexpr int kPointwiseThreads = 256;
 
 // Hidden states or gate gradients move from shared memory in chunks of 16 words
@@ -68,7 +68,7 @@ constexpr SingleTile single_tile(int gates, Pass pass, Numeric numeric, int hidd
   return t;
 }
 
-// -- Regimes C and G: a team of blocks keeps w_hh on chip -------------------------
+// -- Regimes cluster and grid: a team of blocks keeps w_hh on chip ----------------
 
 // Hidden sizes that teams are compiled for; any smaller one is padded up to the next.
 inline constexpr int kTeamHidden[] = {256, 512, 768, 1024};

@@ -1,4 +1,4 @@
-// Regime S's kernels on 16-bit matrix instructions, compiled for the shim.
+// The single regime's kernels on 16-bit matrix instructions, compiled for the shim.
 #include "cuda/instances/single_gru_bf16.cu"
 #include "cuda/instances/single_gru_half.cu"
 #include "cuda/instances/single_lstm_bf16.cu"

@@ -1,4 +1,4 @@
-// Regime P's kernels, compiled for the shim.
+// The steps regime's kernels, compiled for the shim.
 #include "cuda/instances/steps_bf16.cu"
 #include "cuda/instances/steps_double.cu"
 #include "cuda/instances/steps_float.cu"

@@ -1,3 +1,3 @@
-// Regimes C and G's kernels, compiled for the shim.
+// The kernels of regimes cluster and grid, compiled for the shim.
 #include "cuda/instances/team_lstm_bf16.cu"
 #include "cuda/instances/team_lstm_half.cu"

@@ -1,8 +1,8 @@
-// The kernels of regimes S, C and G under ThreadSanitizer (make sanitize): every cell, number
-// format and pass, blocks and teams that are full and that are not, both directions, padded and
-// packed. The shim tells ThreadSanitizer of barriers and of what orders blocks, and of nothing
-// else, so two threads that touch the same word of shared or global memory without that between
-// them are a report. Of the results this asks only that all are written and finite;
+// The kernels of regimes single, cluster and grid under ThreadSanitizer (make sanitize): every
+// cell, number format and pass, blocks and teams that are full and that are not, both directions,
+// padded and packed. The shim tells ThreadSanitizer of barriers and of what orders blocks, and of
+// nothing else, so two threads that touch the same word of shared or global memory without that
+// between them are a report. Of the results this asks only that all are written and finite;
 // tests/test_cuda_shim.py looks at their values.
 //
 // It first runs kernels with a race in them, and one whose blocks wait for a block that is not

@@ -1,5 +1,5 @@
 // How the blocks of a team give each other an operand, and wait for it: through
-// the L2 cache (regime G) or through the shared memory of a cluster (regime C).
+// the L2 cache (regime grid) or through the shared memory of a cluster (regime cluster).
 //
 // For each row tile there are two slots. Epoch e is the e-th operand that the team
 // publishes; it is in slot e % 2. A block reads epoch e in full before it
@@ -25,7 +25,7 @@ struct Piece {
   }
 };
 
-// Regime G. Slots and counters lie in device memory and are zero at first. All blocks of a team
+// Regime grid. Slots and counters lie in device memory and are zero at first. All blocks of a team
 // are resident, which a cooperative launch sees to. A counter grows by one for every block and
 // epoch.
 template <class Config>
@@ -83,9 +83,9 @@ class GridExchange {
   uint32_t* arrived_;
 };
 
-// Regime C. The team is a cluster, scheduled as a whole; slots and arrivals of every block lie in
-// its own shared memory, and the others write to them. Each slot has arrivals of its own: those of
-// epoch e + 2 may come before all of e + 1, and must not count for it.
+// Regime cluster. The team is a cluster, scheduled as a whole; slots and arrivals of every block
+// lie in its own shared memory, and the others write to them. Each slot has arrivals of its own:
+// those of epoch e + 2 may come before all of e + 1, and must not count for it.
 template <class Config>
 class ClusterExchange {
  public:

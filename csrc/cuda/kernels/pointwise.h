@@ -1,4 +1,4 @@
-// The kernels of regime P: what stands between two matrix products. A block owns
+// The kernels of the steps regime: what stands between two matrix products. A block owns
 // a row (blockIdx.x) and kPointwiseThreads neighbouring units of it (blockIdx.y),
 // a thread one unit; no thread reads what another one writes, so nothing
 // synchronises. Row offsets are 64 bits wide.

@@ -1,4 +1,4 @@
-// The recurrent product of regime S: a block's weights, loaded once and kept in
+// The recurrent product of the single regime: a block's weights, loaded once and kept in
 // registers (and, what does not fit, in shared memory in the order in which it is
 // read), times an operand in shared memory that changes every step.
 //
@@ -261,7 +261,7 @@ class FmaProduct {
   float weights_[kTiles][kResident][4];
 };
 
-// Everything that one compiled kernel of regime S is made from.
+// Everything that one compiled kernel of the single regime is made from.
 template <class CellType, Pass kPass, Numeric kNumericType, int kHiddenSize>
 struct SingleConfig {
   using Cell = CellType;

@@ -1,4 +1,4 @@
-// Regime S backward. Blocks, rows and the thread's (unit, row) pairs are those of
+// The single regime backward. Blocks, rows and the thread's (unit, row) pairs are those of
 // the forward kernel; steps are taken in the opposite order. A thread keeps d_h
 // and d_c of its pairs in registers. A step: the gradients of the gates are
 // computed, written, and left in shared memory for the product; what the next

@@ -1,4 +1,4 @@
-// Regime S forward. A block owns kRows batch rows (blockIdx.x) of one direction
+// The single regime forward. A block owns kRows batch rows (blockIdx.x) of one direction
 // (blockIdx.y) and runs through all of their steps; blocks never meet, so any
 // number of them may queue. A thread owns the (unit, row) pairs of its product:
 // their c and h stay in its registers. h is exchanged through shared memory,

@@ -1,4 +1,4 @@
-// Launches of regime S: from a plan's sizes to the compiled kernel.
+// Launches of the single regime: from a plan's sizes to the compiled kernel.
 #pragma once
 #include "cuda/kernels/single_backward.h"
 #include "cuda/kernels/single_forward.h"

@@ -1,4 +1,4 @@
-// What regimes C and G share: a team of blocks holds w_hh, block number r of it
+// What regimes cluster and grid share: a team of blocks holds w_hh, block number r of it
 // the weights of units [r * kUnits, (r + 1) * kUnits). In every step each block
 // multiplies the whole operand (h forward, the gradients of all gates backward)
 // with its own weights, computes its units, and gives their part of the next

@@ -1,4 +1,4 @@
-// Regimes C and G backward. Teams, rows and pairs are those of the forward kernel;
+// Regimes cluster and grid backward. Teams, rows and pairs are those of the forward kernel;
 // steps are taken in the opposite order. A step of a row tile: the block asks for
 // what forward saved, waits for the team's gate gradients of the step before,
 // multiplies: that is what its own units' d_h receives; barrier; a thread computes

@@ -1,4 +1,4 @@
-// Regimes C and G forward. A team of blocks (kernels/team.h) owns kTeamRows *
+// Regimes cluster and grid forward. A team of blocks (kernels/team.h) owns kTeamRows *
 // row_tiles batch rows of one direction (blockIdx.y) and runs through all of their
 // steps. A step of a row tile: the block asks for its input product, waits for the
 // team's h of the step before, multiplies; barrier; a thread computes its pair and

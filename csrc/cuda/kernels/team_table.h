@@ -1,4 +1,4 @@
-// Launches of regimes C and G: from a plan's sizes to the compiled kernel.
+// Launches of regimes cluster and grid: from a plan's sizes to the compiled kernel.
 #pragma once
 #include "cuda/kernels/team_backward.h"
 #include "cuda/launchers.h"
