@@ -6,6 +6,8 @@ timing.py   interleaved timing and its statistics
 suites.py   one function per suite, each yields rows
 peers.py    ONNX Runtime and OpenVINO, optional
 derivatives.py  second derivatives, forward mode, vmap: python -m benchmarks.derivatives
+builds.py   two builds of fastrnn side by side: ``python -m benchmarks.builds OLD``
+build_worker.py  one of them, in a process of its own
 memory.py   peak memory of one layer, measured in a fresh process
 probes.py   what one can do with a layer: a function per capability, tried on both libraries
 capabilities.py  `python -m benchmarks.capabilities`: the table of the probes

@@ -12,7 +12,7 @@ import torch
 # benchmarks/ is a package of the repository, not of the installed fastrnn.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import bounds, cases, checks, peers, report, suites, timing
+from benchmarks import bounds, build_worker, builds, cases, checks, peers, report, suites, timing
 from benchmarks.__main__ import main, parse_arguments
 from benchmarks.cases import Case
 
@@ -376,3 +376,67 @@ def test_quantized_rows(layer, weights, monkeypatch):
     monkeypatch.setitem(suites.QUANTIZED, weights, (suites.QUANTIZED[weights][0], 1e-9))
     refused = suites._quantized_job(options, layer, weights, 1, Case(3, 1, 16, 16)).run()
     assert not refused["check"]["passed"] and "times" not in refused
+
+
+def test_a_build_beside_itself(monkeypatch, capsys, tmp_path):
+    """Rows come out of two processes, with outputs equal bit by bit."""
+    monkeypatch.setattr(report, "environment", dict)  # a process more
+    monkeypatch.setattr(report, "print_environment", lambda found: None)
+    path = tmp_path / "out.json"
+    arguments = ["--noise", "--cells", "3,2,4,8,1,2", "--per-call", "--layers", "LSTM"]
+    quick = ["--rounds", "2", "--processes", "1", "--seconds", "0.001", "--threads", "1"]
+    assert builds.main([*arguments, *quick, "--quiet", "--json", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "3,2,4,8,1,2" in printed and "5 of 5 cells bit-equal" in printed
+    written = json.loads(path.read_text())
+    assert written["builds"]["old"] == written["builds"]["new"] and written["failures"] == []
+    assert [row["mode"] for row in written["rows"]] == [
+        "inference", "training", "inference", "graph", "training",
+    ]  # fmt: skip
+    for row in written["rows"]:
+        assert row["difference"] == 0 and row["ratio"] > 0
+        assert [len(one["rounds_s"]) for one in row["times"].values()] == [2, 2]
+
+
+@pytest.mark.parametrize("kind", ["packed", "layer norm", "int8"])
+def test_kinds_of_cell_run(kind):
+    threads = torch.get_num_threads()
+    cell = build_worker.Cell(kind, "LSTM", "inference", "float32", threads, Case(3, 2, 4, 8))
+    turn, found, calls = build_worker.prepare(cell, seconds=1e-4)
+    assert turn() > 0 and calls >= 1 and found["output"].shape[-1] == 8
+
+
+def test_quick_cells_have_some_of_everything():
+    cells = build_worker.quick_cells(2)
+    assert {cell.kind for cell in cells} == {"plain", "packed", "layer norm", "int8"}
+    assert {cell.layer for cell in cells} == set(cases.GATES)
+    assert {cell.dtype for cell in cells} == {"float32", "bfloat16"}
+    assert {1, 64} <= {cell.case.batch for cell in cells}
+    assert {1, 2} == {cell.case.directions for cell in cells}
+
+
+def test_difference_of_builds():
+    old = {"output": torch.tensor([1.0, -4.0]), "h_n": torch.tensor([math.nan])}
+    assert builds.difference(old, {k: v.clone() for k, v in old.items()}) == (0.0, "")
+    assert builds.difference(old, {**old, "output": torch.tensor([1.0, -3.0])}) == (0.25, "output")
+    assert builds.difference(old, {**old, "h_n": torch.tensor([1.0])}) == (math.inf, "h_n")
+    assert builds.difference(old, {"output": old["output"]})[0] == math.inf
+
+
+def test_builds_are_summarized():
+    rows = [
+        {"ratio": ratio, "spread": 0.01, "group": group, "label": f"cell {ratio}", "difference": 0}
+        for ratio, group in ((0.5, "LSTM training"), (2.0, "LSTM training"), (0.98, "GRU training"))
+    ]
+    lines = builds.summarize(rows)
+    assert "old/new 1.000  LSTM training (2)" in lines
+    assert "1 of 3 cells below 0.97; the lowest:" in lines
+    assert "0 of 3 cells with a spread above 10%" in lines
+    assert builds.summarize([]) == ["no rows"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--noise", "there"], ["nowhere"], ["--rounds", "0"]])
+def test_bad_arguments_of_builds_exit_with_2(arguments):
+    with pytest.raises(SystemExit) as caught:
+        builds.parse_arguments(arguments)
+    assert caught.value.code == 2
