@@ -69,7 +69,7 @@ INCLUDES = {
     "module.cpp": (*TORCH, "cpu/dispatch.h", "cuda/plan.h"),
     "layer_shape.h": (),
     "host": (*TORCH, "host/", "layer_shape.h"),
-    "cells": ("cells/",),
+    "cells": ("cells/", "layer_shape.h"),
     "cpu/params.h": ("layer_shape.h",),
     "cpu/quantized_params.h": ("cpu/params.h",),
     "cpu/kernels": (

@@ -3,55 +3,58 @@
 //   i, f, o = sigmoid(a_i), sigmoid(a_f), sigmoid(a_o)    g = tanh(a_g)
 //   c = f * c_prev + i * g                               h = o * tanh(c)
 #pragma once
-#include "cells/common.h"
+#include "cells/cell.h"
 
 namespace fastrnn::cells {
 
-template <class V>
-struct LstmGates {
-  V i, f, g, o;
+struct Lstm {
+  static constexpr char kName[] = "lstm";
+  static constexpr int kProducts = 4, kStates = 2, kColumns = 4, kCandidate = 2;
+  static constexpr bool kCarriesH = false, kKeepsH = false;
+
+  template <class V>
+  static FASTRNN_CELL void activate(V (&a)[4]) {
+    a[0] = sigmoid(a[0]);
+    a[1] = sigmoid(a[1]);
+    a[2] = tanh(a[2]);
+    a[3] = sigmoid(a[3]);
+  }
+  template <class V>
+  static FASTRNN_CELL void update(const V (&a)[4], const V (&before)[2], V (&after)[2]) {
+    after[1] = fma(a[1], before[1], a[0] * a[2]);
+  }
+  template <class V>
+  static FASTRNN_CELL void emit(const V (&a)[4], V (&states)[2]) {
+    states[0] = a[3] * tanh(states[1]);
+  }
+
+  template <class V>
+  static FASTRNN_CELL void emit_backward(const V (&a)[4], const V (&states)[2], V (&d)[2],
+                                         V (&d_a)[4]) {
+    const V tanh_c = tanh(states[1]);
+    d[1] = fma(d[0] * a[3], fnma(tanh_c, tanh_c, V::set1(1)), d[1]);
+    d_a[3] = d[0] * tanh_c;
+  }
+  template <class V>
+  static FASTRNN_CELL void update_backward(const V (&a)[4], const V (&before)[2], const V (&d)[2],
+                                           V (&d_before)[2], V (&d_a)[4]) {
+    d_a[0] = d[1] * a[2];
+    d_a[1] = d[1] * before[1];
+    d_a[2] = d[1] * a[0];
+    d_before[1] = fma(d[1], a[1], d_before[1]);
+  }
+  template <class V>
+  static FASTRNN_CELL void activate_backward(const V (&a)[4], V (&d_a)[4]) {
+    d_a[0] = through_sigmoid(d_a[0], a[0]);
+    d_a[1] = through_sigmoid(d_a[1], a[1]);
+    d_a[2] = through_tanh(d_a[2], a[2]);
+    d_a[3] = through_sigmoid(d_a[3], a[3]);
+  }
+  // One factor for each column: the same for tangents as for gradients.
+  template <class V>
+  static FASTRNN_CELL void activate_tangent(const V (&a)[4], V (&t)[4]) {
+    activate_backward(a, t);
+  }
 };
-
-// Activates the gates in place and returns c; h goes to `h`.
-template <class V>
-FASTRNN_CELL V lstm_cell_forward(LstmGates<V>& a, V c_prev, V& h) {
-  a.i = sigmoid(a.i);
-  a.f = sigmoid(a.f);
-  a.g = tanh(a.g);
-  a.o = sigmoid(a.o);
-  const V c = fma(a.f, c_prev, a.i * a.g);
-  h = a.o * tanh(c);
-  return c;
-}
-
-// Gradients of the pre-activations. d_c: in, the gradient that reaches c from
-// the next step; out, the gradient that reaches c_prev.
-template <class V>
-FASTRNN_CELL LstmGates<V> lstm_cell_backward(const LstmGates<V>& a, V c_prev, V c, V d_h, V& d_c) {
-  const V one = V::set1(1);
-  const V tanh_c = tanh(c);
-  const V d_cell = fma(d_h * a.o, fnma(tanh_c, tanh_c, one), d_c);
-  LstmGates<V> d;
-  d.i = d_cell * a.g * a.i * (one - a.i);
-  d.f = d_cell * c_prev * a.f * (one - a.f);
-  d.g = d_cell * a.i * fnma(a.g, a.g, one);
-  d.o = d_h * tanh_c * a.o * (one - a.o);
-  d_c = d_cell * a.f;
-  return d;
-}
-
-// The derivative of a step in a direction. t: in, the tangents of the pre-activations; out, those
-// of the gates. t_c: in, the tangent of c_prev; out, of c. Returns that of h.
-template <class V>
-FASTRNN_CELL V lstm_cell_tangent(const LstmGates<V>& a, LstmGates<V>& t, V c_prev, V c, V& t_c) {
-  const V one = V::set1(1);
-  const V tanh_c = tanh(c);
-  t.i = t.i * a.i * (one - a.i);
-  t.f = t.f * a.f * (one - a.f);
-  t.g = t.g * fnma(a.g, a.g, one);
-  t.o = t.o * a.o * (one - a.o);
-  t_c = fma(a.f, t_c, fma(t.f, c_prev, fma(a.i, t.g, t.i * a.g)));
-  return fma(t_c * a.o, fnma(tanh_c, tanh_c, one), t.o * tanh_c);
-}
 
 }  // namespace fastrnn::cells

@@ -22,10 +22,6 @@ inline const StepKernels& step_kernels(DType dtype) {
   return *all[static_cast<int>(dtype)];
 }
 
-inline int row_of(CellKind cell) {
-  return cell == CellKind::kLstm ? 0 : cell == CellKind::kGru ? 1 : 2;
-}
-
 // By the index of the padded hidden size in kSingleHidden. Two launches: the weights are packed,
 // then all steps run.
 struct SingleKernels {
@@ -35,14 +31,18 @@ struct SingleKernels {
 
 extern const SingleKernels kSingleLstmFloat, kSingleLstmTf32, kSingleLstmBFloat16, kSingleLstmHalf;
 extern const SingleKernels kSingleGruFloat, kSingleGruTf32, kSingleGruBFloat16, kSingleGruHalf;
-extern const SingleKernels kSingleRnnFloat, kSingleRnnTf32, kSingleRnnBFloat16, kSingleRnnHalf;
+extern const SingleKernels kSingleRnnTanhFloat, kSingleRnnTanhTf32, kSingleRnnTanhBFloat16,
+    kSingleRnnTanhHalf;
+extern const SingleKernels kSingleRnnReluFloat, kSingleRnnReluTf32, kSingleRnnReluBFloat16,
+    kSingleRnnReluHalf;
 
 inline const SingleKernels& single_kernels(CellKind cell, Numeric numeric) {
-  const SingleKernels* const all[3][4] = {
+  const SingleKernels* const all[4][4] = {
       {&kSingleLstmFloat, &kSingleLstmTf32, &kSingleLstmBFloat16, &kSingleLstmHalf},
       {&kSingleGruFloat, &kSingleGruTf32, &kSingleGruBFloat16, &kSingleGruHalf},
-      {&kSingleRnnFloat, &kSingleRnnTf32, &kSingleRnnBFloat16, &kSingleRnnHalf}};
-  return *all[row_of(cell)][static_cast<int>(numeric)];
+      {&kSingleRnnTanhFloat, &kSingleRnnTanhTf32, &kSingleRnnTanhBFloat16, &kSingleRnnTanhHalf},
+      {&kSingleRnnReluFloat, &kSingleRnnReluTf32, &kSingleRnnReluBFloat16, &kSingleRnnReluHalf}};
+  return *all[static_cast<int>(cell)][static_cast<int>(numeric)];
 }
 
 // The teams of a launch.
@@ -66,14 +66,16 @@ struct TeamTable {
 
 extern const TeamTable kTeamLstmFloat, kTeamLstmTf32, kTeamLstmBFloat16, kTeamLstmHalf;
 extern const TeamTable kTeamGruFloat, kTeamGruTf32, kTeamGruBFloat16, kTeamGruHalf;
-extern const TeamTable kTeamRnnFloat, kTeamRnnTf32, kTeamRnnBFloat16, kTeamRnnHalf;
+extern const TeamTable kTeamRnnTanhFloat, kTeamRnnTanhTf32, kTeamRnnTanhBFloat16, kTeamRnnTanhHalf;
+extern const TeamTable kTeamRnnReluFloat, kTeamRnnReluTf32, kTeamRnnReluBFloat16, kTeamRnnReluHalf;
 
 inline const TeamTable& team_table(CellKind cell, Numeric numeric) {
-  const TeamTable* const all[3][4] = {
+  const TeamTable* const all[4][4] = {
       {&kTeamLstmFloat, &kTeamLstmTf32, &kTeamLstmBFloat16, &kTeamLstmHalf},
       {&kTeamGruFloat, &kTeamGruTf32, &kTeamGruBFloat16, &kTeamGruHalf},
-      {&kTeamRnnFloat, &kTeamRnnTf32, &kTeamRnnBFloat16, &kTeamRnnHalf}};
-  return *all[row_of(cell)][static_cast<int>(numeric)];
+      {&kTeamRnnTanhFloat, &kTeamRnnTanhTf32, &kTeamRnnTanhBFloat16, &kTeamRnnTanhHalf},
+      {&kTeamRnnReluFloat, &kTeamRnnReluTf32, &kTeamRnnReluBFloat16, &kTeamRnnReluHalf}};
+  return *all[static_cast<int>(cell)][static_cast<int>(numeric)];
 }
 
 const char* upload(const Upload& piece, Stream stream);

@@ -17,7 +17,7 @@
 // The derivative of all this in a direction is the same recurrence for tangents
 // of gradients: the products are linear, and the cells get dual numbers.
 #pragma once
-#include "cpu/kernels/cell_traits.h"
+#include "cpu/kernels/cells.h"
 #include "cpu/kernels/dual.h"
 #include "cpu/kernels/math.h"
 #include "cpu/kernels/pack.h"
@@ -31,17 +31,17 @@ class Backward {
   using C = Compute<S>;
   using V = Vec<C>;
   static constexpr int L = V::kLanes;
-  static constexpr int G = Cell::kGates;
-  static constexpr int kResults = Cell::kSaved > 0 ? Cell::kSaved : 1;  // values in d_gates
-  using Blocks = VectorBlocks<kBackwardVectors>;
-  using Rows = RowBlocks<kBackwardRows>;
+  static constexpr int G = Cell::kProducts, K = Cell::kColumns;
+  static constexpr bool kHasC = Cell::kStates > 1;
+  using Blocks = VectorBlocks<kWideVectors>;
+  using Rows = RowBlocks<kWideRows>;
 
   struct Direction {
     C* w_hh;     // panels [G*H][NV * L], one a block of columns
     C* w_hr;     // panels [P][NV * L]
     C* d_gates;  // [2][B][gate_stride]
-    C* d_c;      // [B][stride], LSTM: what reaches c from the next step
-    C* d_skip;   // [B][stride], GRU: the part of d_h that bypasses the product
+    C* d_c;      // [B][stride]: what reaches c from the next step
+    C* d_skip;   // [B][stride]: the part of d_h that bypasses the product
     C* d_h;      // [B][h_stride], projection: gradient of this step's h
   };
 
@@ -94,11 +94,11 @@ class Backward {
       a.w_hh = arena.take<C>(direct_ ? 0 : G * H_ * h_stride_);
       a.w_hr = arena.take<C>(s_.projected ? P_ * stride_ : 0);
       a.d_gates = arena.take<C>(2 * B_ * gate_stride_);
-      a.d_c = arena.take<C>(Cell::kIsLstm ? B_ * stride_ : 0);
-      a.d_skip = arena.take<C>(Cell::kIsGru ? B_ * stride_ : 0);
+      a.d_c = arena.take<C>(kHasC ? B_ * stride_ : 0);
+      a.d_skip = arena.take<C>(Cell::kCarriesH ? B_ * stride_ : 0);
       a.d_h = arena.take<C>(s_.projected ? B_ * h_stride_ : 0);
     }
-    partial_elements_ = G * H_ > kReduction ? B_ * kBackwardVectors * L : 0;
+    partial_elements_ = G * H_ > kReduction ? B_ * kWideVectors * L : 0;
     partial_ = arena.take<C>(threads * partial_elements_);
     bytes_ = arena.used();
   }
@@ -185,7 +185,7 @@ class Backward {
           product_block<nv()>(step, v, rows.begin, staying, was_active, active);
         });
       }
-      if (Cell::kIsLstm && was_active > active) {
+      if (kHasC && was_active > active) {
         store_d_c0(d, {active, was_active}, units);
       }
       if (s_.projected && s < T) {
@@ -210,7 +210,7 @@ class Backward {
     worker.barriers[0].wait(worker.threads);
     for (int d = mine.first_direction; d <= mine.last_direction; ++d) {
       Progress progress = start(d, mine, worker);
-      S* const rows = static_cast<S*>(p_.d_gates) + d * s_.steps.rows * kResults * H_;
+      S* const rows = static_cast<S*>(p_.d_gates) + d * s_.steps.rows * K * H_;
       run_steps({0, s_.steps.seq_len + 1}, mine, worker, {rows, 0}, progress);
     }
   }
@@ -228,8 +228,10 @@ class Backward {
     const int64_t terms = G * H_;
     int64_t k = 0;
     for (; terms - k > kReduction; k += kReduction) {
-      Rows::each(begin, was_active,
-                 [&](auto mr, int64_t b) { partial_tile<mr(), NV>(step, v, b, begin, k); });
+      Rows::each(begin, was_active, [&](auto mr, int64_t b) {
+        C* const partial = partial_of(step, b, begin);
+        product<mr(), NV>(step, v, b, k, kReduction, partial, partial, kWideVectors * L);
+      });
     }
     Rows::each(begin, staying,
                [&](auto mr, int64_t b) { tile<mr(), NV, true>(step, v, b, begin, k); });
@@ -244,64 +246,36 @@ class Backward {
 
   // ---- tiles ---------------------------------------------------------------
 
-  // acc = the terms before k (from partial_, or none), then up to `count` more.
-  template <int MR, int NV>
-  FASTRNN_INLINE void product(const Step& step, int64_t v, int64_t b, int64_t begin, int64_t k,
-                              int64_t count, V (&acc)[MR][NV]) const {
-    const Direction& a = directions_[step.d];
-    const C* partial = step.partial + (b - begin) * kBackwardVectors * L;
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 8
-      for (int i = 0; i < NV; ++i) {
-        acc[m][i] = k == 0 ? V::zero() : V::load(partial + m * kBackwardVectors * L + i * L);
-      }
-    }
-    const C* d_gates = step.d_gates_in + b * gate_stride_ + k;
-    if (direct_) {
-      const C* w = static_cast<const C*>(p_.weights[step.d].w_hh) + k * P_ + v * L;
-      accumulate<MR, NV>(count, d_gates, gate_stride_, w, P_, acc);
-    } else {
-      const C* w = a.w_hh + v * L * G * H_ + k * NV * L;
-      accumulate<MR, NV>(count, d_gates, gate_stride_, w, NV * L, acc);
-    }
+  C* partial_of(const Step& step, int64_t b, int64_t begin) const {
+    return step.partial + (b - begin) * kWideVectors * L;
   }
 
+  // `count` terms from k on, added to those before it (partial; none where k is 0).
   template <int MR, int NV>
-  FASTRNN_NOINLINE void partial_tile(const Step& step, int64_t v, int64_t b, int64_t begin,
-                                     int64_t k) const {
-    V acc[MR][NV];
-    product<MR, NV>(step, v, b, begin, k, kReduction, acc);
-    store_tile<MR, NV>(acc, step.partial + (b - begin) * kBackwardVectors * L,
-                       kBackwardVectors * L);
+  FASTRNN_INLINE void product(const Step& step, int64_t v, int64_t b, int64_t k, int64_t count,
+                              const C* partial, C* to, int64_t stride) const {
+    const C* const start = k == 0 ? nullptr : partial;
+    const C* const d_gates = step.d_gates_in + b * gate_stride_ + k;
+    constexpr int width = NV * L;
+    const bool direct = direct_;
+    const C* const w = direct ? static_cast<const C*>(p_.weights[step.d].w_hh) + k * P_ + v * L
+                              : directions_[step.d].w_hh + v * L * G * H_ + k * width;
+    product_tile<MR, NV, C>({count, d_gates, gate_stride_, w, direct ? P_ : width, start,
+                             kWideVectors * L, to, stride});
   }
 
-  // The last terms of the product; then the cell, or the end of the recurrence.
-  // d_h goes through memory here, so that each cell is compiled once and not
-  // once a tile shape; beside the product that costs nothing.
+  // The last terms of the product; then the cell, or the end of the recurrence. d_h goes through
+  // memory, so that each cell is compiled once and not once a tile shape.
   template <int MR, int NV, bool kStays>
   FASTRNN_NOINLINE void tile(const Step& step, int64_t v, int64_t b, int64_t begin,
                              int64_t k) const {
     alignas(64) C d_h[MR * NV * L];
-    {
-      V acc[MR][NV];
-      if constexpr (kStays) prefetch<MR, NV>(step, v, b);
-      product<MR, NV>(step, v, b, begin, k, G * H_ - k, acc);
-      store_tile<MR, NV>(acc, d_h, NV * L);
-    }
+    if constexpr (kStays) prefetch<MR, NV>(step, v, b);
+    product<MR, NV>(step, v, b, k, G * H_ - k, partial_of(step, b, begin), d_h, NV * L);
     if constexpr (kStays) {
       receive_tile(step, v, NV, b, MR, d_h);
     } else {
       arrive_tile(step, v, NV, b, MR, d_h);
-    }
-  }
-
-  template <int MR, int NV>
-  static FASTRNN_INLINE void store_tile(V (&acc)[MR][NV], C* to, int64_t stride) {
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 8
-      for (int i = 0; i < NV; ++i) acc[m][i].store(to + m * stride + i * L);
     }
   }
 
@@ -339,7 +313,7 @@ class Backward {
       const S* more = static_cast<const S*>(p_.direction->through_w_hh) + n * P_ + v * L;
       product = product + load_lanes<V>(more, lanes(v, P_));
     }
-    if constexpr (!Cell::kIsGru) return product;
+    if constexpr (!Cell::kCarriesH) return product;
     return product + V::load(directions_[step.d].d_skip + b * stride_ + v * L);
   }
 
@@ -349,17 +323,15 @@ class Backward {
   FASTRNN_INLINE void prefetch(const Step& step, int64_t v, int64_t b) const {
     const int64_t n = step.d * s_.steps.rows + step.row + b;
     const int64_t earlier = step.d * s_.steps.rows + step.previous_row + b;
-    const void* state = Cell::kIsLstm ? p_.cells : p_.hidden;
+    const void* state = kHasC ? p_.cells : p_.hidden;
     for (int m = 0; m < MR; ++m) {
       const auto touch = [&](const void* base, int64_t element) {
         const char* at = static_cast<const char*>(base) + element * int64_t{sizeof(S)};
         for (int i = 0; i < NV; ++i) __builtin_prefetch(at + i * L * int64_t{sizeof(S)});
       };
-      for (int g = 0; g < Cell::kSaved; ++g) {
-        touch(p_.gates, ((n + m) * Cell::kSaved + g) * H_ + v * L);
-      }
-      if (Cell::kIsLstm || !Cell::kIsGru) touch(state, (n + m) * H_ + v * L);
-      if (Cell::kSaved > 0 && b + m < step.previous_rows) {
+      for (int k = 0; k < kSaved<Cell>; ++k) touch(p_.gates, ((n + m) * K + k) * H_ + v * L);
+      if (kHasC || Cell::kKeepsH) touch(state, (n + m) * H_ + v * L);
+      if ((kHasC || Cell::kCarriesH) && b + m < step.previous_rows) {
         touch(state, (earlier + m) * H_ + v * L);
       }
       if (p_.d_output) {
@@ -386,21 +358,13 @@ class Backward {
   }
 
   template <int MR, int NV>
-  FASTRNN_NOINLINE void projection_tile(const Step& step, int64_t v, int64_t b) const {
+  FASTRNN_INLINE void projection_tile(const Step& step, int64_t v, int64_t b) const {
     const Direction& a = directions_[step.d];
-    V acc[MR][NV];
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 8
-      for (int i = 0; i < NV; ++i) acc[m][i] = V::zero();
-    }
-    accumulate<MR, NV>(P_, a.d_h + b * h_stride_, h_stride_, a.w_hr + v * L * P_, NV * L, acc);
     alignas(64) C d_m[MR * NV * L];
-    store_tile<MR, NV>(acc, d_m, NV * L);
+    product_tile<MR, NV, C>({P_, a.d_h + b * h_stride_, h_stride_, a.w_hr + v * L * P_, NV * L,
+                             nullptr, 0, d_m, NV * L});
     apply_cell_tile(step, v, NV, b, MR, d_m);
   }
-
-  // ---- cells ---------------------------------------------------------------
 
   FASTRNN_NOINLINE void apply_cell_tile(const Step& step, int64_t v, int vectors, int64_t b,
                                         int rows, const C* d_h) const {
@@ -409,47 +373,31 @@ class Backward {
     }
   }
 
+  // ---- cells ---------------------------------------------------------------
+
   FASTRNN_INLINE void apply_cell(const Step& step, int64_t v, int64_t b, V d_h) const {
-    const int k = lanes(v, H_);
-    const Direction& a = directions_[step.d];
     const int64_t n = step.d * s_.steps.rows + step.row + b;
+    const int k = lanes(v, H_);
     if (p_.direction) return apply_cell_tangent(step, n, v, b, k, d_h);
-    if (p_.d_cell_h) store_lanes(d_h, static_cast<S*>(p_.d_cell_h) + n * H_ + v * L, k);
-    const S* saved = static_cast<const S*>(p_.gates) + n * Cell::kSaved * H_ + v * L;
-    if constexpr (Cell::kIsLstm) {
-      const cells::LstmGates<V> gates{load_lanes<V>(saved, k), load_lanes<V>(saved + H_, k),
-                                      load_lanes<V>(saved + 2 * H_, k),
-                                      load_lanes<V>(saved + 3 * H_, k)};
-      const V c = load_lanes<V>(static_cast<const S*>(p_.cells) + n * H_ + v * L, k);
-      const V c_previous = previous(step, p_.cells, p_.c0, v, b, k);
-      C* carry = a.d_c + b * stride_ + v * L;
-      V d_c = arriving_d_c(step, n, v, b, k, carry);
-      if (p_.d_cell_c) store_lanes(d_c, static_cast<S*>(p_.d_cell_c) + n * H_ + v * L, k);
-      const auto d = cells::lstm_cell_backward(gates, c_previous, c, d_h, d_c);
-      d_c.store(carry);
-      publish(step, v, b, 0, d.i, k);
-      publish(step, v, b, 1, d.f, k);
-      publish(step, v, b, 2, d.g, k);
-      publish(step, v, b, 3, d.o, k);
-    } else if constexpr (Cell::kIsGru) {
-      const cells::GruGates<V> gates{load_lanes<V>(saved, k), load_lanes<V>(saved + H_, k),
-                                     load_lanes<V>(saved + 2 * H_, k),
-                                     load_lanes<V>(saved + 3 * H_, k)};
-      const V h_previous = previous(step, p_.hidden, p_.h0, v, b, k);
-      const auto d = cells::gru_cell_backward(gates, h_previous, d_h);
-      d_h.store(a.d_skip + b * stride_ + v * L);
-      publish(step, v, b, 0, d.r, k);
-      publish(step, v, b, 1, d.z, k);
-      // n's product is multiplied by r: the recurrent side sees d.u, the input d.n.
-      store_lanes(d.n, result(step, v, b, 2), k);
-      store_lanes(d.u, result(step, v, b, 3), k);
-      store_lanes(d.u, step.d_gates_out + b * gate_stride_ + 2 * H_ + v * L, k);
-    } else {
-      const V h = load_lanes<V>(static_cast<const S*>(p_.hidden) + n * H_ + v * L, k);
-      const V d = s_.cell == CellKind::kRnnRelu ? cells::Relu::backward(h, d_h)
-                                                : cells::Tanh::backward(h, d_h);
-      publish(step, v, b, 0, d, k);
+    const auto store = [&](V x, void* to) {
+      if (to) store_lanes(x, static_cast<S*>(to) + n * H_ + v * L, k);
+    };
+    V a[K], before[Cell::kStates], after[Cell::kStates], d_states[Cell::kStates], d[K];
+    load_kept(p_.gates, p_.hidden, n, v, k, [&](int i) -> V& { return a[i]; });
+    C* const carry = directions_[step.d].d_c + b * stride_ + v * L;
+    store(d_h, p_.d_cell_h);
+    d_states[0] = d_h;
+    after[0] = V::zero();  // no cell reads it here
+    before[0] = Cell::kCarriesH ? previous(step, p_.hidden, p_.h0, v, b, k) : V::zero();
+    if constexpr (kHasC) {
+      after[1] = load_lanes<V>(static_cast<const S*>(p_.cells) + n * H_ + v * L, k);
+      before[1] = previous(step, p_.cells, p_.c0, v, b, k);
+      d_states[1] = arriving_d_c(step, n, v, b, k, carry);
+      store(d_states[1], p_.d_cell_c);
     }
+    cells::backward<Cell>(a, before, after, d_states, d);
+    if constexpr (kHasC) d_states[1].store(carry);
+    publish(step, v, b, k, d_states[0], [&](int i) { return d[i]; });
   }
 
   // The same on dual numbers: t_d_h is the tangent of d_h, and tangents are what is published.
@@ -457,46 +405,37 @@ class Backward {
                                            V t_d_h) const {
     using D = Dual<V>;
     const BackwardDirection& p = *p_.direction;
-    const Direction& a = directions_[step.d];
-    const auto load = [&](const void* from, int64_t per_row, int64_t at) {
-      return load_lanes<V>(static_cast<const S*>(from) + n * per_row + at + v * L, k);
+    const auto load = [&](const void* from) {
+      return load_lanes<V>(static_cast<const S*>(from) + n * H_ + v * L, k);
     };
-    const auto gate = [&](int g) {
-      return D{load(p_.gates, Cell::kSaved * H_, g * H_),
-               load(p.t_gates, Cell::kSaved * H_, g * H_)};
-    };
-    if (p.through_w_hr) t_d_h = t_d_h + load(p.through_w_hr, H_, 0);
-    D d_h{load(p.d_cell_h, H_, 0), t_d_h};
-    if constexpr (Cell::kIsLstm) {
-      const cells::LstmGates<D> gates{gate(0), gate(1), gate(2), gate(3)};
-      const D c{load(p_.cells, H_, 0), load(p.t_cells, H_, 0)};
-      const D c_previous{previous(step, p_.cells, p_.c0, v, b, k),
-                         previous(step, p.t_cells, p.t_c0, v, b, k)};
-      C* carry = a.d_c + b * stride_ + v * L;
-      D d_c{load(p.d_cell_c, H_, 0), arriving_d_c(step, n, v, b, k, carry)};
-      const auto d = cells::lstm_cell_backward(gates, c_previous, c, d_h, d_c);
-      d_c.t.store(carry);
-      publish(step, v, b, 0, d.i.t, k);
-      publish(step, v, b, 1, d.f.t, k);
-      publish(step, v, b, 2, d.g.t, k);
-      publish(step, v, b, 3, d.o.t, k);
-    } else if constexpr (Cell::kIsGru) {
-      const cells::GruGates<D> gates{gate(0), gate(1), gate(2), gate(3)};
-      const D h_previous{previous(step, p_.hidden, p_.h0, v, b, k),
-                         previous(step, p.t_hidden, p.t_h0, v, b, k)};
-      const auto d = cells::gru_cell_backward(gates, h_previous, d_h);
-      d_h.t.store(a.d_skip + b * stride_ + v * L);
-      publish(step, v, b, 0, d.r.t, k);
-      publish(step, v, b, 1, d.z.t, k);
-      store_lanes(d.n.t, result(step, v, b, 2), k);
-      store_lanes(d.u.t, result(step, v, b, 3), k);
-      store_lanes(d.u.t, step.d_gates_out + b * gate_stride_ + 2 * H_ + v * L, k);
-    } else {
-      const D h{load(p_.hidden, H_, 0), load(p.t_hidden, H_, 0)};
-      const D d = s_.cell == CellKind::kRnnRelu ? cells::Relu::backward(h, d_h)
-                                                : cells::Tanh::backward(h, d_h);
-      publish(step, v, b, 0, d.t, k);
+    D a[K], before[Cell::kStates], after[Cell::kStates], d_states[Cell::kStates], d[K];
+    load_kept(p_.gates, p_.hidden, n, v, k, [&](int i) -> V& { return a[i].v; });
+    load_kept(p.t_gates, p.t_hidden, n, v, k, [&](int i) -> V& { return a[i].t; });
+    if (p.through_w_hr) t_d_h = t_d_h + load(p.through_w_hr);
+    C* const carry = directions_[step.d].d_c + b * stride_ + v * L;
+    d_states[0] = {load(p.d_cell_h), t_d_h};
+    after[0] = before[0] = D::set1(0);
+    if constexpr (Cell::kCarriesH) {
+      before[0] = {previous(step, p_.hidden, p_.h0, v, b, k),
+                   previous(step, p.t_hidden, p.t_h0, v, b, k)};
     }
+    if constexpr (kHasC) {
+      after[1] = {load(p_.cells), load(p.t_cells)};
+      before[1] = {previous(step, p_.cells, p_.c0, v, b, k),
+                   previous(step, p.t_cells, p.t_c0, v, b, k)};
+      d_states[1] = {load(p.d_cell_c), arriving_d_c(step, n, v, b, k, carry)};
+    }
+    cells::backward<Cell>(a, before, after, d_states, d);
+    if constexpr (kHasC) d_states[1].t.store(carry);
+    publish(step, v, b, k, d_states[0].t, [&](int i) { return d[i].t; });
+  }
+
+  // What the forward pass kept: of cells that keep h it is saved as such.
+  template <class To>
+  FASTRNN_INLINE void load_kept(const void* gates, const void* hidden, int64_t n, int64_t v, int k,
+                                To to) const {
+    const S* const from = static_cast<const S*>(Cell::kKeepsH ? hidden : gates);
+    for (int i = 0; i < K; ++i) to(i) = load_lanes<V>(from + (n * K + i) * H_ + v * L, k);
   }
 
   // The gradient of c but for what its h brings: from the step after, or from the final state, and
@@ -516,14 +455,17 @@ class Backward {
     return load_lanes<V>(static_cast<const S*>(saved) + n * H_ + v * L, k);
   }
 
-  FASTRNN_INLINE S* result(const Step& step, int64_t v, int64_t b, int gate) const {
+  // The gradients of the columns, for the products and for the next step, and what of d_h goes past
+  // the product.
+  template <class Column>
+  FASTRNN_INLINE void publish(const Step& step, int64_t v, int64_t b, int k, V skip,
+                              Column d) const {
+    if (Cell::kCarriesH) skip.store(directions_[step.d].d_skip + b * stride_ + v * L);
     const int64_t n = step.row + b - step.target.first;
-    return step.target.data + (n * kResults + gate) * H_ + v * L;
-  }
-
-  FASTRNN_INLINE void publish(const Step& step, int64_t v, int64_t b, int gate, V d, int k) const {
-    store_lanes(d, result(step, v, b, gate), k);
-    store_lanes(d, step.d_gates_out + b * gate_stride_ + gate * H_ + v * L, k);
+    S* const result = step.target.data + n * K * H_ + v * L;
+    for (int i = 0; i < K; ++i) store_lanes(d(i), result + i * H_, k);
+    C* const next = step.d_gates_out + b * gate_stride_ + v * L;
+    for (int g = 0; g < G; ++g) store_lanes(d(cells::recurrent_column<Cell>(g)), next + g * H_, k);
   }
 
   FASTRNN_INLINE V load_state(const void* state, int d, int64_t b, int64_t v, int64_t size) const {
@@ -555,7 +497,7 @@ class Backward {
   int64_t weight_bytes_;               // of w_hh in the compute type
   bool direct_;                        // w_hh is read where it lies
   int64_t partial_elements_;
-  C* partial_;  // of each thread, [rows][kBackwardVectors * L]
+  C* partial_;  // of each thread, [rows][kWideVectors * L]
   Direction directions_[2];
   size_t bytes_;
 };

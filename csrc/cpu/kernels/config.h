@@ -6,17 +6,15 @@
 namespace fastrnn::cpu {
 namespace {
 
-// Register tiles: kRows batch rows by kGates * kUnitVectors vectors of
-// accumulators, plus one row of weights and one broadcast value, must fit the
-// register file (32 on AVX-512, 16 elsewhere).
+// Register tiles: rows of a batch by vectors of accumulators, plus one row of weights and one
+// broadcast value, must fit the register file (32 on AVX-512, 16 elsewhere).
 constexpr bool kManyRegisters = kVectorRegisters >= 32;
 
-constexpr int kLstmRows = kManyRegisters ? 6 : 3;
-constexpr int kGruRows = kManyRegisters ? 8 : 4;
-constexpr int kRnnRows = 6;
-constexpr int kRnnUnitVectors = kManyRegisters ? 4 : 2;
-constexpr int kBackwardRows = 6;
-constexpr int kBackwardVectors = kManyRegisters ? 4 : 2;
+// Rows of a tile by its vectors, from 1 on.
+constexpr int kTileRows[] = {6, 6, kManyRegisters ? 8 : 4, kManyRegisters ? 6 : 3};
+// Vectors of a tile where any number would do.
+constexpr int kWideVectors = kManyRegisters ? 4 : 2;
+constexpr int kWideRows = kTileRows[kWideVectors - 1];
 
 // Below this many rows in all, packing a weight costs more than it saves: each
 // packed element is read and written once, each direct one read once a row.
@@ -45,7 +43,7 @@ constexpr int64_t kFusedBytes = 512 << 10;
 constexpr int64_t kFusedRowsLarge = 32;
 
 // Long reductions run in blocks of this many terms, so that a panel
-// (kReduction * kBackwardVectors vectors) stays in L2 while rows pass over it.
+// (kReduction * kWideVectors vectors) stays in L2 while rows pass over it.
 constexpr int64_t kReduction = 1024;
 
 // Rows that the products over all steps take at a time, and columns of d_gates:

@@ -4,14 +4,14 @@
 // any of these between the products and the state:
 //   normalisation of gates_x's rows, each by itself (gain_x);
 //   normalisation of the recurrent product, or of its sum with gates_x (Norm);
-//   normalisation of the LSTM's cell before its tanh;
+//   normalisation of state c before h is made of it;
 //   a factor for h before the recurrent product, the same at every step (h_scale);
 //   zoneout and recurrent dropout, whose masks come from counters (philox.h).
 // Each step has two phases: the recurrent product, tile by tile into memory, and the rest, one
 // whole row after the other. Threads that share rows divide the first by units and the second by
 // rows, with a barrier after either; a row is worked on in the same order whoever does it.
 #pragma once
-#include "cpu/kernels/cell_traits.h"
+#include "cpu/kernels/cells.h"
 #include "cpu/kernels/math.h"
 #include "cpu/kernels/pack.h"
 #include "cpu/kernels/philox.h"
@@ -19,10 +19,6 @@
 
 namespace fastrnn::cpu {
 namespace {
-
-// Saved values per unit in `gates`: of an RNN it is h before zoneout.
-template <class Cell>
-constexpr int kExtendedSaved = Cell::kSaved > 0 ? Cell::kSaved : 1;
 
 // The masks of one row and step, one value a unit. A null pointer: the option is off.
 template <class C>

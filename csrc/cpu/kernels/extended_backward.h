@@ -19,10 +19,10 @@ class ExtendedBackward {
   using C = Compute<S>;
   using V = Vec<C>;
   static constexpr int L = V::kLanes;
-  static constexpr int G = Cell::kGates;
-  static constexpr int kSaved = kExtendedSaved<Cell>;
-  using Blocks = VectorBlocks<kBackwardVectors>;
-  using Rows = RowBlocks<kBackwardRows>;
+  static constexpr int G = Cell::kProducts, K = Cell::kColumns;
+  static constexpr bool kHasC = Cell::kStates > 1;
+  using Blocks = VectorBlocks<kWideVectors>;
+  using Rows = RowBlocks<kWideRows>;
 
  public:
   static size_t workspace_bytes(const ExtendedBackwardParams& p, int threads) {
@@ -38,10 +38,10 @@ class ExtendedBackward {
     C* d_product;  // [B][gate_stride]
     C* d_h;        // [B][stride]: what the product brings
     C* skip;       // [B][stride]: what reaches the h before by other ways
-    C* d_c;        // [B][stride], LSTM
+    C* d_c;        // [B][stride]
     // [B][gate_stride], sums over time
     C *bias, *gain, *bias_x, *gain_x;
-    C *cell_gain, *cell_bias;  // [B][stride], LSTM
+    C *cell_gain, *cell_bias;  // [B][stride]
   };
 
   struct Step {
@@ -56,9 +56,10 @@ class ExtendedBackward {
   // A thread's scratch for one row.
   struct Row {
     C* d_x;            // [G*H], of gates_x
-    C* d_v;            // [G*H], of what the product became
+    C* d_v;            // [G*H], of what the product became; where they differ in a column
     C* scaled;         // [G*H], a gradient times a gain
-    C *cell, *d_cell;  // [stride], LSTM
+    C *cell, *d_cell;  // [stride], where c is normalised; d_a: [K][stride]
+    C* d_a;
   };
 
   ExtendedBackward(const ExtendedBackwardParams& p, int threads, void* workspace)
@@ -72,7 +73,7 @@ class ExtendedBackward {
         gate_stride_(G * H_ + L),
         weight_bytes_(G * H_ * H_ * static_cast<int64_t>(sizeof(C))),
         direct_(std::is_same_v<S, C> && s_.steps.rows < kDirectRows && H_ % L == 0),
-        skips_(Cell::kIsGru || p.options.zoneout_h > 0),
+        skips_(Cell::kCarriesH || p.options.zoneout_h > 0),
         masks_(p.options, H_) {
     Arena arena(workspace);
     const auto rows_of = [&](int64_t stride, bool exists) {
@@ -84,7 +85,7 @@ class ExtendedBackward {
       a.d_product = rows_of(gate_stride_, true);
       a.d_h = rows_of(stride_, true);
       a.skip = rows_of(stride_, skips_);
-      a.d_c = rows_of(stride_, Cell::kIsLstm);
+      a.d_c = rows_of(stride_, kHasC);
       a.bias = rows_of(gate_stride_, p.d_bias);
       a.gain = rows_of(gate_stride_, p.d_gain);
       a.bias_x = rows_of(gate_stride_, p.d_bias_x);
@@ -97,7 +98,7 @@ class ExtendedBackward {
     bytes_ = arena.used();
   }
 
-  int64_t scratch_elements() const { return 3 * (G * stride_ + L) + 2 * stride_; }
+  int64_t scratch_elements() const { return 3 * (G * stride_ + L) + (2 + K) * stride_; }
 
   void run_worker(const Worker& worker) {
     const Place place =
@@ -143,8 +144,9 @@ class ExtendedBackward {
     };
     C* const scratch = scratch_ + worker.thread * scratch_elements();
     const int64_t wide = G * stride_ + L;
-    const Row row{scratch, scratch + wide, scratch + 2 * wide, scratch + 3 * wide,
-                  scratch + 3 * wide + stride_};
+    C* const narrow = scratch + 3 * wide;
+    const Row row{scratch, scratch + wide,   scratch + 2 * wide,
+                  narrow,  narrow + stride_, narrow + 2 * stride_};
 
     clear_sums(d, share(rows));
     barrier.wait(peers);
@@ -208,33 +210,16 @@ class ExtendedBackward {
 
   // Adds kReduction terms from k on to what those before k left in d_h.
   template <int MR, int NV>
-  FASTRNN_NOINLINE void tile(int d, int64_t v, int64_t b, int64_t k) const {
+  FASTRNN_INLINE void tile(int d, int64_t v, int64_t b, int64_t k) const {
     const Direction& a = directions_[d];
-    C* to = a.d_h + b * stride_ + v * L;
-    V acc[MR][NV];
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 8
-      for (int i = 0; i < NV; ++i) {
-        acc[m][i] = k == 0 ? V::zero() : V::load(to + m * stride_ + i * L);
-      }
-    }
+    C* const to = a.d_h + b * stride_ + v * L;
     const int64_t count = smaller(kReduction, G * H_ - k);
-    const C* from = a.d_product + b * gate_stride_ + k;
-    if constexpr (std::is_same_v<S, C>) {
-      if (direct_) {
-        accumulate<MR, NV>(count, from, gate_stride_, w_hh(d) + k * H_ + v * L, H_, acc);
-      }
-    }
-    if (!direct_) {
-      const C* w = a.w_hh + v * L * G * H_ + k * NV * L;
-      accumulate<MR, NV>(count, from, gate_stride_, w, NV * L, acc);
-    }
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 8
-      for (int i = 0; i < NV; ++i) acc[m][i].store(to + m * stride_ + i * L);
-    }
+    const C* const from = a.d_product + b * gate_stride_ + k;
+    constexpr int width = NV * L;
+    const C* const w = direct_ ? static_cast<const C*>(o_.w_hh) + (d * G * H_ + k) * H_ + v * L
+                               : a.w_hh + v * L * G * H_ + k * width;
+    product_tile<MR, NV, C>({count, from, gate_stride_, w, direct_ ? H_ : width,
+                             k == 0 ? nullptr : to, stride_, to, stride_});
   }
 
   // ---- rows ------------------------------------------------------------------
@@ -251,48 +236,118 @@ class ExtendedBackward {
     for (int64_t v = 0; v < vectors_; ++v) {
       const int64_t to = (step.d * B_ + b) * H_ + v * L;
       store_lanes(received(step.d, b, v), static_cast<S*>(p_.d_h0) + to, lanes(v));
-      if constexpr (Cell::kIsLstm) {
+      if constexpr (kHasC) {
         store_lanes(V::load(directions_[step.d].d_c + b * stride_ + v * L),
                     static_cast<S*>(p_.d_c0) + to, lanes(v));
       }
     }
   }
 
+  // Phases over the whole row where c is normalised, else all of it vector by vector.
   FASTRNN_NOINLINE void apply_row(const Step& step, int64_t b, Row row, RowMasks<C> masks) const {
     const int64_t n = step.d * s_.steps.rows + step.row + b;
-    if constexpr (Cell::kIsLstm) {
-      apply_lstm(step, n, b, row, masks);
-    } else {
-      for (int64_t v = 0; v < vectors_; ++v) {
-        const int k = lanes(v);
-        V skip;
-        const V d_h = through_zoneout(step, b, v, masks, skip);
-        if constexpr (Cell::kIsGru) {
-          const cells::GruGates<V> a{gate(n, v, 0, k), gate(n, v, 1, k), gate(n, v, 2, k),
-                                     gate(n, v, 3, k)};
-          const V one = V::set1(1), h_prev = previous(step, p_.hidden, p_.h0, b, v, k);
-          const V factor = masks.dropout ? V::load(masks.dropout + v * L) : one;
-          const V d_n = d_h * (one - a.z) * factor * fnma(a.n, a.n, one);
-          const V d_r = d_n * a.u * a.r * (one - a.r);
-          const V d_z = d_h * (h_prev - a.n * factor) * a.z * (one - a.z);
-          skip = fma(d_h, a.z, skip);
-          put(row.d_v, v, 0, d_r, k);
-          put(row.d_v, v, 1, d_z, k);
-          put(row.d_v, v, 2, d_n * a.r, k);
-          put(row.d_x, v, 0, d_r, k);
-          put(row.d_x, v, 1, d_z, k);
-          put(row.d_x, v, 2, d_n, k);
-        } else {
-          const V h = gate(n, v, 0, k);
-          put(row.d_v, v, 0,
-              s_.cell == CellKind::kRnnRelu ? cells::Relu::backward(h, d_h)
-                                            : cells::Tanh::backward(h, d_h),
-              k);
+    const bool normalises_c = o_.cell_gain;
+    if constexpr (kHasC) {
+      if (normalises_c) back_to_c(step, n, b, row, masks);
+    }
+    for (int64_t v = 0; v < vectors_; ++v) {
+      const int k = lanes(v);
+      Unit u;
+      load_unit(step, n, b, v, masks, u);
+      V d_states[Cell::kStates], d_before[Cell::kStates], d[K];
+      if (normalises_c) {
+        for (int i = 0; i < K; ++i) d[i] = V::load(row.d_a + i * stride_ + v * L);
+        d_before[0] = V::zero();
+        d_states[Cell::kStates - 1] = V::load(row.d_cell + v * L);
+      } else {
+        for (V& x : d_states) x = V::zero();
+        d_states[0] = through_zoneout(step, b, v, masks, d_before[0]);
+        Cell::update(u.kept, u.before, u.after);
+        Cell::emit_backward(u.kept, u.after, d_states, d);
+      }
+      C* const carry = directions_[step.d].d_c + b * stride_ + v * L;
+      if constexpr (kHasC) {
+        V d_c = b < step.joined ? V::load(carry) : load_state(p_.d_c_n, step.d, b, v);
+        d_before[1] = V::zero();
+        if (masks.zoneout_c) {
+          const V keep = V::load(masks.zoneout_c + v * L);
+          d_before[1] = d_c * keep;
+          d_c = d_c * (V::set1(1) - keep);
         }
-        if (skips_) skip.store(directions_[step.d].skip + b * stride_ + v * L);
+        d_states[1] = d_states[1] + d_c;
+      }
+      Cell::update_backward(u.kept, u.before, d_states, d_before, d);
+      if constexpr (Cell::kCandidate >= 0) {
+        d[Cell::kCandidate] = d[Cell::kCandidate] * u.factor;
+        u.kept[Cell::kCandidate] = u.candidate;
+      }
+      Cell::activate_backward(u.kept, d);
+      if constexpr (kHasC) d_before[1].store(carry);
+      if (skips_ && !normalises_c) {
+        d_before[0].store(directions_[step.d].skip + b * stride_ + v * L);
+      }
+      for (int g = 0; g < G; ++g) {
+        put(row.d_v, v, g, d[cells::recurrent_column<Cell>(g)], k);
+        if (cells::kApart<Cell>) put(row.d_x, v, g, d[g], k);
       }
     }
     finish_row(step.d, n, b, row);
+  }
+
+  // What a step of one row and vector was made of.
+  struct Unit {
+    V kept[K], before[Cell::kStates], after[Cell::kStates];
+    V candidate, factor;  // of recurrent dropout: what it multiplied, and by what
+  };
+  FASTRNN_INLINE void load_unit(const Step& step, int64_t n, int64_t b, int64_t v,
+                                RowMasks<C> masks, Unit& u) const {
+    const int k = lanes(v);
+    for (int i = 0; i < K; ++i) u.kept[i] = gate(n, v, i, k);
+    u.before[0] = Cell::kCarriesH ? previous(step, p_.hidden, p_.h0, b, v, k) : V::zero();
+    if constexpr (kHasC) u.before[1] = previous(step, p_.cells, p_.c0, b, v, k);
+    if constexpr (Cell::kCandidate >= 0) {
+      u.candidate = u.kept[Cell::kCandidate];
+      u.factor = masks.dropout ? V::load(masks.dropout + v * L) : V::set1(1);
+      u.kept[Cell::kCandidate] = u.candidate * u.factor;
+    }
+  }
+
+  // From h to c as it was before normalisation: leaves its gradient, and those of the columns that
+  // h was made with.
+  FASTRNN_INLINE void back_to_c(const Step& step, int64_t n, int64_t b, Row row,
+                                RowMasks<C> masks) const {
+    const Direction& a = directions_[step.d];
+    for (int64_t v = 0; v < vectors_; ++v) {
+      Unit u;
+      load_unit(step, n, b, v, masks, u);
+      Cell::update(u.kept, u.before, u.after);
+      u.after[1].store(row.cell + v * L);
+    }
+    const RowStatistics<C> of = row_statistics<V>(row.cell, H_, o_.eps);
+    const S* gain = static_cast<const S*>(o_.cell_gain) + step.d * H_;
+    const S* bias = static_cast<const S*>(o_.cell_bias) + step.d * H_;
+    for (int64_t v = 0; v < vectors_; ++v) {
+      const int k = lanes(v);
+      Unit u;
+      load_unit(step, n, b, v, masks, u);
+      V skip, d_states[Cell::kStates], d[K];
+      d_states[0] = through_zoneout(step, b, v, masks, skip);
+      d_states[1] = V::zero();
+      if (skips_) skip.store(a.skip + b * stride_ + v * L);
+      const V normed = (V::load(row.cell + v * L) - V::set1(of.mean)) * V::set1(of.rstd);
+      normed.store(row.cell + v * L);
+      u.after[0] = V::zero();
+      u.after[1] = fma(normed, load_lanes<V>(gain + v * L, k), load_lanes<V>(bias + v * L, k));
+      for (V& x : d) x = V::zero();
+      Cell::emit_backward(u.kept, u.after, d_states, d);
+      for (int i = 0; i < K; ++i) d[i].store(row.d_a + i * stride_ + v * L);
+      C* const gains = a.cell_gain + b * stride_ + v * L;
+      C* const biases = a.cell_bias + b * stride_ + v * L;
+      fma(d_states[1], normed, V::load(gains)).store(gains);
+      (V::load(biases) + d_states[1]).store(biases);
+      (d_states[1] * load_lanes<V>(gain + v * L, k)).store(row.d_cell + v * L);
+    }
+    row_norm_backward<V>(row.cell, of.rstd, H_, row.d_cell);
   }
 
   // The gradient of h before zoneout; `skip`: what goes to the h of the step before.
@@ -310,66 +365,6 @@ class ExtendedBackward {
     return d_h * (V::set1(1) - keep);
   }
 
-  FASTRNN_INLINE void apply_lstm(const Step& step, int64_t n, int64_t b, Row row,
-                                 RowMasks<C> masks) const {
-    const Direction& a = directions_[step.d];
-    const V one = V::set1(1);
-    const auto candidate = [&](int64_t v, int k) {
-      const V g = gate(n, v, 2, k);
-      return masks.dropout ? g * V::load(masks.dropout + v * L) : g;
-    };
-    for (int64_t v = 0; v < vectors_; ++v) {
-      const int k = lanes(v);
-      const V c_prev = previous(step, p_.cells, p_.c0, b, v, k);
-      fma(gate(n, v, 1, k), c_prev, gate(n, v, 0, k) * candidate(v, k)).store(row.cell + v * L);
-    }
-    const S* gain = static_cast<const S*>(o_.cell_gain) + step.d * H_;
-    const S* bias = static_cast<const S*>(o_.cell_bias) + step.d * H_;
-    RowStatistics<C> of{};
-    if (o_.cell_gain) of = row_statistics<V>(row.cell, H_, o_.eps);
-    for (int64_t v = 0; v < vectors_; ++v) {
-      const int k = lanes(v);
-      V skip, y = V::load(row.cell + v * L);
-      const V d_h = through_zoneout(step, b, v, masks, skip);
-      if (skips_) skip.store(a.skip + b * stride_ + v * L);
-      if (o_.cell_gain) {
-        const V normed = (y - V::set1(of.mean)) * V::set1(of.rstd);
-        normed.store(row.cell + v * L);
-        y = fma(normed, load_lanes<V>(gain + v * L, k), load_lanes<V>(bias + v * L, k));
-      }
-      const V o = gate(n, v, 3, k), tanh_y = tanh(y);
-      put(row.d_v, v, 3, d_h * tanh_y * o * (one - o), k);
-      V d_y = d_h * o * fnma(tanh_y, tanh_y, one);
-      if (o_.cell_gain) {
-        C* gains = a.cell_gain + b * stride_ + v * L;
-        C* biases = a.cell_bias + b * stride_ + v * L;
-        fma(d_y, V::load(row.cell + v * L), V::load(gains)).store(gains);
-        (V::load(biases) + d_y).store(biases);
-        d_y = d_y * load_lanes<V>(gain + v * L, k);
-      }
-      d_y.store(row.d_cell + v * L);
-    }
-    if (o_.cell_gain) row_norm_backward<V>(row.cell, of.rstd, H_, row.d_cell);
-    for (int64_t v = 0; v < vectors_; ++v) {
-      const int k = lanes(v);
-      C* carry = a.d_c + b * stride_ + v * L;
-      V d_c = b < step.joined ? V::load(carry) : load_state(p_.d_c_n, step.d, b, v);
-      V kept = V::zero();
-      if (masks.zoneout_c) {
-        const V keep = V::load(masks.zoneout_c + v * L);
-        kept = d_c * keep;
-        d_c = d_c * (one - keep);
-      }
-      const V d_cell = V::load(row.d_cell + v * L) + d_c;
-      const V i = gate(n, v, 0, k), f = gate(n, v, 1, k), g = gate(n, v, 2, k);
-      const V factor = masks.dropout ? V::load(masks.dropout + v * L) : one;
-      fma(d_cell, f, kept).store(carry);
-      put(row.d_v, v, 0, d_cell * g * factor * i * (one - i), k);
-      put(row.d_v, v, 1, d_cell * previous(step, p_.cells, p_.c0, b, v, k) * f * (one - f), k);
-      put(row.d_v, v, 2, d_cell * i * factor * fnma(g, g, one), k);
-    }
-  }
-
   // From d_v and d_x on: back through the normalisations, with the sums for gains and biases.
   FASTRNN_NOINLINE void finish_row(int d, int64_t n, int64_t b, Row row) const {
     const Direction& a = directions_[d];
@@ -377,8 +372,8 @@ class ExtendedBackward {
     S* result = static_cast<S*>(p_.d_gates) + n * columns;
     S* product = p_.d_product ? static_cast<S*>(p_.d_product) + n * columns : nullptr;
     C* to = a.d_product + b * gate_stride_;
-    // Of a GRU d_x is another than d_v, unless their sum was normalised as one.
-    C* const d_x = Cell::kIsGru && o_.norm != Norm::kJoint ? row.d_x : row.d_v;
+    // With a product apart d_x is another than d_v, unless their sum was normalised as one.
+    C* const d_x = cells::kApart<Cell> && o_.norm != Norm::kJoint ? row.d_x : row.d_v;
     if (o_.gain_x) {
       const C* moments = static_cast<const C*>(p_.moments_x) + 2 * n;
       const S* x = static_cast<const S*>(p_.gates_x) + n * columns;
@@ -476,7 +471,7 @@ class ExtendedBackward {
   }
 
   FASTRNN_INLINE V gate(int64_t n, int64_t v, int gate, int k) const {
-    return load_lanes<V>(static_cast<const S*>(p_.gates) + (n * kSaved + gate) * H_ + v * L, k);
+    return load_lanes<V>(static_cast<const S*>(p_.gates) + (n * K + gate) * H_ + v * L, k);
   }
   FASTRNN_INLINE void put(C* row, int64_t v, int gate, V x, int k) const {
     store_lanes(x, row + gate * H_ + v * L, k);

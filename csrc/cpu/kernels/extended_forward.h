@@ -14,9 +14,10 @@ class ExtendedForward {
   using C = Compute<S>;
   using V = Vec<C>;
   static constexpr int L = V::kLanes;
-  static constexpr int G = Cell::kGates;
-  static constexpr int kSaved = kExtendedSaved<Cell>;
-  using Blocks = VectorBlocks<Cell::kUnitVectors>;
+  static constexpr int G = Cell::kProducts, K = Cell::kColumns;
+  static constexpr bool kHasC = Cell::kStates > 1;
+  using Blocks = VectorBlocks<kUnitVectors<Cell>>;
+  using Rows = RowBlocks<kCellRows<Cell>>;
 
  public:
   static size_t workspace_bytes(const ExtendedForwardParams& p, int threads) {
@@ -31,7 +32,7 @@ class ExtendedForward {
     C* w_hh;      // panels [H][G][NU * L], one a block of units
     C* h;         // [B][stride]
     C* h_in;      // [B][stride]: h times h_scale, or h itself
-    C* c;         // [B][stride], LSTM
+    C* c;         // [B][stride]
     C* products;  // [B][gate_stride]
   };
 
@@ -52,10 +53,11 @@ class ExtendedForward {
       a.w_hh = arena.take<C>(direct_ ? 0 : G * stride_ * H_);
       a.h = arena.take<C>(B_ * stride_);
       a.h_in = p.options.h_scale ? arena.take<C>(B_ * stride_) : a.h;
-      a.c = arena.take<C>(Cell::kIsLstm ? B_ * stride_ : 0);
+      a.c = arena.take<C>(kHasC ? B_ * stride_ : 0);
       a.products = arena.take<C>(B_ * gate_stride_);
     }
-    cells_ = arena.take<C>(Cell::kIsLstm ? threads * 2 * stride_ : 0);
+    row_elements_ = p.options.cell_gain ? (K + 1) * stride_ : 0;
+    row_ = arena.take<C>(threads * row_elements_);
     masks_.allocate(arena, threads);
     bytes_ = arena.used();
   }
@@ -65,8 +67,7 @@ class ExtendedForward {
         place_of(worker.thread, worker.threads, s_.directions, B_, vectors_, weight_bytes_);
     if (!direct_) pack(worker, place.split.unit_groups);
     worker.barriers[0].wait(worker.threads);
-    cells_ += Cell::kIsLstm ? worker.thread * 2 * stride_ : 0;
-    outs_ = cells_ + stride_;
+    row_ += worker.thread * row_elements_;
     for (int d = place.first_direction; d <= place.last_direction; ++d) {
       run_direction(d, place, worker);
     }
@@ -123,7 +124,7 @@ class ExtendedForward {
     for (int64_t b = rows.begin; b < rows.end; ++b) {
       for (int64_t v = 0; v < vectors_; ++v) {
         set_h(d, b, v, load_state(p_.h0, d, b, v));
-        if constexpr (Cell::kIsLstm) {
+        if constexpr (kHasC) {
           load_state(p_.c0, d, b, v).store(a.c + b * stride_ + v * L);
         }
       }
@@ -136,7 +137,7 @@ class ExtendedForward {
       for (int64_t v = 0; v < vectors_; ++v) {
         const int64_t to = (d * B_ + b) * H_ + v * L;
         store_lanes(V::load(a.h + b * stride_ + v * L), static_cast<S*>(p_.h_n) + to, lanes(v));
-        if constexpr (Cell::kIsLstm) {
+        if constexpr (kHasC) {
           store_lanes(V::load(a.c + b * stride_ + v * L), static_cast<S*>(p_.c_n) + to, lanes(v));
         }
       }
@@ -152,8 +153,8 @@ class ExtendedForward {
     for (int64_t i = 0; i < count; ++i) {
       // Back and forth, so that what is still in the cache is used first.
       blocks.call(s % 2 ? count - 1 - i : i, [&](auto nu, int64_t v) {
-        RowBlocks<Cell::kRows>::each(active.begin, active.end,
-                                     [&](auto mr, int64_t b) { tile<mr(), nu()>(d, v, b); });
+        Rows::each(active.begin, active.end,
+                   [&](auto mr, int64_t b) { tile<mr(), nu()>(d, v, b); });
       });
     }
   }
@@ -161,22 +162,16 @@ class ExtendedForward {
   template <int MR, int NU>
   FASTRNN_NOINLINE void tile(int d, int64_t v, int64_t b) const {
     const Direction& a = directions_[d];
-    V acc[MR][G * NU];
-#pragma GCC unroll 8
+    constexpr int NV = G * NU;
+    alignas(64) C products[MR * NV * L];
+    product_tile<MR, NV, C>({H_, a.h_in + b * stride_, stride_, a.w_hh + v * L * G * H_, NV * L,
+                             nullptr, 0, products, NV * L});
+    const C* from = products;
     for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 8
-      for (int i = 0; i < G * NU; ++i) acc[m][i] = V::zero();
-    }
-    accumulate<MR, G * NU>(H_, a.h_in + b * stride_, stride_, a.w_hh + v * L * G * H_, G * NU * L,
-                           acc);
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 8
       for (int g = 0; g < G; ++g) {
-#pragma GCC unroll 8
-        for (int u = 0; u < NU; ++u) {
+        for (int u = 0; u < NU; ++u, from += L) {
           C* to = a.products + (b + m) * gate_stride_ + g * H_ + (v + u) * L;
-          store_lanes(acc[m][g * NU + u], to, lanes(v + u));
+          store_lanes(V::load(from), to, lanes(v + u));
         }
       }
     }
@@ -288,75 +283,69 @@ class ExtendedForward {
   template <Norm N>
   FASTRNN_NOINLINE void apply_row(int d, int64_t t, int64_t b, RowMasks<C> masks) const {
     const int64_t r = s_.steps.offset(t) + b;
-    const Row<N> row =
-        row_of<N>(d, d * s_.steps.rows + r, directions_[d].products + b * gate_stride_);
-    if constexpr (Cell::kIsLstm) {
-      apply_lstm(d, row, r, b, masks);
-    } else {
+    const Direction& of = directions_[d];
+    const Row<N> row = row_of<N>(d, d * s_.steps.rows + r, of.products + b * gate_stride_);
+    const bool normalises_c = p_.options.cell_gain;
+    const auto finish = [&](int64_t v, const V(&kept)[K], const V(&before)[Cell::kStates],
+                            V(&after)[Cell::kStates], V fresh_c) __attribute__((always_inline)) {
+      const int k = lanes(v);
+      Cell::emit(kept, after);
+      if constexpr (kHasC) {
+        const V c = blend(masks.zoneout_c, v, before[1], fresh_c);
+        c.store(of.c + b * stride_ + v * L);
+        if (p_.cells) store_lanes(c, static_cast<S*>(p_.cells) + row.n * H_ + v * L, k);
+      }
+      publish(d, row.n, r, b, v, blend(masks.zoneout_h, v, before[0], after[0]), k);
+    };
+    for (int64_t v = 0; v < vectors_; ++v) {
+      const int k = lanes(v);
+      V a[K], before[Cell::kStates], after[Cell::kStates];
+      for (int g = 0; g < G; ++g) a[g] = row.input(g * H_ + v * L, k);
+      for (int g = 0; g < G; ++g) {
+        const int column = cells::recurrent_column<Cell>(g);
+        const V product = row.product(g * H_ + v * L, k);
+        a[column] = column == g ? a[column] + product : product;
+      }
+      Cell::activate(a);
+      if (p_.gates) {
+        S* const gates = static_cast<S*>(p_.gates) + row.n * K * H_ + v * L;
+        for (int i = 0; i < K; ++i) store_lanes(a[i], gates + i * H_, k);
+      }
+      load_states(d, b, v, before);
+      if constexpr (Cell::kCandidate >= 0) {
+        V& candidate = a[Cell::kCandidate];
+        if (masks.dropout) candidate = candidate * V::load(masks.dropout + v * L);
+      }
+      Cell::update(a, before, after);
+      if (!normalises_c) {
+        finish(v, a, before, after, after[Cell::kStates - 1]);
+        continue;
+      }
+      if constexpr (kHasC) {
+        after[1].store(row_ + v * L);
+        for (int i = 0; i < K; ++i) a[i].store(row_ + (i + 1) * stride_ + v * L);
+      }
+    }
+    if constexpr (kHasC) {
+      if (!normalises_c) return;
+      const RowStatistics<C> statistics = row_statistics<V>(row_, H_, p_.options.eps);
+      const S* gain = static_cast<const S*>(p_.options.cell_gain) + d * H_;
+      const S* bias = static_cast<const S*>(p_.options.cell_bias) + d * H_;
       for (int64_t v = 0; v < vectors_; ++v) {
-        const int k = lanes(v);
-        const auto input = [&](int g) { return row.input(g * H_ + v * L, k); };
-        const auto product = [&](int g) { return row.product(g * H_ + v * L, k); };
-        const V h_prev = V::load(directions_[d].h + b * stride_ + v * L);
-        V h;
-        if constexpr (Cell::kIsGru) {
-          cells::GruGates<V> a{input(0) + product(0), input(1) + product(1), input(2), product(2)};
-          a.r = sigmoid(a.r);
-          a.z = sigmoid(a.z);
-          a.n = tanh(fma(a.r, a.u, a.n));
-          const V n_kept = masks.dropout ? a.n * V::load(masks.dropout + v * L) : a.n;
-          h = fma(a.z, h_prev - n_kept, n_kept);
-          save_gate(row.n, v, 0, a.r, k);
-          save_gate(row.n, v, 1, a.z, k);
-          save_gate(row.n, v, 2, a.n, k);
-          save_gate(row.n, v, 3, a.u, k);
-        } else {
-          const V a = input(0) + product(0);
-          h = s_.cell == CellKind::kRnnRelu ? cells::Relu::forward(a) : cells::Tanh::forward(a);
-          save_gate(row.n, v, 0, h, k);
-        }
-        publish(d, row.n, r, b, v, blend(masks.zoneout_h, v, h_prev, h), k);
+        V a[K], before[Cell::kStates], after[Cell::kStates];
+        for (int i = 0; i < K; ++i) a[i] = V::load(row_ + (i + 1) * stride_ + v * L);
+        load_states(d, b, v, before);
+        const V fresh = V::load(row_ + v * L);
+        after[1] = affine(fresh, statistics, gain, bias, v * L, lanes(v), nullptr);
+        finish(v, a, before, after, fresh);
       }
     }
   }
 
-  template <Norm N>
-  FASTRNN_INLINE void apply_lstm(int d, const Row<N>& row, int64_t r, int64_t b,
-                                 RowMasks<C> masks) const {
-    const ExtendedOptions& o = p_.options;
-    const int64_t n = row.n;
-    C* state = directions_[d].c + b * stride_;
-    C* const outs = outs_;  // o of the row
-    for (int64_t v = 0; v < vectors_; ++v) {
-      const int k = lanes(v);
-      const auto gate = [&](int g) {
-        return row.input(g * H_ + v * L, k) + row.product(g * H_ + v * L, k);
-      };
-      const V i = sigmoid(gate(0)), f = sigmoid(gate(1)), g = tanh(gate(2));
-      const V out = sigmoid(gate(3));
-      const V g_kept = masks.dropout ? g * V::load(masks.dropout + v * L) : g;
-      fma(f, V::load(state + v * L), i * g_kept).store(cells_ + v * L);
-      out.store(outs + v * L);
-      save_gate(n, v, 0, i, k);
-      save_gate(n, v, 1, f, k);
-      save_gate(n, v, 2, g, k);
-      save_gate(n, v, 3, out, k);
-    }
-    RowStatistics<C> of{};
-    if (o.cell_gain) of = row_statistics<V>(cells_, H_, o.eps);
-    const S* gain = static_cast<const S*>(o.cell_gain) + d * H_;
-    const S* bias = static_cast<const S*>(o.cell_bias) + d * H_;
-    for (int64_t v = 0; v < vectors_; ++v) {
-      const int k = lanes(v);
-      const V fresh = V::load(cells_ + v * L);
-      const V y = o.cell_gain ? affine(fresh, of, gain, bias, v * L, k, nullptr) : fresh;
-      const V h = V::load(outs + v * L) * tanh(y);
-      const V h_prev = V::load(directions_[d].h + b * stride_ + v * L);
-      const V c = blend(masks.zoneout_c, v, V::load(state + v * L), fresh);
-      c.store(state + v * L);
-      if (p_.cells) store_lanes(c, static_cast<S*>(p_.cells) + n * H_ + v * L, k);
-      publish(d, n, r, b, v, blend(masks.zoneout_h, v, h_prev, h), k);
-    }
+  // The states before a step.
+  FASTRNN_INLINE void load_states(int d, int64_t b, int64_t v, V (&before)[Cell::kStates]) const {
+    before[0] = V::load(directions_[d].h + b * stride_ + v * L);
+    if constexpr (kHasC) before[1] = V::load(directions_[d].c + b * stride_ + v * L);
   }
 
   // Exactly the old value where the mask is 1, exactly the new one where it is 0.
@@ -364,11 +353,6 @@ class ExtendedForward {
     if (!mask) return new_value;
     const V keep = V::load(mask + v * L);
     return fma(keep, old_value, (V::set1(1) - keep) * new_value);
-  }
-
-  FASTRNN_INLINE void save_gate(int64_t n, int64_t v, int gate, V x, int k) const {
-    if (!p_.gates) return;
-    store_lanes(x, static_cast<S*>(p_.gates) + (n * kSaved + gate) * H_ + v * L, k);
   }
 
   FASTRNN_INLINE void publish(int d, int64_t n, int64_t row, int64_t b, int64_t v, V h,
@@ -398,8 +382,10 @@ class ExtendedForward {
   const int64_t weight_bytes_;  // of w_hh in the compute type
   const bool direct_;
   Masks<C> masks_;
-  // A thread's scratch for one row of an LSTM: c before zoneout, and o.
-  C *cells_, *outs_;
+  // A thread's scratch for one row where c is normalised: c before that and zoneout, and what is
+  // kept; [1 + K][stride].
+  C* row_;
+  int64_t row_elements_;
   Direction directions_[2];
   size_t bytes_;
 };

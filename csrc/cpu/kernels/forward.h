@@ -1,16 +1,16 @@
 // The forward recurrence of one layer, all directions, any cell.
 //
-// Per step, a tile of rows x one block of units accumulates
-//   bias + x w_ih^T + h_prev w_hh^T
-// in registers and the cell equations turn it into c and h there. The input part
-// is either fused into the tile or computed for a chunk of steps beforehand.
+// Per step, a tile of rows x one block of units accumulates h_prev w_hh^T in
+// registers; it goes through memory to the cell, which adds bias + x w_ih^T and
+// makes the new states, so that a cell is compiled once and not once a tile shape.
+// The input part is computed just before, or for a chunk of steps beforehand.
 //
 // Invariants: the state h has two slots, step s reads slot s % 2 and writes the
 // other; a thread writes h and c of its own rows and units only. Rows that are
 // not active at a step (packed data) are not touched, and both slots hold h0
 // before step 0, so a row may start at any step.
 #pragma once
-#include "cpu/kernels/cell_traits.h"
+#include "cpu/kernels/cells.h"
 #include "cpu/kernels/math.h"
 #include "cpu/kernels/pack.h"
 #include "cpu/kernels/plan.h"
@@ -23,9 +23,12 @@ class Forward {
   using C = Compute<S>;
   using V = Vec<C>;
   static constexpr int L = V::kLanes;
-  static constexpr int G = Cell::kGates;
-  using Blocks = VectorBlocks<Cell::kUnitVectors>;
-  using ProjectionBlocks = VectorBlocks<kRnnUnitVectors>;
+  static constexpr int G = Cell::kProducts, K = Cell::kColumns;
+  static constexpr bool kHasC = Cell::kStates > 1;
+  using Blocks = VectorBlocks<kUnitVectors<Cell>>;
+  using Rows = RowBlocks<kCellRows<Cell>>;
+  using WideBlocks = VectorBlocks<kWideVectors>;
+  using WideRows = RowBlocks<kWideRows>;
 
  public:
   static size_t workspace_bytes(const ForwardParams& p, int threads) {
@@ -41,8 +44,8 @@ class Forward {
     C* w_ih;    // panels [I][G][NU * L], one a block of units; none where packed late
     C* w_hh;    // panels [P][G][NU * L]
     C* w_hr;    // panels [H][NU * L]
-    C* bias;    // [G][NU * L], one a block; GRU: n without b_hn
-    C* bias_u;  // [vectors * L], GRU: b_hn
+    C* bias;    // [G][NU * L], one a block, but for what is in bias_u
+    C* bias_u;  // [vectors * L], of a recurrent product apart
     C* h;       // [2][B][h_stride]
     C* c;       // [B][stride]
     C* m;       // [B][stride], h before its projection
@@ -96,9 +99,9 @@ class Forward {
       a.w_hh = arena.take<C>(direct_hh_ ? 0 : G * stride_ * P_);
       a.w_hr = arena.take<C>(s_.projected ? h_stride_ * H_ : 0);
       a.bias = arena.take<C>(G * stride_);
-      a.bias_u = arena.take<C>(Cell::kIsGru ? stride_ : 0);
+      a.bias_u = arena.take<C>(cells::kApart<Cell> ? stride_ : 0);
       a.h = arena.take<C>(2 * B_ * h_stride_);
-      a.c = arena.take<C>(Cell::kIsLstm ? B_ * stride_ : 0);
+      a.c = arena.take<C>(kHasC ? B_ * stride_ : 0);
       a.m = arena.take<C>(s_.projected ? B_ * stride_ : 0);
     }
     chunk_steps_ = smaller(chunk_steps_, s_.steps.seq_len);
@@ -106,7 +109,7 @@ class Forward {
     pre_elements_ = fused_ ? 0 : chunk_steps_ * rows * row;
     x_ = arena.take<C>(threads * x_elements_);
     pre_ = arena.take<C>(threads * pre_elements_);
-    panel_elements_ = packs_late_ ? I_ * G * Cell::kUnitVectors * L : 0;
+    panel_elements_ = packs_late_ ? I_ * G * kUnitVectors<Cell> * L : 0;
     panel_ = arena.take<C>(threads * panel_elements_);
     bytes_ = arena.used();
   }
@@ -138,7 +141,7 @@ class Forward {
         }
         if (!s_.projected) continue;
         const Range out = part(h_vectors_, unit_groups, g);
-        const ProjectionBlocks projections{out.begin, out.end};
+        const WideBlocks projections{out.begin, out.end};
         for (int64_t i = 0; i < projections.count(); ++i) {
           if (!mine()) continue;
           projections.call(i, [&](auto nu, int64_t v) {
@@ -158,7 +161,7 @@ class Forward {
     if (!direct_ih_ && !packs_late_) pack_input<NU>(d, v, a.w_ih + at * I_);
     if (!direct_hh_) pack_rows<G, NU>(static_cast<const S*>(w.w_hh), H_, P_, v, a.w_hh + at * P_);
     for (int g = 0; g < G; ++g) {
-      const bool separate = Cell::kIsGru && g == 2;
+      const bool separate = cells::recurrent_column<Cell>(g) != g;
       for (int u = 0; u < NU; ++u) {
         const V b_ih = load_bias(w.b_ih, g, v + u);
         const V b_hh = load_bias(w.b_hh, g, v + u);
@@ -175,7 +178,7 @@ class Forward {
 
   V load_bias(const void* bias, int g, int64_t v) const {
     if (!bias) return V::zero();
-    return load_lanes<V>(static_cast<const S*>(bias) + g * H_ + v * L, lanes(v, H_));
+    return load_lanes<V>(static_cast<const S*>(bias) + g * H_ + v * L, lanes_of(v, H_));
   }
 
   // ---- one direction -------------------------------------------------------
@@ -218,7 +221,7 @@ class Forward {
         for (int64_t i = 0; i < count; ++i) {
           // Back and forth, so that what is still in the cache is used first.
           blocks.call(s % 2 ? count - 1 - i : i, [&](auto nu, int64_t v) {
-            RowBlocks<Cell::kRows>::each(active.begin, active.end, [&](auto mr, int64_t b) {
+            Rows::each(active.begin, active.end, [&](auto mr, int64_t b) {
               if (direct_hh_) {
                 for (int m = 0; m < mr(); ++m) direct_tile<nu()>(step, v, b + m);
               } else {
@@ -252,7 +255,7 @@ class Forward {
         h.store(a.h + b * h_stride_ + v * L);
         h.store(a.h + slot + b * h_stride_ + v * L);
       }
-      if constexpr (Cell::kIsLstm) {
+      if constexpr (kHasC) {
         for (int64_t v = units.begin; v < units.end; ++v) {
           load_state(p_.c0, d, b, v, H_).store(a.c + b * stride_ + v * L);
         }
@@ -263,7 +266,7 @@ class Forward {
   V load_state(const void* state, int d, int64_t b, int64_t v, int64_t size) const {
     if (!state) return V::zero();
     return load_lanes<V>(static_cast<const S*>(state) + (d * B_ + b) * size + v * L,
-                         lanes(v, size));
+                         lanes_of(v, size));
   }
 
   void finish(int d, Range rows, Range units, Range h_units) const {
@@ -277,12 +280,12 @@ class Forward {
       const C* h = a.h + (length % 2) * B_ * h_stride_ + b * h_stride_;
       for (int64_t v = h_units.begin; v < h_units.end; ++v) {
         store_lanes(V::load(h + v * L), static_cast<S*>(p_.h_n) + (d * B_ + b) * P_ + v * L,
-                    lanes(v, P_));
+                    lanes_of(v, P_));
       }
-      if constexpr (Cell::kIsLstm) {
+      if constexpr (kHasC) {
         for (int64_t v = units.begin; v < units.end; ++v) {
           store_lanes(V::load(a.c + b * stride_ + v * L),
-                      static_cast<S*>(p_.c_n) + (d * B_ + b) * H_ + v * L, lanes(v, H_));
+                      static_cast<S*>(p_.c_n) + (d * B_ + b) * H_ + v * L, lanes_of(v, H_));
         }
       }
     }
@@ -327,28 +330,16 @@ class Forward {
         C* pre = pre_ + (v - units.begin) * G * L;
         const C* panel = packs_late_ ? panel_ : directions_[d].w_ih + v * L * G * I_;
         if (packs_late_) pack_input<nu()>(d, v, panel_);
-        RowBlocks<Cell::kRows>::each(0, count, [&](auto mr, int64_t row) {
+        Rows::each(0, count, [&](auto mr, int64_t row) {
           if (direct_ih_) {
             for (int m = 0; m < mr(); ++m) direct_input<nu()>(d, v, row + m, pre, stride);
           } else {
-            input_tile<mr(), nu()>(d, v, row, panel, pre, stride);
+            product_tile<mr(), G * nu(), C>({I_, x_ + row * I_, I_, panel, G * nu() * L,
+                                             directions_[d].bias + v * L * G, 0, pre + row * stride,
+                                             stride});
           }
         });
       });
-    }
-  }
-
-  template <int MR, int NU>
-  FASTRNN_NOINLINE void input_tile(int d, int64_t v, int64_t row, const C* panel, C* pre,
-                                   int64_t stride) const {
-    constexpr int NV = G * NU;
-    V acc[MR][NV];
-    load_bias_tile<MR, NU>(d, v, acc);
-    accumulate<MR, NV>(I_, x_ + row * I_, I_, panel, NV * L, acc);
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 8
-      for (int i = 0; i < NV; ++i) acc[m][i].store(pre + (row + m) * stride + i * L);
     }
   }
 
@@ -363,7 +354,7 @@ class Forward {
   }
 
   // products [G][NU * L] = a w^T for one row, w where it lies. Four rows of w at a time: fewer
-  // leave the multipliers waiting, eight are read more slowly (benchmarks/NOTES.md).
+  // leave the multipliers waiting, eight are read more slowly (docs/decisions.md).
   template <int NU>
   void direct_products(const S* w, int64_t terms, const C* a, int64_t v, C* products) const {
     constexpr int W = NU * L;
@@ -382,93 +373,68 @@ class Forward {
   // ---- tiles ---------------------------------------------------------------
 
   template <int MR, int NU>
-  FASTRNN_INLINE void load_bias_tile(int d, int64_t v, V (&acc)[MR][G * NU]) const {
-    const C* bias = directions_[d].bias + v * L * G;
-#pragma GCC unroll 8
-    for (int i = 0; i < G * NU; ++i) {
-      const V value = V::load(bias + i * L);
-#pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) acc[m][i] = value;
-    }
-  }
-
-  template <int MR, int NU>
-  FASTRNN_INLINE void load_pre_tile(const Step& step, int64_t v, int64_t b,
-                                    V (&acc)[MR][G * NU]) const {
-    const C* pre = step.pre + b * step.pre_stride + (v - step.pre_first) * G * L;
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 8
-      for (int i = 0; i < G * NU; ++i) acc[m][i] = V::load(pre + m * step.pre_stride + i * L);
-    }
-  }
-
-  // GRU: the recurrent product of n starts from b_hn, apart from the input's.
-  template <int MR, int NU>
-  FASTRNN_INLINE void split_n(int d, int64_t v, V (&acc)[MR][G * NU], V (&n)[MR]) const {
-    if constexpr (Cell::kIsGru) {
-      const V u = V::load(directions_[d].bias_u + v * L);
-#pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) {
-        n[m] = acc[m][2];
-        acc[m][2] = u;
-      }
-    }
-  }
-
-  template <int MR, int NU>
   FASTRNN_NOINLINE void tile(const Step& step, int64_t v, int64_t b) const {
-    constexpr int NV = G * NU;
     const Direction& a = directions_[step.d];
-    V acc[MR][NV];
-    V n[MR];
+    alignas(64) C columns[MR * K * NU * L];
     expect_writes<MR, NU>(step, v, b);
+    Columns<C> product{P_,
+                       step.h_in + b * h_stride_,
+                       h_stride_,
+                       a.w_hh + v * L * G * P_,
+                       I_,
+                       nullptr,
+                       step.x_stride,
+                       a.w_ih + v * L * G * I_,
+                       a.bias + v * L * G,
+                       nullptr,
+                       step.pre_stride};
     if (fused_) {
-      load_bias_tile<MR, NU>(step.d, v, acc);
-      accumulate<MR, NV>(I_, step.x + b * step.x_stride, step.x_stride, a.w_ih + v * L * G * I_,
-                         NV * L, acc);
+      product.x = step.x + b * step.x_stride;
     } else {
-      load_pre_tile<MR, NU>(step, v, b, acc);
+      product.pre = pre_of(step, v, b);
     }
-    split_n<MR, NU>(step.d, v, acc, n);
-    alignas(64) C input_part[MR * NV * L];
-    set_aside<MR, NV>(acc, input_part);
-    accumulate<MR, NV>(P_, step.h_in + b * h_stride_, h_stride_, a.w_hh + v * L * G * P_, NV * L,
-                       acc);
-    add_back<MR, NV>(acc, input_part);
-    apply_cell<MR, NU>(step, v, b, acc, n);
+    column_tile<MR, G * NU, (K - G) * NU>(product, columns);
+    apply_cells<NU>(step, v, b, MR, columns);
   }
 
   template <int NU>
   FASTRNN_NOINLINE void direct_tile(const Step& step, int64_t v, int64_t b) const {
-    alignas(64) C products[G * NU * L];
+    alignas(64) C products[G * NU * L], columns[K * NU * L];
     direct_products<NU>(static_cast<const S*>(p_.weights[step.d].w_hh), P_,
                         step.h_in + b * h_stride_, v, products);
-    V acc[1][G * NU];
-    V n[1];
-    load_pre_tile<1, NU>(step, v, b, acc);
-    split_n<1, NU>(step.d, v, acc, n);
-#pragma GCC unroll 8
-    for (int i = 0; i < G * NU; ++i) acc[0][i] = acc[0][i] + V::load(products + i * L);
-    apply_cell<1, NU>(step, v, b, acc, n);
+    const C* const pre = pre_of(step, v, b);
+    constexpr int kTogether = (2 * G - K) * NU * L;  // what is not apart
+    for (int i = 0; i < G * NU * L; i += L) {
+      const V x = V::load(pre + i), recurrent = V::load(products + i);
+      (i < kTogether ? recurrent + x : x).store(columns + i);
+      if (i >= kTogether) recurrent.store(columns + i + (K - G) * NU * L);
+    }
+    apply_cells<NU>(step, v, b, 1, columns);
+  }
+
+  // bias + x w_ih^T of a tile: [rows][G][NU * L], rows pre_stride apart.
+  FASTRNN_INLINE const C* pre_of(const Step& step, int64_t v, int64_t b) const {
+    return step.pre + b * step.pre_stride + (v - step.pre_first) * G * L;
   }
 
   // Asks for the lines that the cell will write, far away since the pass before: a store that
   // misses holds up those behind it. (prefetchw, a no-operation to processors that lack it.)
   template <int MR, int NU>
   FASTRNN_INLINE void expect_writes(const Step& step, int64_t v, int64_t b) const {
+    const auto touch = [](void* base, int64_t element) {
+      __builtin_prefetch(static_cast<S*>(base) + element, 1);
+    };
     for (int m = 0; m < MR; ++m) {
       const int64_t row = step.first_row + b + m;
       const int64_t n = step.d * s_.steps.rows + row;
-      const auto touch = [&](void* base, int64_t element) {
-        if (base) __builtin_prefetch(static_cast<S*>(base) + element, 1);
-      };
       for (int u = 0; u < NU; ++u) {
         const int64_t unit = (v + u) * L;
-        for (int g = 0; g < Cell::kSaved; ++g) touch(p_.gates, (n * Cell::kSaved + g) * H_ + unit);
-        if (Cell::kIsLstm) touch(p_.cells, n * H_ + unit);
+        if (kSaved<Cell> > 0 && p_.gates) {
+          for (int k = 0; k < K; ++k) touch(p_.gates, (n * K + k) * H_ + unit);
+          if (kHasC) touch(p_.cells, n * H_ + unit);
+        }
         if (s_.projected) continue;
-        touch(p_.hidden, n * H_ + unit);
+        if (p_.hidden) touch(p_.hidden, n * H_ + unit);
         touch(p_.output, (row * s_.directions + step.d) * H_ + unit);
       }
     }
@@ -476,104 +442,102 @@ class Forward {
 
   // ---- cells ---------------------------------------------------------------
 
-  template <int MR, int NU>
-  FASTRNN_INLINE void apply_cell(const Step& step, int64_t v, int64_t b, V (&acc)[MR][G * NU],
-                                 V (&n)[MR]) const {
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
+  // columns [rows][K][NU * L]: of units before activation. Everything that a row's place follows
+  // from is worked out before the first row: whatever is stored might change the members, for all
+  // the compiler knows.
+  template <int NU>
+  FASTRNN_NOINLINE void apply_cells(const Step& step, int64_t v, int64_t b, int rows,
+                                    const C* columns) const {
+    constexpr int kWidth = NU * L;
+    const Direction& of = directions_[step.d];
+    const int64_t unit = v * L, row = step.first_row + b;
+    const int64_t H = H_, h_stride = h_stride_, stride = stride_;
+    const bool projected = s_.projected, saves = kSaved<Cell> > 0 && p_.gates;
+    int64_t n = step.d * s_.steps.rows + row;
+    S* const gates = static_cast<S*>(p_.gates);
+    S* const cells = static_cast<S*>(p_.cells);
+    const C* h_in = step.h_in + b * h_stride + unit;
+    C* c = kHasC ? of.c + b * stride + unit : nullptr;
+    C* h_out = (projected ? of.m + b * stride : step.h_out + b * h_stride) + unit;
+    const int64_t h_out_stride = projected ? stride : h_stride;
+    Published to = published(step, row, unit);
+    V bias_u[NU];
+    int lanes[NU];
+    for (int u = 0; u < NU; ++u) {
+      bias_u[u] = cells::kApart<Cell> ? V::load(of.bias_u + unit + u * L) : V::zero();
+      lanes[u] = lanes_of(v + u, H);
+    }
+    for (int m = 0; m < rows; ++m) {
 #pragma GCC unroll 4
       for (int u = 0; u < NU; ++u) {
-        V h;
-        if constexpr (Cell::kIsLstm) {
-          h = apply_lstm(step, v, b + m, {acc[m][0], acc[m][1], acc[m][2], acc[m][3]});
-        } else if constexpr (Cell::kIsGru) {
-          h = apply_gru(step, v, b + m, {acc[m][0], acc[m][1], n[m], acc[m][2]});
-        } else {
-          h = s_.cell == CellKind::kRnnRelu ? cells::Relu::forward(acc[m][u])
-                                            : cells::Tanh::forward(acc[m][u]);
+        V a[K], before[Cell::kStates], after[Cell::kStates];
+        for (int k = 0; k < K; ++k) a[k] = V::load(columns + k * kWidth + u * L);
+        if constexpr (cells::kApart<Cell>) a[K - 1] = a[K - 1] + bias_u[u];
+        before[0] = Cell::kCarriesH ? V::load(h_in + u * L) : V::zero();
+        if constexpr (kHasC) before[1] = V::load(c + u * L);
+        cells::forward<Cell>(a, before, after);
+        if constexpr (kHasC) after[1].store(c + u * L);
+        if (saves) {
+          S* const kept = gates + n * K * H + unit + u * L;
+          for (int k = 0; k < K; ++k) store_lanes(a[k], kept + k * H, lanes[u]);
+          if constexpr (kHasC) store_lanes(after[1], cells + n * H + unit + u * L, lanes[u]);
         }
-        if (s_.projected) {
-          h.store(directions_[step.d].m + (b + m) * stride_ + (v + u) * L);
-        } else {
-          publish(step, v + u, b + m, h);
-        }
+        after[0].store(h_out + u * L);
+        if (!projected) to.put(after[0], u * L, lanes[u]);
       }
+      columns += K * kWidth;
+      h_in += h_stride;
+      if (kHasC) c += stride;
+      ++n;
+      h_out += h_out_stride;
+      to.next();
     }
   }
 
-  FASTRNN_INLINE V apply_lstm(const Step& step, int64_t v, int64_t b,
-                              cells::LstmGates<V> gates) const {
-    C* state = directions_[step.d].c + b * stride_ + v * L;
-    V h;
-    const V c = cells::lstm_cell_forward(gates, V::load(state), h);
-    c.store(state);
-    if (p_.gates) {
-      const int64_t n = step.d * s_.steps.rows + step.first_row + b;
-      save_gates(n, v, gates.i, gates.f, gates.g, gates.o);
-      store_lanes(c, static_cast<S*>(p_.cells) + n * H_ + v * L, lanes(v, H_));
+  // Where h of a row goes besides the state: the output and, in training, the saved copy.
+  struct Published {
+    S *output, *hidden;  // hidden: or null
+    int64_t output_stride, hidden_stride;
+    FASTRNN_INLINE void put(V h, int64_t at, int lanes) const {
+      store_lanes(h, output + at, lanes);
+      if (hidden) store_lanes(h, hidden + at, lanes);
     }
-    return h;
-  }
-
-  FASTRNN_INLINE V apply_gru(const Step& step, int64_t v, int64_t b,
-                             cells::GruGates<V> gates) const {
-    const V h = cells::gru_cell_forward(gates, V::load(step.h_in + b * h_stride_ + v * L));
-    if (p_.gates) {
-      const int64_t n = step.d * s_.steps.rows + step.first_row + b;
-      save_gates(n, v, gates.r, gates.z, gates.n, gates.u);
+    FASTRNN_INLINE void next() {
+      output += output_stride;
+      if (hidden) hidden += hidden_stride;
     }
-    return h;
-  }
-
-  FASTRNN_INLINE void save_gates(int64_t n, int64_t v, V g0, V g1, V g2, V g3) const {
-    S* out = static_cast<S*>(p_.gates) + n * Cell::kSaved * H_ + v * L;
-    const int k = lanes(v, H_);
-    store_lanes(g0, out, k);
-    store_lanes(g1, out + H_, k);
-    store_lanes(g2, out + 2 * H_, k);
-    store_lanes(g3, out + 3 * H_, k);
-  }
-
-  // h of one step to the state, the output and, in training, the saved copy.
-  FASTRNN_INLINE void publish(const Step& step, int64_t v, int64_t b, V h) const {
-    const int k = lanes(v, P_);
-    const int64_t row = step.first_row + b;
-    h.store(step.h_out + b * h_stride_ + v * L);
-    store_lanes(h, static_cast<S*>(p_.output) + (row * s_.directions + step.d) * P_ + v * L, k);
-    if (p_.hidden) {
-      store_lanes(h, static_cast<S*>(p_.hidden) + (step.d * s_.steps.rows + row) * P_ + v * L, k);
-    }
+  };
+  FASTRNN_INLINE Published published(const Step& step, int64_t row, int64_t unit) const {
+    S* const hidden = static_cast<S*>(p_.hidden);
+    return {static_cast<S*>(p_.output) + (row * s_.directions + step.d) * P_ + unit,
+            hidden ? hidden + (step.d * s_.steps.rows + row) * P_ + unit : nullptr,
+            s_.directions * P_, P_};
   }
 
   void project(const Step& step, Range active, Range h_units) const {
-    const ProjectionBlocks blocks{h_units.begin, h_units.end};
+    const Direction& a = directions_[step.d];
+    const WideBlocks blocks{h_units.begin, h_units.end};
     for (int64_t i = 0; i < blocks.count(); ++i) {
       blocks.call(i, [&](auto nu, int64_t v) {
-        RowBlocks<kRnnRows>::each(active.begin, active.end, [&](auto mr, int64_t b) {
-          project_tile<mr(), nu()>(step, v, b);
+        WideRows::each(active.begin, active.end, [&](auto mr, int64_t b) {
+          constexpr int kWidth = nu() * L;
+          alignas(64) C h[mr() * kWidth];
+          product_tile<mr(), nu(), C>(
+              {H_, a.m + b * stride_, stride_, a.w_hr + v * L * H_, kWidth, nullptr, 0, h, kWidth});
+          Published to = published(step, step.first_row + b, v * L);
+          for (int m = 0; m < mr(); ++m, to.next()) {
+            for (int u = 0; u < nu(); ++u) {
+              const V value = V::load(h + m * kWidth + u * L);
+              value.store(step.h_out + (b + m) * h_stride_ + (v + u) * L);
+              to.put(value, u * L, lanes_of(v + u, P_));
+            }
+          }
         });
       });
     }
   }
 
-  template <int MR, int NU>
-  FASTRNN_NOINLINE void project_tile(const Step& step, int64_t v, int64_t b) const {
-    const Direction& a = directions_[step.d];
-    V acc[MR][NU];
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 8
-      for (int u = 0; u < NU; ++u) acc[m][u] = V::zero();
-    }
-    accumulate<MR, NU>(H_, a.m + b * stride_, stride_, a.w_hr + v * L * H_, NU * L, acc);
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 8
-      for (int u = 0; u < NU; ++u) publish(step, v + u, b + m, acc[m][u]);
-    }
-  }
-
-  static FASTRNN_INLINE int lanes(int64_t v, int64_t size) {
+  static FASTRNN_INLINE int lanes_of(int64_t v, int64_t size) {
     return static_cast<int>(smaller(L, size - v * L));
   }
 

@@ -7,7 +7,7 @@
 // block's sum starts from zero and is then added to the total, which keeps the
 // rounding error of a long sequence as small as that of a blocked product.
 #pragma once
-#include "cpu/kernels/cell_traits.h"
+#include "cpu/kernels/cells.h"
 #include "cpu/kernels/pack.h"
 #include "cpu/kernels/plan.h"
 
@@ -23,8 +23,8 @@ class Products {
   // A line more than the columns: rows then fall into all sets of a cache.
   static constexpr int64_t kCopyStride = kProductColumns + 16;
   static constexpr int64_t kCopyElements = kProductRows * kCopyStride;
-  using Blocks = VectorBlocks<kBackwardVectors>;
-  using Rows = RowBlocks<kBackwardRows>;
+  using Blocks = VectorBlocks<kWideVectors>;
+  using Rows = RowBlocks<kWideRows>;
 
  public:
   static size_t workspace_bytes(const ProductParams& p, int threads) {
@@ -41,12 +41,8 @@ class Products {
         I_(s_.input_size),
         H_(s_.hidden_size),
         P_(s_.proj_size),
-        gru_(s_.cell == CellKind::kGru),
-        gates_((s_.cell == CellKind::kLstm ? 4
-                : gru_                     ? 3
-                                           : 1) *
-               H_),
-        columns_(gru_ ? 4 * H_ : gates_) {
+        gates_(cells::traits(s_.cell).products * H_),
+        columns_(cells::traits(s_.cell).columns * H_) {
     direct_ = !kConverts && N_ < kDirectRows && I_ % L == 0;
     Arena arena(workspace);
     const int64_t padded = ceil_div(I_, L) * L;
@@ -237,22 +233,21 @@ class Products {
     }
   }
 
-  // Columns of d_gates that belong to the input product, to the recurrent one,
-  // or to both. Only a GRU has three such segments: r and z, n of the input, n
-  // of the recurrence.
+  // Columns of d_gates that belong to the input product, to the recurrent one, or to both. Three
+  // segments there are only where the last recurrent product is apart.
   struct Segment {
     Range columns;
     bool input, recurrent;
     int64_t recurrent_shift;  // row of d_w_hh = column - shift
   };
   int segments(Segment (&out)[3]) const {
-    if (!gru_) {
+    if (columns_ == gates_) {
       out[0] = {{0, columns_}, true, true, 0};
       return 1;
     }
-    out[0] = {{0, 2 * H_}, true, true, 0};
-    out[1] = {{2 * H_, 3 * H_}, true, false, 0};
-    out[2] = {{3 * H_, 4 * H_}, false, true, H_};
+    out[0] = {{0, gates_ - H_}, true, true, 0};
+    out[1] = {{gates_ - H_, gates_}, true, false, 0};
+    out[2] = {{gates_, columns_}, false, true, H_};
     return 3;
   }
 
@@ -445,7 +440,6 @@ class Products {
   const ProductParams& p_;
   const LayerShape& s_;
   const int64_t N_, I_, H_, P_;
-  const bool gru_;
   const int64_t gates_;    // G * H
   const int64_t columns_;  // of d_gates
   bool direct_;            // w_ih is read where it lies

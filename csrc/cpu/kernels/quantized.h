@@ -8,7 +8,7 @@
 // Invariants: as forward.h. Besides, states are zero from H or P on, since a product pads its
 // terms with them, and whatever a unit beyond the last computes is not stored.
 #pragma once
-#include "cpu/kernels/cell_traits.h"
+#include "cpu/kernels/cells.h"
 #include "cpu/kernels/math.h"
 #include "cpu/kernels/plan.h"
 #include "cpu/kernels/quantized_tile.h"
@@ -21,10 +21,11 @@ class Quantized {
   using V = Vec<float>;
   using Element = typename Weight::Element;
   static constexpr int L = V::kLanes;
-  static constexpr bool kSingle = Cell::kGates == 1;
-  static constexpr int NV = kSingle ? kSingleVectors : Cell::kGates;  // vectors of a block
+  static constexpr int G = Cell::kProducts, K = Cell::kColumns;
+  static constexpr bool kSingle = G == 1, kHasC = Cell::kStates > 1;
+  static constexpr int NV = kSingle ? kSingleVectors : G;  // vectors of a block
   static constexpr int kUnits = kSingle ? NV * kBlockLanes : kBlockLanes;
-  static constexpr int kBias = Cell::kIsGru ? 4 : NV;              // vectors of a block's bias
+  static constexpr int kBias = cells::kApart<Cell> ? K : NV;       // vectors of a block's bias
   static constexpr int kProjected = kSingleVectors * kBlockLanes;  // values of h in a block
   static constexpr int kWidth = NV * kBlockLanes;
 
@@ -85,7 +86,7 @@ class Quantized {
     for (int d = 0; d < s_.directions; ++d) {
       Direction& a = directions_[d];
       a.h = arena.take<float>(2 * B_ * h_stride_);
-      a.c = arena.take<float>(Cell::kIsLstm ? B_ * stride_ : 0);
+      a.c = arena.take<float>(kHasC ? B_ * stride_ : 0);
       a.m = arena.take<float>(s_.projected ? B_ * stride_ : 0);
     }
     // Batch groups of packed data are uneven, so a thread may have all rows.
@@ -185,7 +186,7 @@ class Quantized {
       float* h = a.h + b * h_stride_;
       load_state(p_.h0, row, P_, h_units, h);
       load_state(p_.h0, row, P_, h_units, h + B_ * h_stride_);
-      if constexpr (Cell::kIsLstm) load_state(p_.c0, row, H_, units, a.c + b * stride_);
+      if constexpr (kHasC) load_state(p_.c0, row, H_, units, a.c + b * stride_);
       if (s_.projected) load_state(nullptr, row, H_, units, a.m + b * stride_);
     }
   }
@@ -209,7 +210,7 @@ class Quantized {
       const int64_t row = d * B_ + b;
       for (int64_t j = h_units.begin; j < smaller(h_units.end, P_); ++j)
         p_.h_n[row * P_ + j] = h[j];
-      if constexpr (Cell::kIsLstm) {
+      if constexpr (kHasC) {
         const float* c = a.c + b * stride_;
         for (int64_t j = units.begin; j < smaller(units.end, H_); ++j) p_.c_n[row * H_ + j] = c[j];
       }
@@ -288,24 +289,21 @@ class Quantized {
                                  const float* pre, const float* recurrent) const {
     constexpr int kGate = kBlockLanes;
     const int64_t unit = block * kUnits + j;
-    const auto sum = [&](int gate) {
-      return V::load(pre + gate * kGate) + V::load(recurrent + gate * kGate);
-    };
-    V h;
-    if constexpr (Cell::kIsLstm) {
-      float* state = directions_[step.d].c + b * stride_ + unit;
-      cells::LstmGates<V> gates{sum(0), sum(1), sum(2), sum(3)};
-      const V c = cells::lstm_cell_forward(gates, V::load(state), h);
-      store_lanes(c, state, lanes(unit, H_));
-    } else if constexpr (Cell::kIsGru) {
-      const float* b_hn = p_.weights[step.d].bias + (block * kBias + 3) * kBlockLanes + j;
-      cells::GruGates<V> gates{sum(0), sum(1), V::load(pre + 2 * kGate),
-                               V::load(b_hn) + V::load(recurrent + 2 * kGate)};
-      h = cells::gru_cell_forward(gates, V::load(step.h_in + b * h_stride_ + unit));
-    } else {
-      h = s_.cell == CellKind::kRnnRelu ? cells::Relu::forward(sum(0))
-                                        : cells::Tanh::forward(sum(0));
+    V a[K], before[Cell::kStates], after[Cell::kStates];
+    for (int g = 0; g < G; ++g) a[g] = V::load(pre + g * kGate);
+    if constexpr (cells::kApart<Cell>) {
+      a[K - 1] = V::load(p_.weights[step.d].bias + (block * kBias + K - 1) * kBlockLanes + j);
     }
+    for (int g = 0; g < G; ++g) {
+      V& sum = a[cells::recurrent_column<Cell>(g)];
+      sum = sum + V::load(recurrent + g * kGate);
+    }
+    before[0] = Cell::kCarriesH ? V::load(step.h_in + b * h_stride_ + unit) : V::zero();
+    float* const c = directions_[step.d].c + b * stride_ + unit;
+    if constexpr (kHasC) before[1] = V::load(c);
+    cells::forward<Cell>(a, before, after);
+    if constexpr (kHasC) store_lanes(after[1], c, lanes(unit, H_));
+    const V h = after[0];
     if (s_.projected) {
       store_lanes(h, directions_[step.d].m + b * stride_ + unit, lanes(unit, H_));
     } else {
@@ -356,17 +354,9 @@ class Quantized {
 
 template <class F>
 auto with_quantized(const QuantizedParams& p, F f) {
-  const auto with_weight = [&](auto cell) {
+  return cells::All::visit(p.shape.cell, [&](auto cell) {
     return p.int8 ? f(cell, Int8{}) : f(cell, PackedBFloat16{});
-  };
-  switch (p.shape.cell) {
-    case CellKind::kLstm:
-      return with_weight(Lstm{});
-    case CellKind::kGru:
-      return with_weight(Gru{});
-    default:
-      return with_weight(Rnn{});
-  }
+  });
 }
 
 constexpr QuantizedKernels make_quantized_kernels() {

@@ -11,74 +11,64 @@
 namespace fastrnn::cpu {
 namespace {
 
-// Calls f with the cell type as a value.
-template <class F>
-auto with_cell(CellKind kind, F f) {
-  switch (kind) {
-    case CellKind::kLstm:
-      return f(Lstm{});
-    case CellKind::kGru:
-      return f(Gru{});
-    default:
-      return f(Rnn{});
-  }
-}
-
 template <class S>
 constexpr Kernels make_kernels() {
   return {
       [](const ForwardParams& p, int threads) {
-        return with_cell(p.shape.cell, [&](auto cell) {
+        return cells::All::visit(p.shape.cell, [&](auto cell) {
           return Forward<decltype(cell), S>::workspace_bytes(p, threads);
         });
       },
       [](const ForwardParams& p, const Worker& worker) {
-        with_cell(p.shape.cell, [&](auto cell) { Forward<decltype(cell), S>::run(p, worker); });
+        cells::All::visit(p.shape.cell,
+                          [&](auto cell) { Forward<decltype(cell), S>::run(p, worker); });
       },
       [](const BackwardParams& p, int threads) {
-        return with_cell(p.shape.cell, [&](auto cell) {
+        return cells::All::visit(p.shape.cell, [&](auto cell) {
           return Backward<decltype(cell), S>::workspace_bytes(p, threads);
         });
       },
       [](const BackwardParams& p, const Worker& worker) {
-        with_cell(p.shape.cell, [&](auto cell) { Backward<decltype(cell), S>::run(p, worker); });
+        cells::All::visit(p.shape.cell,
+                          [&](auto cell) { Backward<decltype(cell), S>::run(p, worker); });
       },
       [](const ProductParams& p, int threads) { return Products<S>::workspace_bytes(p, threads); },
       [](const ProductParams& p, const Worker& worker) { Products<S>::run(p, worker); },
       [](const VjpParams& p, int threads) {
-        return with_cell(p.backward.shape.cell, [&](auto cell) {
+        return cells::All::visit(p.backward.shape.cell, [&](auto cell) {
           return Vjp<decltype(cell), S>::workspace_bytes(p, threads);
         });
       },
       [](const VjpParams& p, const Worker& worker) {
-        with_cell(p.backward.shape.cell,
-                  [&](auto cell) { Vjp<decltype(cell), S>::run(p, worker); });
+        cells::All::visit(p.backward.shape.cell,
+                          [&](auto cell) { Vjp<decltype(cell), S>::run(p, worker); });
       },
       [](const TangentParams& p, int threads) {
-        return with_cell(p.shape.cell, [&](auto cell) {
+        return cells::All::visit(p.shape.cell, [&](auto cell) {
           return Tangent<decltype(cell), S>::workspace_bytes(p, threads);
         });
       },
       [](const TangentParams& p, const Worker& worker) {
-        with_cell(p.shape.cell, [&](auto cell) { Tangent<decltype(cell), S>::run(p, worker); });
+        cells::All::visit(p.shape.cell,
+                          [&](auto cell) { Tangent<decltype(cell), S>::run(p, worker); });
       },
       [](const ExtendedForwardParams& p, int threads) {
-        return with_cell(p.shape.cell, [&](auto cell) {
+        return cells::All::visit(p.shape.cell, [&](auto cell) {
           return ExtendedForward<decltype(cell), S>::workspace_bytes(p, threads);
         });
       },
       [](const ExtendedForwardParams& p, const Worker& worker) {
-        with_cell(p.shape.cell,
-                  [&](auto cell) { ExtendedForward<decltype(cell), S>::run(p, worker); });
+        cells::All::visit(p.shape.cell,
+                          [&](auto cell) { ExtendedForward<decltype(cell), S>::run(p, worker); });
       },
       [](const ExtendedBackwardParams& p, int threads) {
-        return with_cell(p.shape.cell, [&](auto cell) {
+        return cells::All::visit(p.shape.cell, [&](auto cell) {
           return ExtendedBackward<decltype(cell), S>::workspace_bytes(p, threads);
         });
       },
       [](const ExtendedBackwardParams& p, const Worker& worker) {
-        with_cell(p.shape.cell,
-                  [&](auto cell) { ExtendedBackward<decltype(cell), S>::run(p, worker); });
+        cells::All::visit(p.shape.cell,
+                          [&](auto cell) { ExtendedBackward<decltype(cell), S>::run(p, worker); });
       },
       [](const DropParams& p, int threads) { return Drop<S>::workspace_bytes(p, threads); },
       [](const DropParams& p, const Worker& worker) { Drop<S>::run(p, worker); },

@@ -10,10 +10,10 @@
 //
 // Invariants: those of the forward recurrence (two slots of h, rows that are not
 // active are not touched, both slots hold the tangent of h0 before step 0). The
-// product goes through memory, so that each cell is compiled once and not once a
-// tile shape.
+// product goes through memory to the cell.
 #pragma once
-#include "cpu/kernels/cell_traits.h"
+#include "cpu/kernels/cells.h"
+#include "cpu/kernels/dual.h"
 #include "cpu/kernels/math.h"
 #include "cpu/kernels/pack.h"
 #include "cpu/kernels/plan.h"
@@ -26,11 +26,12 @@ class Tangent {
   using C = Compute<S>;
   using V = Vec<C>;
   static constexpr int L = V::kLanes;
-  static constexpr int G = Cell::kGates;
-  // Columns of what is brought: a GRU's n has its two products apart, [r, z, n, u].
-  static constexpr int Q = Cell::kIsGru ? 4 : G;
-  using Blocks = VectorBlocks<Cell::kUnitVectors>;
-  using ProjectionBlocks = VectorBlocks<kRnnUnitVectors>;
+  static constexpr int G = Cell::kProducts, K = Cell::kColumns;
+  static constexpr bool kHasC = Cell::kStates > 1, kApart = cells::kApart<Cell>;
+  using Blocks = VectorBlocks<kUnitVectors<Cell>>;
+  using Rows = RowBlocks<kCellRows<Cell>>;
+  using WideBlocks = VectorBlocks<kWideVectors>;
+  using WideRows = RowBlocks<kWideRows>;
 
  public:
   static size_t workspace_bytes(const TangentParams& p, int threads) {
@@ -43,11 +44,11 @@ class Tangent {
  private:
   struct Direction {
     int64_t terms;      // of the products of a chunk: those of its rows in x_
-    int64_t own_terms;  // of them, those for w_hh of a GRU; they are the last
+    int64_t own_terms;  // of them, those for w_hh where it has a product apart; they are last
     bool brings;        // whether there are terms or biases at all
     C* w;               // panels [terms][G][NU * L], one a block of units
     C* bias;            // [G][NU * L], one a block
-    C* bias_u;          // the same, GRU: of w_hh's product
+    C* bias_u;          // the same of w_hh's product, where one is apart
     C* w_hh;            // panels [P][G][NU * L]
     C* w_hr;            // panels [H][NU * L]
     C* h;               // [2][B][h_stride], tangents of h
@@ -85,22 +86,22 @@ class Tangent {
       Direction& a = directions_[d];
       const Weights& t = p.t_weights[d];
       a.terms = (p.t_input ? I_ : 0) + (t.w_ih ? I_ : 0) + (t.w_hh ? P_ : 0);
-      a.own_terms = Cell::kIsGru && t.w_hh ? P_ : 0;
+      a.own_terms = kApart && t.w_hh ? P_ : 0;
       a.brings = a.terms > 0 || t.b_ih || t.b_hh;
       terms_ = larger(terms_, a.terms);
       a.w = arena.take<C>(G * stride_ * a.terms);
       a.bias = arena.take<C>(a.brings ? G * stride_ : 0);
-      a.bias_u = arena.take<C>(a.brings && Cell::kIsGru ? G * stride_ : 0);
+      a.bias_u = arena.take<C>(a.brings && kApart ? G * stride_ : 0);
       a.w_hh = arena.take<C>(G * stride_ * P_);
       a.w_hr = arena.take<C>(s_.projected ? h_stride_ * H_ : 0);
       a.h = arena.take<C>(2 * B_ * h_stride_);
-      a.c = arena.take<C>(Cell::kIsLstm ? B_ * stride_ : 0);
+      a.c = arena.take<C>(kHasC ? B_ * stride_ : 0);
       a.m = arena.take<C>(s_.projected ? B_ * stride_ : 0);
     }
     const Place place = place_of(0, threads, s_.directions, B_, vectors_, weight_bytes_);
     // Batch groups of packed data are uneven, so a thread may have all rows.
     const int64_t rows = s_.steps.counts ? B_ : ceil_div(B_, place.split.batch_groups);
-    const int64_t row = ceil_div(vectors_, place.split.unit_groups) * Q * L;
+    const int64_t row = ceil_div(vectors_, place.split.unit_groups) * K * L;
     const int64_t bytes = rows * (row + terms_) * static_cast<int64_t>(sizeof(C));
     chunk_steps_ = smaller(larger(1, kChunkBytes / larger(1, bytes)), s_.steps.seq_len);
     const bool brings = directions_[0].brings || (s_.directions == 2 && directions_[1].brings);
@@ -136,7 +137,7 @@ class Tangent {
         }
         if (!s_.projected) continue;
         const Range out = part(h_vectors_, unit_groups, g);
-        const ProjectionBlocks projections{out.begin, out.end};
+        const WideBlocks projections{out.begin, out.end};
         for (int64_t i = 0; i < projections.count(); ++i) {
           if (!mine()) continue;
           projections.call(i, [&](auto nu, int64_t v) {
@@ -167,8 +168,8 @@ class Tangent {
       for (int u = 0; u < NU; ++u) {
         const V b_ih = load_bias(t.b_ih, g, v + u), b_hh = load_bias(t.b_hh, g, v + u);
         const int64_t i = at + (g * NU + u) * L;
-        (Cell::kIsGru ? b_ih : b_ih + b_hh).store(a.bias + i);
-        if constexpr (Cell::kIsGru) b_hh.store(a.bias_u + i);
+        (kApart ? b_ih : b_ih + b_hh).store(a.bias + i);
+        if constexpr (kApart) b_hh.store(a.bias_u + i);
       }
     }
   }
@@ -195,7 +196,7 @@ class Tangent {
     Step step{};
     step.d = d;
     step.pre_first = units.begin;
-    step.pre_stride = units.size() * Q * L;
+    step.pre_stride = units.size() * K * L;
     int64_t chunk_row = 0;
     for (int64_t s = 0; s < T; ++s) {
       if (a.brings && s % chunk_steps_ == 0) {
@@ -215,8 +216,8 @@ class Tangent {
       for (int64_t i = 0; i < count; ++i) {
         // Back and forth, so that what is still in the cache is used first.
         blocks.call(s % 2 ? count - 1 - i : i, [&](auto nu, int64_t v) {
-          RowBlocks<Cell::kRows>::each(active.begin, active.end,
-                                       [&](auto mr, int64_t b) { tile<mr(), nu()>(step, v, b); });
+          Rows::each(active.begin, active.end,
+                     [&](auto mr, int64_t b) { tile<mr(), nu()>(step, v, b); });
         });
       }
       if (s_.projected) {
@@ -269,12 +270,12 @@ class Tangent {
         if (t.w_hh) previous_h(step, b, to);
       }
     }
-    const int64_t stride = units.size() * Q * L;
+    const int64_t stride = units.size() * K * L;
     const Blocks blocks{units.begin, units.end};
     for (int64_t i = 0; i < blocks.count(); ++i) {
       blocks.call(i, [&](auto nu, int64_t v) {
-        C* pre = pre_ + (v - units.begin) * Q * L;
-        RowBlocks<Cell::kRows>::each(0, count, [&](auto mr, int64_t row) {
+        C* pre = pre_ + (v - units.begin) * K * L;
+        Rows::each(0, count, [&](auto mr, int64_t row) {
           bring_tile<mr(), nu()>(a, v, row, pre + row * stride, stride);
         });
       });
@@ -295,43 +296,25 @@ class Tangent {
   template <int MR, int NU>
   FASTRNN_NOINLINE void bring_tile(const Direction& a, int64_t v, int64_t row, C* pre,
                                    int64_t stride) const {
-    constexpr int NV = G * NU;
+    constexpr int NV = G * NU, width = NU * L;
     const int64_t at = v * L * G, terms = a.terms - a.own_terms;
-    const C* w = a.w + at * a.terms;
-    V acc[MR][NV];
-    from_bias<MR, NV>(a.bias + at, acc);
-    accumulate<MR, NV>(terms, x_ + row * a.terms, a.terms, w, NV * L, acc);
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 8
-      for (int i = 0; i < NV; ++i) acc[m][i].store(pre + m * stride + i * L);
-    }
-    if constexpr (Cell::kIsGru) {
-      from_bias<MR, NV>(a.bias_u + at, acc);
-      accumulate<MR, NV>(a.own_terms, x_ + row * a.terms + terms, a.terms, w + terms * NV * L,
-                         NV * L, acc);
-#pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) {
-        C* to = pre + m * stride;
-#pragma GCC unroll 8
-        for (int i = 0; i < NV; ++i) {
-          if (i < 2 * NU) {
-            (acc[m][i] + V::load(to + i * L)).store(to + i * L);
-          } else {
-            acc[m][i].store(to + (i + NU) * L);
+    const C* const x = x_ + row * a.terms;
+    const C* const w = a.w + at * a.terms;
+    product_tile<MR, NV, C>({terms, x, a.terms, w, NV * L, a.bias + at, 0, pre, stride});
+    if constexpr (kApart) {
+      alignas(64) C own[MR * NV * L];
+      product_tile<MR, NV, C>({a.own_terms, x + terms, a.terms, w + terms * NV * L, NV * L,
+                               a.bias_u + at, 0, own, NV * L});
+      for (int m = 0; m < MR; ++m, pre += stride) {
+        for (int g = 0; g < G; ++g) {
+          const int column = cells::recurrent_column<Cell>(g);
+          for (int i = 0; i < width; i += L) {
+            const V more = V::load(own + (m * G + g) * width + i);
+            C* const to = pre + column * width + i;
+            (column == g ? more + V::load(to) : more).store(to);
           }
         }
       }
-    }
-  }
-
-  template <int MR, int NV>
-  FASTRNN_INLINE void from_bias(const C* bias, V (&acc)[MR][NV]) const {
-#pragma GCC unroll 8
-    for (int i = 0; i < NV; ++i) {
-      const V value = V::load(bias + i * L);
-#pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) acc[m][i] = value;
     }
   }
 
@@ -346,7 +329,7 @@ class Tangent {
         h.store(a.h + b * h_stride_ + v * L);
         h.store(a.h + slot + b * h_stride_ + v * L);
       }
-      if constexpr (Cell::kIsLstm) {
+      if constexpr (kHasC) {
         for (int64_t v = units.begin; v < units.end; ++v) {
           load_state(p_.t_c0, d, b, v, H_).store(a.c + b * stride_ + v * L);
         }
@@ -366,7 +349,7 @@ class Tangent {
         store_lanes(V::load(h + v * L), static_cast<S*>(p_.t_h_n) + (d * B_ + b) * P_ + v * L,
                     lanes(v, P_));
       }
-      if constexpr (Cell::kIsLstm) {
+      if constexpr (kHasC) {
         for (int64_t v = units.begin; v < units.end; ++v) {
           store_lanes(V::load(a.c + b * stride_ + v * L),
                       static_cast<S*>(p_.t_c_n) + (d * B_ + b) * H_ + v * L, lanes(v, H_));
@@ -377,34 +360,20 @@ class Tangent {
 
   // ---- tiles ---------------------------------------------------------------
 
-  template <int MR, int NV>
-  FASTRNN_INLINE void product(int64_t terms, const C* a, int64_t lda, const C* w, C* to) const {
-    V acc[MR][NV];
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 8
-      for (int i = 0; i < NV; ++i) acc[m][i] = V::zero();
-    }
-    accumulate<MR, NV>(terms, a, lda, w, NV * L, acc);
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 8
-      for (int i = 0; i < NV; ++i) acc[m][i].store(to + (m * NV + i) * L);
-    }
-  }
-
   template <int MR, int NU>
   FASTRNN_NOINLINE void tile(const Step& step, int64_t v, int64_t b) const {
-    alignas(64) C products[MR * G * NU * L];  // [MR][G][NU * L]
-    product<MR, G * NU>(P_, step.h_in + b * h_stride_, h_stride_,
-                        directions_[step.d].w_hh + v * L * G * P_, products);
+    constexpr int NV = G * NU;
+    alignas(64) C products[MR * NV * L];  // [rows][G][vectors * L]
+    product_tile<MR, NV, C>({P_, step.h_in + b * h_stride_, h_stride_,
+                             directions_[step.d].w_hh + v * L * G * P_, NV * L, nullptr, 0,
+                             products, NV * L});
     apply_cells(step, v, NU, b, MR, products);
   }
 
   FASTRNN_NOINLINE void apply_cells(const Step& step, int64_t v, int vectors, int64_t b, int rows,
                                     const C* products) const {
     const C* pre = nullptr;
-    if (step.pre) pre = step.pre + b * step.pre_stride + (v - step.pre_first) * Q * L;
+    if (step.pre) pre = step.pre + b * step.pre_stride + (v - step.pre_first) * K * L;
     for (int m = 0; m < rows; ++m, products += G * vectors * L) {
       for (int u = 0; u < vectors; ++u) {
         const C* mine = pre ? pre + m * step.pre_stride + u * L : nullptr;
@@ -423,51 +392,49 @@ class Tangent {
                               const C* pre, int64_t stride) const {
     const int k = lanes(v, H_);
     const int64_t n = step.d * s_.steps.rows + step.row + b;
-    const S* saved = static_cast<const S*>(p_.gates) + n * Cell::kSaved * H_ + v * L;
-    const auto add = [&](V x, const void* through, int gate) {
-      if (!through) return x;
-      return x + load_lanes<V>(static_cast<const S*>(through) + (n * G + gate) * H_ + v * L, k);
+    const auto add = [&](V& x, const void* through, int gate) {
+      if (!through) return;
+      x = x + load_lanes<V>(static_cast<const S*>(through) + (n * G + gate) * H_ + v * L, k);
     };
-    const auto input = [&](int gate) {
-      return add(pre ? V::load(pre + gate * stride) : V::zero(), p_.through_w_ih, gate);
-    };
-    const auto recurrent = [&](int gate) {
-      return add(V::load(products + gate * stride), p_.through_w_hh, gate);
-    };
-    if constexpr (Cell::kIsLstm) {
-      const cells::LstmGates<V> gates{load_lanes<V>(saved, k), load_lanes<V>(saved + H_, k),
-                                      load_lanes<V>(saved + 2 * H_, k),
-                                      load_lanes<V>(saved + 3 * H_, k)};
-      const V c = load_lanes<V>(static_cast<const S*>(p_.cells) + n * H_ + v * L, k);
-      const V c_previous = previous(step, p_.cells, p_.c0, v, b, k);
-      cells::LstmGates<V> t{input(0) + recurrent(0), input(1) + recurrent(1),
-                            input(2) + recurrent(2), input(3) + recurrent(3)};
-      C* state = directions_[step.d].c + b * stride_ + v * L;
-      V t_c = V::load(state);
-      const V t_h = cells::lstm_cell_tangent(gates, t, c_previous, c, t_c);
-      t_c.store(state);
-      save_gates(n, v, k, t.i, t.f, t.g, t.o);
-      if (p_.t_cells) store_lanes(t_c, static_cast<S*>(p_.t_cells) + n * H_ + v * L, k);
-      return t_h;
-    } else if constexpr (Cell::kIsGru) {
-      const cells::GruGates<V> gates{load_lanes<V>(saved, k), load_lanes<V>(saved + H_, k),
-                                     load_lanes<V>(saved + 2 * H_, k),
-                                     load_lanes<V>(saved + 3 * H_, k)};
-      const V h_previous = previous(step, p_.hidden, p_.h0, v, b, k);
-      V u = recurrent(2);
-      if (pre) u = u + V::load(pre + 3 * stride);
-      cells::GruGates<V> t{input(0) + recurrent(0), input(1) + recurrent(1), input(2), u};
-      const V t_h =
-          cells::gru_cell_tangent(gates, t, h_previous, V::load(step.h_in + b * h_stride_ + v * L));
-      save_gates(n, v, k, t.r, t.z, t.n, t.u);
-      return t_h;
-    } else {
-      const V h = load_lanes<V>(static_cast<const S*>(p_.hidden) + n * H_ + v * L, k);
-      const V t = input(0) + recurrent(0);
-      // One factor for each unit: the same for tangents as for gradients.
-      return s_.cell == CellKind::kRnnRelu ? cells::Relu::backward(h, t)
-                                           : cells::Tanh::backward(h, t);
+    V kept[K], t[K];
+    const S* const saved = static_cast<const S*>(Cell::kKeepsH ? p_.hidden : p_.gates);
+    for (int i = 0; i < K; ++i) {
+      kept[i] = load_lanes<V>(saved + (n * K + i) * H_ + v * L, k);
+      t[i] = pre ? V::load(pre + i * stride) : V::zero();
     }
+    for (int g = 0; g < G; ++g) {
+      add(t[g], p_.through_w_ih, g);
+      V recurrent = V::load(products + g * stride);
+      add(recurrent, p_.through_w_hh, g);
+      V& sum = t[cells::recurrent_column<Cell>(g)];
+      sum = sum + recurrent;
+    }
+    Cell::activate_tangent(kept, t);
+
+    using D = Dual<V>;
+    D a[K], before[Cell::kStates], after[Cell::kStates];
+    for (int i = 0; i < K; ++i) a[i] = {kept[i], t[i]};
+    before[0] = D::set1(0);
+    if constexpr (Cell::kCarriesH) {
+      before[0] = {previous(step, p_.hidden, p_.h0, v, b, k),
+                   V::load(step.h_in + b * h_stride_ + v * L)};
+    }
+    C* const state = directions_[step.d].c + b * stride_ + v * L;
+    if constexpr (kHasC) before[1] = {previous(step, p_.cells, p_.c0, v, b, k), V::load(state)};
+    Cell::update(a, before, after);
+    if constexpr (kHasC) {
+      after[1].v = load_lanes<V>(static_cast<const S*>(p_.cells) + n * H_ + v * L, k);
+    }
+    Cell::emit(a, after);
+    if (kSaved<Cell> > 0 && p_.t_gates) {
+      S* const out = static_cast<S*>(p_.t_gates) + n * K * H_ + v * L;
+      for (int i = 0; i < K; ++i) store_lanes(t[i], out + i * H_, k);
+    }
+    if constexpr (kHasC) {
+      after[1].t.store(state);
+      if (p_.t_cells) store_lanes(after[1].t, static_cast<S*>(p_.t_cells) + n * H_ + v * L, k);
+    }
+    return after[0].t;
   }
 
   // The value a state had before this step.
@@ -484,15 +451,6 @@ class Tangent {
                          lanes(v, size));
   }
 
-  FASTRNN_INLINE void save_gates(int64_t n, int64_t v, int k, V g0, V g1, V g2, V g3) const {
-    if (!p_.t_gates) return;
-    S* out = static_cast<S*>(p_.t_gates) + n * Cell::kSaved * H_ + v * L;
-    store_lanes(g0, out, k);
-    store_lanes(g1, out + H_, k);
-    store_lanes(g2, out + 2 * H_, k);
-    store_lanes(g3, out + 3 * H_, k);
-  }
-
   FASTRNN_INLINE void publish(const Step& step, int64_t v, int64_t b, V h) const {
     h.store(step.h_out + b * h_stride_ + v * L);
     const int64_t n = step.d * s_.steps.rows + step.row + b;
@@ -500,31 +458,28 @@ class Tangent {
   }
 
   void project(const Step& step, Range active, Range h_units) const {
-    const ProjectionBlocks blocks{h_units.begin, h_units.end};
+    const Direction& a = directions_[step.d];
+    const WideBlocks blocks{h_units.begin, h_units.end};
     for (int64_t i = 0; i < blocks.count(); ++i) {
       blocks.call(i, [&](auto nu, int64_t v) {
-        RowBlocks<kRnnRows>::each(active.begin, active.end, [&](auto mr, int64_t b) {
-          project_tile<mr(), nu()>(step, v, b);
+        WideRows::each(active.begin, active.end, [&](auto mr, int64_t b) {
+          constexpr int kWidth = nu() * L;
+          alignas(64) C products[mr() * kWidth];
+          product_tile<mr(), nu(), C>({H_, a.m + b * stride_, stride_, a.w_hr + v * L * H_, kWidth,
+                                       nullptr, 0, products, kWidth});
+          for (int m = 0; m < mr(); ++m) {
+            for (int u = 0; u < nu(); ++u) {
+              V h = V::load(products + m * kWidth + u * L);
+              if (p_.through_w_hr) {
+                const int64_t n = step.d * s_.steps.rows + step.row + b + m;
+                const S* more = static_cast<const S*>(p_.through_w_hr) + n * P_ + (v + u) * L;
+                h = h + load_lanes<V>(more, lanes(v + u, P_));
+              }
+              publish(step, v + u, b + m, h);
+            }
+          }
         });
       });
-    }
-  }
-
-  template <int MR, int NU>
-  FASTRNN_NOINLINE void project_tile(const Step& step, int64_t v, int64_t b) const {
-    const Direction& a = directions_[step.d];
-    alignas(64) C products[MR * NU * L];
-    product<MR, NU>(H_, a.m + b * stride_, stride_, a.w_hr + v * L * H_, products);
-    for (int m = 0; m < MR; ++m) {
-      for (int u = 0; u < NU; ++u) {
-        V h = V::load(products + (m * NU + u) * L);
-        if (p_.through_w_hr) {
-          const int64_t n = step.d * s_.steps.rows + step.row + b + m;
-          const S* more = static_cast<const S*>(p_.through_w_hr) + n * P_ + (v + u) * L;
-          h = h + load_lanes<V>(more, lanes(v + u, P_));
-        }
-        publish(step, v + u, b + m, h);
-      }
     }
   }
 

@@ -1,4 +1,4 @@
-// The register tile that every product is made of, and the loops over tiles.
+// The register tiles that every product is made of, and the loops over tiles.
 // Invariant: an accumulator sums its terms in order of k and in the same blocks,
 // one fused multiply-add each, whatever the shape of the tile it sits in. Hence results depend
 // neither on the number of threads nor on how rows and units are divided.
@@ -82,6 +82,101 @@ FASTRNN_INLINE void accumulate(int64_t terms, const C* a, int64_t lda, const C* 
   sum_in_blocks(terms, acc, [&](int64_t k, int64_t count) __attribute__((always_inline)) {
     accumulate_block<MR, NV>(count, a + k, lda, w + k * ldw, ldw, acc);
   });
+}
+
+// One tile of a product, for functions that are compiled once for all who multiply:
+//   out[m][v] = start[m][v] + sum over k of a[m * lda + k] * w[k * ldw + v * kLanes + lane]
+template <class C>
+struct Product {
+  int64_t terms;
+  const C* a;
+  int64_t lda;
+  const C* w;
+  int64_t ldw;
+  const C* start;        // null: zeros
+  int64_t start_stride;  // 0: the same for all rows
+  C* out;
+  int64_t out_stride;
+};
+
+template <int MR, int NV, class C>
+FASTRNN_NOINLINE void product_tile(const Product<C>& p) {
+  using V = Vec<C>;
+  V acc[MR][NV];
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      acc[m][v] = p.start ? V::load(p.start + m * p.start_stride + v * V::kLanes) : V::zero();
+    }
+  }
+  accumulate<MR, NV>(p.terms, p.a, p.lda, p.w, p.ldw, acc);
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) acc[m][v].store(p.out + m * p.out_stride + v * V::kLanes);
+  }
+}
+
+// The columns of a tile of units before activation: [MR][NV + APART vectors]. The last APART
+// vectors of h's product are apart, behind the others; the rest is added to the input's product.
+template <class C>
+struct Columns {
+  int64_t h_terms;
+  const C* h;
+  int64_t ldh;
+  const C* w_hh;  // [h_terms][NV vectors]
+  // What the input brings: to be computed from here, or, where x is null, rows of pre.
+  int64_t x_terms;
+  const C* x;
+  int64_t ldx;
+  const C* w_ih;  // [x_terms][NV vectors]
+  const C* bias;  // [NV vectors]
+  const C* pre;
+  int64_t pre_stride;
+};
+
+template <int MR, int NV, int APART, class C>
+FASTRNN_NOINLINE void column_tile(const Columns<C>& p, C* out) {
+  using V = Vec<C>;
+  constexpr int L = V::kLanes;
+  alignas(64) C of_input[MR * NV * L];
+  const C* pre = p.pre;
+  int64_t stride = p.pre_stride;
+  V acc[MR][NV];
+  if (p.x) {
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      const V bias = V::load(p.bias + v * L);
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m) acc[m][v] = bias;
+    }
+    accumulate<MR, NV>(p.x_terms, p.x, p.ldx, p.w_ih, NV * L, acc);
+    set_aside<MR, NV>(acc, of_input);
+    pre = of_input;
+    stride = NV * L;
+  } else {
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) acc[m][v] = V::zero();
+    }
+  }
+  accumulate<MR, NV>(p.h_terms, p.h, p.ldh, p.w_hh, NV * L, acc);
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m) {
+    C* const to = out + m * (NV + APART) * L;
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      const V x = V::load(pre + m * stride + v * L);
+      if (v < NV - APART) {
+        (acc[m][v] + x).store(to + v * L);
+      } else {
+        x.store(to + v * L);
+        acc[m][v].store(to + (v + APART) * L);
+      }
+    }
+  }
 }
 
 // acc[m][v] += sum over k of a[k * lda + m] * w[(k * NV + v) * kLanes + lane]

@@ -2,6 +2,6 @@
 
 namespace fastrnn::cuda {
 
-const SingleKernels kSingleGruBFloat16 = single_kernels_of<Gru, Numeric::kBFloat16>();
+const SingleKernels kSingleGruBFloat16 = single_kernels_of<cells::Gru, Numeric::kBFloat16>();
 
 }  // namespace fastrnn::cuda

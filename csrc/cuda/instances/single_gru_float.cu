@@ -2,6 +2,6 @@
 
 namespace fastrnn::cuda {
 
-const SingleKernels kSingleGruFloat = single_kernels_of<Gru, Numeric::kFloat>();
+const SingleKernels kSingleGruFloat = single_kernels_of<cells::Gru, Numeric::kFloat>();
 
 }  // namespace fastrnn::cuda

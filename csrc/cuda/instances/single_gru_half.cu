@@ -2,6 +2,6 @@
 
 namespace fastrnn::cuda {
 
-const SingleKernels kSingleGruHalf = single_kernels_of<Gru, Numeric::kHalf>();
+const SingleKernels kSingleGruHalf = single_kernels_of<cells::Gru, Numeric::kHalf>();
 
 }  // namespace fastrnn::cuda

@@ -2,6 +2,6 @@
 
 namespace fastrnn::cuda {
 
-const SingleKernels kSingleGruTf32 = single_kernels_of<Gru, Numeric::kTf32>();
+const SingleKernels kSingleGruTf32 = single_kernels_of<cells::Gru, Numeric::kTf32>();
 
 }  // namespace fastrnn::cuda

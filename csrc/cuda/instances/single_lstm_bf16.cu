@@ -2,6 +2,6 @@
 
 namespace fastrnn::cuda {
 
-const SingleKernels kSingleLstmBFloat16 = single_kernels_of<Lstm, Numeric::kBFloat16>();
+const SingleKernels kSingleLstmBFloat16 = single_kernels_of<cells::Lstm, Numeric::kBFloat16>();
 
 }  // namespace fastrnn::cuda

@@ -2,6 +2,6 @@
 
 namespace fastrnn::cuda {
 
-const SingleKernels kSingleLstmFloat = single_kernels_of<Lstm, Numeric::kFloat>();
+const SingleKernels kSingleLstmFloat = single_kernels_of<cells::Lstm, Numeric::kFloat>();
 
 }  // namespace fastrnn::cuda

@@ -2,6 +2,6 @@
 
 namespace fastrnn::cuda {
 
-const SingleKernels kSingleLstmHalf = single_kernels_of<Lstm, Numeric::kHalf>();
+const SingleKernels kSingleLstmHalf = single_kernels_of<cells::Lstm, Numeric::kHalf>();
 
 }  // namespace fastrnn::cuda

@@ -2,6 +2,6 @@
 
 namespace fastrnn::cuda {
 
-const SingleKernels kSingleLstmTf32 = single_kernels_of<Lstm, Numeric::kTf32>();
+const SingleKernels kSingleLstmTf32 = single_kernels_of<cells::Lstm, Numeric::kTf32>();
 
 }  // namespace fastrnn::cuda

@@ -2,6 +2,9 @@
 
 namespace fastrnn::cuda {
 
-const SingleKernels kSingleRnnBFloat16 = single_kernels_of<Rnn, Numeric::kBFloat16>();
+const SingleKernels kSingleRnnTanhBFloat16 =
+    single_kernels_of<cells::RnnTanh, Numeric::kBFloat16>();
+const SingleKernels kSingleRnnReluBFloat16 =
+    single_kernels_of<cells::RnnRelu, Numeric::kBFloat16>();
 
 }  // namespace fastrnn::cuda

@@ -2,6 +2,7 @@
 
 namespace fastrnn::cuda {
 
-const SingleKernels kSingleRnnFloat = single_kernels_of<Rnn, Numeric::kFloat>();
+const SingleKernels kSingleRnnTanhFloat = single_kernels_of<cells::RnnTanh, Numeric::kFloat>();
+const SingleKernels kSingleRnnReluFloat = single_kernels_of<cells::RnnRelu, Numeric::kFloat>();
 
 }  // namespace fastrnn::cuda

@@ -2,6 +2,7 @@
 
 namespace fastrnn::cuda {
 
-const SingleKernels kSingleRnnHalf = single_kernels_of<Rnn, Numeric::kHalf>();
+const SingleKernels kSingleRnnTanhHalf = single_kernels_of<cells::RnnTanh, Numeric::kHalf>();
+const SingleKernels kSingleRnnReluHalf = single_kernels_of<cells::RnnRelu, Numeric::kHalf>();
 
 }  // namespace fastrnn::cuda

@@ -2,6 +2,7 @@
 
 namespace fastrnn::cuda {
 
-const SingleKernels kSingleRnnTf32 = single_kernels_of<Rnn, Numeric::kTf32>();
+const SingleKernels kSingleRnnTanhTf32 = single_kernels_of<cells::RnnTanh, Numeric::kTf32>();
+const SingleKernels kSingleRnnReluTf32 = single_kernels_of<cells::RnnRelu, Numeric::kTf32>();
 
 }  // namespace fastrnn::cuda

@@ -2,6 +2,6 @@
 
 namespace fastrnn::cuda {
 
-const TeamTable kTeamGruBFloat16 = team_table_of<Gru, Numeric::kBFloat16>();
+const TeamTable kTeamGruBFloat16 = team_table_of<cells::Gru, Numeric::kBFloat16>();
 
 }  // namespace fastrnn::cuda

@@ -2,6 +2,6 @@
 
 namespace fastrnn::cuda {
 
-const TeamTable kTeamGruFloat = team_table_of<Gru, Numeric::kFloat>();
+const TeamTable kTeamGruFloat = team_table_of<cells::Gru, Numeric::kFloat>();
 
 }  // namespace fastrnn::cuda

@@ -2,6 +2,6 @@
 
 namespace fastrnn::cuda {
 
-const TeamTable kTeamGruHalf = team_table_of<Gru, Numeric::kHalf>();
+const TeamTable kTeamGruHalf = team_table_of<cells::Gru, Numeric::kHalf>();
 
 }  // namespace fastrnn::cuda

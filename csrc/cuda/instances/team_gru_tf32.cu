@@ -2,6 +2,6 @@
 
 namespace fastrnn::cuda {
 
-const TeamTable kTeamGruTf32 = team_table_of<Gru, Numeric::kTf32>();
+const TeamTable kTeamGruTf32 = team_table_of<cells::Gru, Numeric::kTf32>();
 
 }  // namespace fastrnn::cuda

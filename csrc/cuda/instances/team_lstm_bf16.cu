@@ -2,6 +2,6 @@
 
 namespace fastrnn::cuda {
 
-const TeamTable kTeamLstmBFloat16 = team_table_of<Lstm, Numeric::kBFloat16>();
+const TeamTable kTeamLstmBFloat16 = team_table_of<cells::Lstm, Numeric::kBFloat16>();
 
 }  // namespace fastrnn::cuda

@@ -2,6 +2,6 @@
 
 namespace fastrnn::cuda {
 
-const TeamTable kTeamLstmFloat = team_table_of<Lstm, Numeric::kFloat>();
+const TeamTable kTeamLstmFloat = team_table_of<cells::Lstm, Numeric::kFloat>();
 
 }  // namespace fastrnn::cuda

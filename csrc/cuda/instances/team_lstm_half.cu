@@ -2,6 +2,6 @@
 
 namespace fastrnn::cuda {
 
-const TeamTable kTeamLstmHalf = team_table_of<Lstm, Numeric::kHalf>();
+const TeamTable kTeamLstmHalf = team_table_of<cells::Lstm, Numeric::kHalf>();
 
 }  // namespace fastrnn::cuda

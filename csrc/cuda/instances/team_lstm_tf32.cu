@@ -2,6 +2,6 @@
 
 namespace fastrnn::cuda {
 
-const TeamTable kTeamLstmTf32 = team_table_of<Lstm, Numeric::kTf32>();
+const TeamTable kTeamLstmTf32 = team_table_of<cells::Lstm, Numeric::kTf32>();
 
 }  // namespace fastrnn::cuda

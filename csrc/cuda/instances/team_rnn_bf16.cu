@@ -2,6 +2,7 @@
 
 namespace fastrnn::cuda {
 
-const TeamTable kTeamRnnBFloat16 = team_table_of<Rnn, Numeric::kBFloat16>();
+const TeamTable kTeamRnnTanhBFloat16 = team_table_of<cells::RnnTanh, Numeric::kBFloat16>();
+const TeamTable kTeamRnnReluBFloat16 = team_table_of<cells::RnnRelu, Numeric::kBFloat16>();
 
 }  // namespace fastrnn::cuda

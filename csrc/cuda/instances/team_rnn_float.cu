@@ -2,6 +2,7 @@
 
 namespace fastrnn::cuda {
 
-const TeamTable kTeamRnnFloat = team_table_of<Rnn, Numeric::kFloat>();
+const TeamTable kTeamRnnTanhFloat = team_table_of<cells::RnnTanh, Numeric::kFloat>();
+const TeamTable kTeamRnnReluFloat = team_table_of<cells::RnnRelu, Numeric::kFloat>();
 
 }  // namespace fastrnn::cuda

@@ -2,6 +2,7 @@
 
 namespace fastrnn::cuda {
 
-const TeamTable kTeamRnnHalf = team_table_of<Rnn, Numeric::kHalf>();
+const TeamTable kTeamRnnTanhHalf = team_table_of<cells::RnnTanh, Numeric::kHalf>();
+const TeamTable kTeamRnnReluHalf = team_table_of<cells::RnnRelu, Numeric::kHalf>();
 
 }  // namespace fastrnn::cuda

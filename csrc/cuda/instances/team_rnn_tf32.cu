@@ -2,6 +2,7 @@
 
 namespace fastrnn::cuda {
 
-const TeamTable kTeamRnnTf32 = team_table_of<Rnn, Numeric::kTf32>();
+const TeamTable kTeamRnnTanhTf32 = team_table_of<cells::RnnTanh, Numeric::kTf32>();
+const TeamTable kTeamRnnReluTf32 = team_table_of<cells::RnnRelu, Numeric::kTf32>();
 
 }  // namespace fastrnn::cuda

@@ -29,32 +29,32 @@ pointwise_forward_kernel(const PointwiseForward p) {
   using A = Compute<T>;
   const int64_t row = block_x(), j = own_unit(), H = p.hidden_size;
   if (j >= H) return;
-  A pre[Cell::kGates], recurrent[Cell::kGates], saved[4];
-  A inner = 0;
+  A columns[Cell::kColumns], recurrent[Cell::kProducts];
+  column_biases<Cell>(
+      columns,
+      [&](int g) {
+        const int64_t column = g * H + j;
+        return load<T>(p.input_product, row * Cell::kProducts * H + column) +
+               load<T>(p.b_ih, column);
+      },
+      [&](int g) { return load<T>(p.b_hh, g * H + j); });
   FASTRNN_UNROLL
-  for (int g = 0; g < Cell::kGates; ++g) {
-    const int64_t column = g * H + j, i = row * Cell::kGates * H + column;
-    const A bias = load<T>(p.b_hh, column);
-    pre[g] = load<T>(p.input_product, i) + load<T>(p.b_ih, column);
-    recurrent[g] = load<T>(p.recurrent, i);
-    if (Cell::kIsGru && g == 2) {
-      inner = bias;
-    } else {
-      pre[g] += bias;
-    }
+  for (int g = 0; g < Cell::kProducts; ++g) {
+    recurrent[g] = load<T>(p.recurrent, row * Cell::kProducts * H + g * H + j);
   }
   const int64_t at = row * H + j;
   A state = load<A>(p.state, at);
-  const A h = step_forward<Cell, A>(p.cell, pre, inner, recurrent, state, saved);
+  const A h = step_forward<Cell, A>(columns, recurrent, state);
   const bool reset = p.resets != nullptr && p.resets[row] != 0;
   store<A>(p.state, at, reset ? load<T>(p.reset_state, at) : state);
   store<T>(p.h, at, reset ? load<T>(p.reset_h, at) : h);
   store<T>(p.output, row * p.output_stride + j, h);
   store<T>(p.hidden, at, h);
-  if constexpr (Cell::kIsLstm) store<T>(p.cells, at, state);
-  if constexpr (Cell::kSaved == 4) {
+  if constexpr (kHasC<Cell>) store<T>(p.cells, at, state);
+  if constexpr (!Cell::kKeepsH) {
+    constexpr int K = Cell::kColumns;
     FASTRNN_UNROLL
-    for (int g = 0; g < 4; ++g) store<T>(p.gates, row * 4 * H + g * H + j, saved[g]);
+    for (int k = 0; k < K; ++k) store<T>(p.gates, row * K * H + k * H + j, columns[k]);
   }
 }
 
@@ -86,37 +86,37 @@ pointwise_backward_kernel(const PointwiseBackward p) {
   const int64_t row = block_x(), j = own_unit(), H = p.hidden_size;
   if (j >= H) return;
   const int64_t at = row * H + j;
-  A in[Cell::kLoads], d[Cell::kSaved];
-  if constexpr (Cell::kSaved == 4) {
+  constexpr int K = Cell::kColumns;
+  A in[kLoads<Cell>], d[K];
+  if constexpr (!Cell::kKeepsH) {
     FASTRNN_UNROLL
-    for (int g = 0; g < 4; ++g) in[g] = load<T>(p.gates, row * 4 * H + g * H + j);
+    for (int k = 0; k < K; ++k) in[k] = load<T>(p.gates, row * K * H + k * H + j);
   }
-  if constexpr (!Cell::kIsGru) in[Cell::kIsLstm ? 4 : 0] = load<T>(p.current, at);
-  if constexpr (Cell::kSaved == 4) {
+  if constexpr (kReadsCurrent<Cell>) in[kCurrent<Cell>] = load<T>(p.current, at);
+  if constexpr (kReadsPrevious<Cell>) {
     const Previous& previous = p.previous;
     const bool reset = previous.resets != nullptr && previous.resets[row] != 0;
-    in[Cell::kLoads - 1] = load<T>(reset                  ? previous.reset
+    in[kLoads<Cell> - 1] = load<T>(reset                  ? previous.reset
                                    : row < previous.count ? previous.saved
                                                           : previous.initial,
                                    at);
   }
   A d_h = incoming<T>(p.d_h, row, j, H);
   A d_c = load<A>(p.d_c, at);
-  if (Cell::kIsLstm && p.d_c_resets != nullptr && p.d_c_resets[row] != 0) {
+  if (kHasC<Cell> && p.d_c_resets != nullptr && p.d_c_resets[row] != 0) {
     collect<A>(p.reset_d_c, at, d_c);
     d_c = 0;
   }
-  step_backward<Cell, A>(p.cell, in, d_h, d_c, d);
+  step_backward<Cell, A>(in, d_h, d_c, d);
   store<A>(p.d_h.carried, at, d_h);
   store<A>(p.d_c, at, d_c);
   FASTRNN_UNROLL
-  for (int g = 0; g < Cell::kSaved; ++g) {
-    store<T>(p.d_gates, row * Cell::kSaved * H + g * H + j, d[g]);
-  }
-  if constexpr (Cell::kIsGru) {
+  for (int k = 0; k < K; ++k) store<T>(p.d_gates, row * K * H + k * H + j, d[k]);
+  if constexpr (cells::kApart<Cell>) {
+    constexpr int G = Cell::kProducts;
     FASTRNN_UNROLL
-    for (int g = 0; g < 3; ++g) {
-      store<T>(p.d_recurrent, row * 3 * H + g * H + j, d[recurrent_column<Cell>(g)]);
+    for (int g = 0; g < G; ++g) {
+      store<T>(p.d_recurrent, row * G * H + g * H + j, d[cells::recurrent_column<Cell>(g)]);
     }
   }
 }
@@ -155,27 +155,17 @@ previous_hidden_kernel(const PreviousHidden p) {
 template <class T>
 const char* run_pointwise_forward(const PointwiseForward& p, Stream stream) {
   const Grid grid = pointwise_grid(p.rows, p.hidden_size);
-  switch (p.cell) {
-    case CellKind::kLstm:
-      return launch(pointwise_forward_kernel<Lstm, T>, grid, stream, p);
-    case CellKind::kGru:
-      return launch(pointwise_forward_kernel<Gru, T>, grid, stream, p);
-    default:
-      return launch(pointwise_forward_kernel<Rnn, T>, grid, stream, p);
-  }
+  return cells::All::visit(p.cell, [&](auto cell) {
+    return launch(pointwise_forward_kernel<decltype(cell), T>, grid, stream, p);
+  });
 }
 
 template <class T>
 const char* run_pointwise_backward(const PointwiseBackward& p, Stream stream) {
   const Grid grid = pointwise_grid(p.rows, p.hidden_size);
-  switch (p.cell) {
-    case CellKind::kLstm:
-      return launch(pointwise_backward_kernel<Lstm, T>, grid, stream, p);
-    case CellKind::kGru:
-      return launch(pointwise_backward_kernel<Gru, T>, grid, stream, p);
-    default:
-      return launch(pointwise_backward_kernel<Rnn, T>, grid, stream, p);
-  }
+  return cells::All::visit(p.cell, [&](auto cell) {
+    return launch(pointwise_backward_kernel<decltype(cell), T>, grid, stream, p);
+  });
 }
 
 template <class T>

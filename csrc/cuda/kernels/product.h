@@ -269,7 +269,8 @@ struct SingleConfig {
   static constexpr Numeric kNumeric = kNumericType;
   static constexpr bool kIsForward = kPass == Pass::kForward;
   static constexpr int kHidden = kHiddenSize;
-  static constexpr SingleTile kTile = single_tile(Cell::kGates, kPass, kNumericType, kHiddenSize);
+  static constexpr SingleTile kTile =
+      single_tile(Cell::kProducts, kPass, kNumericType, kHiddenSize);
   static constexpr int kRows = kTile.rows, kThreads = kTile.threads, kStride = kTile.stride;
   static constexpr int kTiles = kTile.tiles;
 

@@ -23,7 +23,7 @@ single_forward_kernel(const SingleForward p) {
   using Cell = typename Config::Cell;
   using T = typename Config::T;
   using Product = typename Config::Product;
-  constexpr int kGates = Cell::kGates, kPairs = Config::kPairs;
+  constexpr int G = Cell::kProducts, K = Cell::kColumns, kPairs = Config::kPairs;
   auto& shared = shared_memory<typename Config::Shared>();
   const int d = block_y();
   const int hidden_size = static_cast<int>(p.hidden_size), H = hidden_size, D = p.directions;
@@ -36,22 +36,14 @@ single_forward_kernel(const SingleForward p) {
                static_cast<const Words*>(p.packed) + d * Config::kPackedBlocks * Config::kThreads);
 
   constexpr int kUnits = Product::kUnits, kPairsOfUnit = kPairs / kUnits;
-  float bias[kGates][kUnits], inner[kUnits], state[kPairs];
+  float bias[kUnits][K], state[kPairs];
   const auto read_biases = [&] {
     FASTRNN_UNROLL
     for (int u = 0; u < kUnits; ++u) {
       const int j = Product::unit(u * kPairsOfUnit);
-      inner[u] = 0;
-      FASTRNN_UNROLL
-      for (int g = 0; g < kGates; ++g) {
-        const float recurrent = j < H ? load<T>(b_hh, g * H + j) : 0.0f;
-        bias[g][u] = j < H ? load<T>(b_ih, g * H + j) : 0.0f;
-        if (Cell::kIsGru && g == 2) {
-          inner[u] = recurrent;
-        } else {
-          bias[g][u] += recurrent;
-        }
-      }
+      column_biases<Cell>(
+          bias[u], [&](int g) { return j < H ? load<T>(b_ih, g * H + j) : 0.0f; },
+          [&](int g) { return j < H ? load<T>(b_hh, g * H + j) : 0.0f; });
     }
   };
   if (!Config::kScarce) read_biases();
@@ -62,27 +54,27 @@ single_forward_kernel(const SingleForward p) {
     const int64_t at = (d * B + first_row + r) * H + j;
     own[i] = j < H && first_row + r < B;
     const float h = own[i] ? load<T>(p.h0, at) : 0.0f;
-    state[i] = Cell::kIsLstm ? (own[i] ? load<T>(p.c0, at) : 0.0f) : h;
+    state[i] = kHasC<Cell> ? (own[i] ? load<T>(p.c0, at) : 0.0f) : h;
     for (int b = 0; b < 2; ++b) {
       store_operand<Config::kNumeric>(&shared.operand[b][r * Config::kStride], j, h);
     }
   }
   block_barrier();
 
-  T next[kGates][kPairs];
+  T next[G][kPairs];
   // Everywhere below, the block's part of a step is a base of 64 bits, the same for all threads,
   // and a thread's place in it an int.
   const auto fetch = [&](int count, int64_t offset) {
     const int H = unhoisted(hidden_size);
     const T* const rows =
-        static_cast<const T*>(p.input_product) + (d * N + offset + first_row) * kGates * H;
+        static_cast<const T*>(p.input_product) + (d * N + offset + first_row) * G * H;
     FASTRNN_UNROLL
     for (int i = 0; i < kPairs; ++i) {
       const int r = Product::row(i);
       if (!own[i] || first_row + r >= count) continue;
       FASTRNN_UNROLL
-      for (int g = 0; g < kGates; ++g) {
-        next[g][i] = rows[r * kGates * H + g * H + Product::unit(i)];
+      for (int g = 0; g < G; ++g) {
+        next[g][i] = rows[r * G * H + g * H + Product::unit(i)];
       }
     }
   };
@@ -102,29 +94,30 @@ single_forward_kernel(const SingleForward p) {
     const int64_t row = d * N + offset + first_row;
     T* const output = rows_of<T>(p.output, (offset + first_row) * D + d, H);
     T* const hidden = rows_of<T>(p.hidden, row, H);
-    T* const cells = Cell::kIsLstm ? rows_of<T>(p.cells, row, H) : nullptr;
-    T* const gates = Cell::kSaved == 4 ? rows_of<T>(p.gates, row, 4 * H) : nullptr;
-    float sums[kGates][kPairs];
+    T* const cells = kHasC<Cell> ? rows_of<T>(p.cells, row, H) : nullptr;
+    T* const gates = !Cell::kKeepsH ? rows_of<T>(p.gates, row, K * H) : nullptr;
+    float sums[G][kPairs];
     product.multiply(shared.spare(), shared.operand[from], sums);
     if (Config::kScarce) read_biases();
     FASTRNN_UNROLL
     for (int i = 0; i < kPairs; ++i) {
       const int j = Product::unit(i), r = Product::row(i);
       if (first_row + r >= count) continue;
-      float pre[kGates], recurrent[kGates], saved[4];
+      float columns[K], recurrent[G];
       FASTRNN_UNROLL
-      for (int g = 0; g < kGates; ++g) {
-        pre[g] = (own[i] ? widen(next[g][i]) : 0.0f) + bias[g][i / kPairsOfUnit];
-        recurrent[g] = sums[g][i];
+      for (int k = 0; k < K; ++k) {
+        columns[k] = bias[i / kPairsOfUnit][k];
+        if (k < G) columns[k] += own[i] ? widen(next[k < G ? k : 0][i]) : 0.0f;
       }
-      const float h = step_forward<Cell, float>(p.cell, pre, inner[i / kPairsOfUnit], recurrent,
-                                                state[i], saved);
+      FASTRNN_UNROLL
+      for (int g = 0; g < G; ++g) recurrent[g] = sums[g][i];
+      const float h = step_forward<Cell, float>(columns, recurrent, state[i]);
       const float kept = state[i];
       float next_h = h;
       if (own[i] && walk.parted(first_row + r)) {
         const int64_t at = (d * B + first_row + unhoisted(r)) * H + j;
         next_h = p.steps.to_initial ? load<T>(p.h0, at) : 0.0f;
-        state[i] = !Cell::kIsLstm ? next_h : p.steps.to_initial ? load<T>(p.c0, at) : 0.0f;
+        state[i] = !kHasC<Cell> ? next_h : p.steps.to_initial ? load<T>(p.c0, at) : 0.0f;
       }
       // Units of padding stay zero even where the row has infinities: 0 * inf is NaN.
       store_operand<Config::kNumeric>(&shared.operand[1 - from][r * Config::kStride], j,
@@ -133,19 +126,19 @@ single_forward_kernel(const SingleForward p) {
       const int at = r * H + j;
       output[r * D * H + j] = narrowed<T>(h);
       if (hidden != nullptr) hidden[at] = narrowed<T>(h);
-      if constexpr (Cell::kIsLstm) {
+      if constexpr (kHasC<Cell>) {
         if (cells != nullptr) cells[at] = narrowed<T>(kept);
       }
-      if constexpr (Cell::kSaved == 4) {
+      if constexpr (!Cell::kKeepsH) {
         FASTRNN_UNROLL
-        for (int g = 0; g < 4; ++g) {
-          if (gates != nullptr) gates[r * 4 * H + g * H + j] = narrowed<T>(saved[g]);
+        for (int k = 0; k < K; ++k) {
+          if (gates != nullptr) gates[r * K * H + k * H + j] = narrowed<T>(columns[k]);
         }
       }
       if (first_row + r >= walk.count(1)) {  // the row's last step
         const int64_t final = (d * B + first_row + unhoisted(r)) * H + j;
         store<T>(p.h_n, final, h);
-        if constexpr (Cell::kIsLstm) store<T>(p.c_n, final, kept);
+        if constexpr (kHasC<Cell>) store<T>(p.c_n, final, kept);
       }
     }
     fetch(walk.count(1), walk.offset(1));

@@ -262,7 +262,7 @@ struct TeamConfig {
   static constexpr Numeric kNumeric = kNumericType;
   static constexpr bool kIsForward = kPass == Pass::kForward, kCluster = kClusterType;
   static constexpr int kHidden = kHiddenSize;
-  static constexpr TeamTile kTile = team_tile(Cell::kGates, kPass, kNumeric, kHidden);
+  static constexpr TeamTile kTile = team_tile(Cell::kProducts, kPass, kNumeric, kHidden);
   static constexpr int kUnits = kTile.units, kTiles = kTile.tiles;
   static constexpr int kPackedBlocks = kTile.chunks * kTiles * 2;
 
@@ -277,7 +277,7 @@ struct TeamConfig {
   using Product = typename Select<kNumeric == Numeric::kFloat>::type;
 
   // What a block gives to its team, in pieces of 16 bytes of one row.
-  static constexpr int kPublishedGates = kIsForward ? 1 : Cell::kGates;
+  static constexpr int kPublishedGates = kIsForward ? 1 : Cell::kProducts;
   static constexpr int kPiecesOfRow = kTile.published / 4;
   static constexpr int kPieces = kPublishedGates * kTeamRows * kPiecesOfRow;
   static constexpr int kOperandWords = kTile.words * kTeamRows / 4;  // of 16 bytes

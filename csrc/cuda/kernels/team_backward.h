@@ -22,7 +22,7 @@ team_backward_kernel(const TeamBackward params) {
   using Cell = typename Config::Cell;
   using T = typename Config::T;
   using Pair = TeamPair<Config>;
-  constexpr int kLoads = Cell::kLoads;
+  constexpr int G = Cell::kProducts, K = Cell::kColumns, kLoads = cuda::kLoads<Cell>;
   const SingleBackward& p = params.layer;
   auto& shared = shared_memory<typename Config::Shared>();
   const TeamPlace place(params.team);
@@ -38,8 +38,8 @@ team_backward_kernel(const TeamBackward params) {
   const int j = place.rank * Config::kUnits + Pair::unit(), r = Pair::row();
   const bool own = Pair::exists() && j < H;
   // What a step saved, and the state before the first one.
-  const T* const saved = static_cast<const T*>(Cell::kIsLstm ? p.cells : p.hidden);
-  const void* const initial = Cell::kIsLstm ? p.c0 : p.h0;
+  const T* const saved = static_cast<const T*>(kHasC<Cell> ? p.cells : p.hidden);
+  const void* const initial = kHasC<Cell> ? p.c0 : p.h0;
 
   Exchange<Config> exchange(shared, params.team, place.rank, place.number);
   for (int i = 0; i < row_tiles; ++i) {
@@ -50,7 +50,7 @@ team_backward_kernel(const TeamBackward params) {
     const bool active = own && first + r < B;
     const int64_t at = (d * B + first + r) * H + j;
     row_tile.state[0][thread_index()] = active ? load<T>(p.d_h_n, at) : 0.0f;
-    row_tile.state[1][thread_index()] = Cell::kIsLstm && active ? load<T>(p.d_c_n, at) : 0.0f;
+    row_tile.state[1][thread_index()] = kHasC<Cell> && active ? load<T>(p.d_c_n, at) : 0.0f;
   }
   exchange.begin();
 
@@ -70,9 +70,11 @@ team_backward_kernel(const TeamBackward params) {
       const bool parted = active && walk.parted(first + r);  // from the step before it
       float in[kLoads] = {}, d_output = 0;
       if (active) {
-        if constexpr (Cell::kSaved == 4) {
+        if constexpr (!Cell::kKeepsH) {
           FASTRNN_UNROLL
-          for (int g = 0; g < 4; ++g) in[g] = load<T>(p.gates, (row * 4 + g) * H + j);
+          for (int k = 0; k < K; ++k) in[k] = load<T>(p.gates, (row * K + k) * H + j);
+        }
+        if constexpr (kReadsPrevious<Cell>) {
           // The step that came before in the forward pass is the walk's next one.
           if (parted) {
             in[kLoads - 1] = p.steps.to_initial ? load<T>(initial, at) : 0.0f;
@@ -82,7 +84,7 @@ team_backward_kernel(const TeamBackward params) {
                                  : load<T>(initial, at);
           }
         }
-        if constexpr (!Cell::kIsGru) in[Cell::kIsLstm ? 4 : 0] = widen(saved[row * H + j]);
+        if constexpr (kReadsCurrent<Cell>) in[kCurrent<Cell>] = widen(saved[row * H + j]);
         d_output = load<T>(p.d_output, ((offset + first + r) * D + d) * H + j);
       }
       const int epoch = row_tile.epoch;
@@ -93,7 +95,7 @@ team_backward_kernel(const TeamBackward params) {
         leave_sums<Config>(shared, sums);
       }
       block_barrier();
-      float d_gates[Cell::kSaved] = {};
+      float d_gates[K] = {};
       if (Pair::exists()) {
         float d_h = row_tile.state[0][thread_index()], d_c = row_tile.state[1][thread_index()];
         if (was_active) {
@@ -103,17 +105,17 @@ team_backward_kernel(const TeamBackward params) {
         }
         if (active) {
           d_h += d_output;
-          step_backward<Cell, float>(p.cell, in, d_h, d_c, d_gates);
+          step_backward<Cell, float>(in, d_h, d_c, d_gates);
           if (parted) forget<Cell>(p, at, d_h, d_c);
           row_tile.state[0][thread_index()] = d_h;
           row_tile.state[1][thread_index()] = d_c;
         } else if (was_active) {
           store<T>(p.d_h0, at, d_h + load<float>(p.reset_d_h, at));
-          if constexpr (Cell::kIsLstm) store<T>(p.d_c0, at, d_c + load<float>(p.reset_d_c, at));
+          if constexpr (kHasC<Cell>) store<T>(p.d_c0, at, d_c + load<float>(p.reset_d_c, at));
         }
         FASTRNN_UNROLL
-        for (int g = 0; g < Cell::kGates; ++g) {
-          stage<Config>(shared, g, parted ? 0.0f : d_gates[recurrent_column<Cell>(g)]);
+        for (int g = 0; g < G; ++g) {
+          stage<Config>(shared, g, parted ? 0.0f : d_gates[cells::recurrent_column<Cell>(g)]);
         }
       }
       if (thread_index() == 0) row_tile.epoch = epoch + 1;
@@ -123,8 +125,8 @@ team_backward_kernel(const TeamBackward params) {
       }
       if (!active) continue;
       FASTRNN_UNROLL
-      for (int g = 0; g < Cell::kSaved; ++g) {
-        static_cast<T*>(p.d_gates)[(row * Cell::kSaved + g) * H + j] = narrowed<T>(d_gates[g]);
+      for (int g = 0; g < K; ++g) {
+        static_cast<T*>(p.d_gates)[(row * K + g) * H + j] = narrowed<T>(d_gates[g]);
       }
     }
     if (more) walk.next();

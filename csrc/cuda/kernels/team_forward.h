@@ -38,7 +38,7 @@ team_forward_kernel(const TeamForward params) {
   using Cell = typename Config::Cell;
   using T = typename Config::T;
   using Pair = TeamPair<Config>;
-  constexpr int kGates = Cell::kGates;
+  constexpr int G = Cell::kProducts, K = Cell::kColumns;
   const SingleForward& p = params.layer;
   auto& shared = shared_memory<typename Config::Shared>();
   const TeamPlace place(params.team);
@@ -55,17 +55,10 @@ team_forward_kernel(const TeamForward params) {
 
   const int j = place.rank * Config::kUnits + Pair::unit(), r = Pair::row();
   const bool own = Pair::exists() && j < H;
-  float bias[kGates], inner = 0;
-  FASTRNN_UNROLL
-  for (int g = 0; g < kGates; ++g) {
-    const float recurrent = own ? load<T>(b_hh, g * H + j) : 0.0f;
-    bias[g] = own ? load<T>(b_ih, g * H + j) : 0.0f;
-    if (Cell::kIsGru && g == 2) {
-      inner = recurrent;
-    } else {
-      bias[g] += recurrent;
-    }
-  }
+  float bias[K];
+  column_biases<Cell>(
+      bias, [&](int g) { return own ? load<T>(b_ih, g * H + j) : 0.0f; },
+      [&](int g) { return own ? load<T>(b_hh, g * H + j) : 0.0f; });
 
   Exchange<Config> exchange(shared, params.team, place.rank, place.number);
   for (int i = thread_index(); i < row_tiles; i += kTeamThreads) {
@@ -80,7 +73,7 @@ team_forward_kernel(const TeamForward params) {
     const float h = active ? load<T>(p.h0, at) : 0.0f;
     if (Pair::exists()) {
       shared.row_tile(i).state[0][thread_index()] =
-          Cell::kIsLstm ? (active ? load<T>(p.c0, at) : 0.0f) : h;
+          kHasC<Cell> ? (active ? load<T>(p.c0, at) : 0.0f) : h;
       stage<Config>(shared, 0, h);
     }
     if (p.h0 == nullptr) continue;
@@ -98,11 +91,10 @@ team_forward_kernel(const TeamForward params) {
       const bool active = own && first + r < count;
       // The row's place in a step; all tensors have the row's units side by side.
       const int64_t row = d * N + offset + first + r;
-      T input[kGates];
+      T input[G];
       FASTRNN_UNROLL
-      for (int g = 0; g < kGates; ++g) {
-        input[g] =
-            active ? static_cast<const T*>(p.input_product)[(row * kGates + g) * H + j] : T{};
+      for (int g = 0; g < G; ++g) {
+        input[g] = active ? static_cast<const T*>(p.input_product)[(row * G + g) * H + j] : T{};
       }
       const int epoch = row_tile.epoch;
       if (epoch > 0) {
@@ -112,21 +104,24 @@ team_forward_kernel(const TeamForward params) {
         leave_sums<Config>(shared, sums);
       }
       block_barrier();
-      float h = 0, state = 0, saved[4];
+      float h = 0, state = 0, columns[K];
       if (Pair::exists()) {
         if (active) {
-          float pre[kGates], recurrent[kGates] = {};
+          float recurrent[G] = {};
           if (epoch > 0) pair_sums<Config>(shared, recurrent);
           FASTRNN_UNROLL
-          for (int g = 0; g < kGates; ++g) pre[g] = widen(input[g]) + bias[g];
+          for (int k = 0; k < K; ++k) {
+            columns[k] = bias[k];
+            if (k < G) columns[k] += widen(input[k < G ? k : 0]);
+          }
           state = row_tile.state[0][thread_index()];
-          h = step_forward<Cell, float>(p.cell, pre, inner, recurrent, state, saved);
+          h = step_forward<Cell, float>(columns, recurrent, state);
         }
         float next_h = h, next_state = state;
         if (active && walk.parted(first + r)) {
           const int64_t at = (d * B + first + r) * H + j;
           next_h = p.steps.to_initial ? load<T>(p.h0, at) : 0.0f;
-          next_state = !Cell::kIsLstm ? next_h : p.steps.to_initial ? load<T>(p.c0, at) : 0.0f;
+          next_state = !kHasC<Cell> ? next_h : p.steps.to_initial ? load<T>(p.c0, at) : 0.0f;
         }
         if (active) row_tile.state[0][thread_index()] = next_state;
         // Units of padding stay zero even where the row has infinities: 0 * inf is NaN.
@@ -139,15 +134,15 @@ team_forward_kernel(const TeamForward params) {
       if (!active) continue;
       static_cast<T*>(p.output)[((offset + first + r) * D + d) * H + j] = narrowed<T>(h);
       store<T>(p.hidden, row * H + j, h);
-      if constexpr (Cell::kIsLstm) store<T>(p.cells, row * H + j, state);
-      if constexpr (Cell::kSaved == 4) {
+      if constexpr (kHasC<Cell>) store<T>(p.cells, row * H + j, state);
+      if constexpr (!Cell::kKeepsH) {
         FASTRNN_UNROLL
-        for (int g = 0; g < 4; ++g) store<T>(p.gates, (row * 4 + g) * H + j, saved[g]);
+        for (int k = 0; k < K; ++k) store<T>(p.gates, (row * K + k) * H + j, columns[k]);
       }
       if (first + r >= walk.count(1)) {  // the row's last step
         const int64_t at = (d * B + first + r) * H + j;
         store<T>(p.h_n, at, h);
-        if constexpr (Cell::kIsLstm) store<T>(p.c_n, at, state);
+        if constexpr (kHasC<Cell>) store<T>(p.c_n, at, state);
       }
     }
   }

@@ -44,9 +44,9 @@ constexpr TeamKernels team_kernels_of() {
   using Forward = TeamConfig<Cell, Pass::kForward, kNumeric, kHidden, kCluster>;
   using Backward = TeamConfig<Cell, Pass::kBackward, kNumeric, kHidden, kCluster>;
   constexpr TeamMemory forward =
-      team_memory(Cell::kGates, Pass::kForward, kNumeric, kHidden, kCluster);
+      team_memory(Cell::kProducts, Pass::kForward, kNumeric, kHidden, kCluster);
   constexpr TeamMemory backward =
-      team_memory(Cell::kGates, Pass::kBackward, kNumeric, kHidden, kCluster);
+      team_memory(Cell::kProducts, Pass::kBackward, kNumeric, kHidden, kCluster);
   static_assert(sizeof(typename Forward::Shared) == forward.block &&
                     sizeof(typename Forward::RowTile) == forward.row_tile &&
                     sizeof(typename Backward::Shared) == backward.block &&

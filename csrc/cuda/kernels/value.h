@@ -1,11 +1,8 @@
 // The value type that the cell equations of csrc/cells/ are instantiated with in
 // a CUDA thread: one number, its arithmetic and its functions.
 #pragma once
-#include "cells/gru.h"
-#include "cells/lstm.h"
-#include "cells/rnn.h"
+#include "cells/list.h"
 #include "cuda/primitives.h"
-#include "layer_shape.h"
 
 namespace fastrnn::cuda {
 
@@ -66,89 +63,73 @@ FASTRNN_DEVICE void store(void* tensor, int64_t i, Compute<T> x) {
 
 FASTRNN_DEVICE int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// What a kernel needs to know of a cell beyond its equations. kGates: products a unit;
-// kSaved: columns of d_gates, times H; kLoads: what a backward step reads for a unit and row
-// besides d_output.
-struct Lstm {
-  static constexpr int kGates = 4, kSaved = 4, kLoads = 6;
-  static constexpr bool kIsLstm = true, kIsGru = false;
-};
-struct Gru {
-  static constexpr int kGates = 3, kSaved = 4, kLoads = 5;
-  static constexpr bool kIsLstm = false, kIsGru = true;
-};
-struct Rnn {
-  static constexpr int kGates = 1, kSaved = 1, kLoads = 1;
-  static constexpr bool kIsLstm = false, kIsGru = false;
-};
+// What a backward step reads for a unit and row besides d_output: what the forward pass kept and,
+// where the cell's equations ask for it, c and what c or h was a step before.
+template <class Cell>
+inline constexpr bool kHasC = Cell::kStates > 1;
+template <class Cell>
+inline constexpr bool kReadsPrevious = kHasC<Cell> || Cell::kCarriesH;
+template <class Cell>
+inline constexpr int kLoads = Cell::kColumns + kHasC<Cell> + kReadsPrevious<Cell>;
+// Among them, that of a tensor with a value for each step's unit: c, or h where the cell keeps it.
+template <class Cell>
+inline constexpr int kCurrent = Cell::kKeepsH ? 0 : Cell::kColumns;
+template <class Cell>
+inline constexpr bool kReadsCurrent = kHasC<Cell> || Cell::kKeepsH;
 
-// One unit of one row. pre: the input product and every bias but a GRU's b_hn, which is in
-// `inner` alone: the recurrent product of n, that the reset gate scales, starts from it.
-// recurrent: the recurrent product. state: c of an LSTM, h of a GRU. saved: what backward reads.
-template <class Cell, class A>
-FASTRNN_DEVICE A step_forward(CellKind kind, const A (&pre)[Cell::kGates], A inner,
-                              const A (&recurrent)[Cell::kGates], A& state, A (&saved)[4]) {
-  using V = Value<A>;
-  if constexpr (Cell::kIsLstm) {
-    cells::LstmGates<V> a{{pre[0] + recurrent[0]},
-                          {pre[1] + recurrent[1]},
-                          {pre[2] + recurrent[2]},
-                          {pre[3] + recurrent[3]}};
-    V h;
-    state = cells::lstm_cell_forward(a, V{state}, h).v;
-    saved[0] = a.i.v;
-    saved[1] = a.f.v;
-    saved[2] = a.g.v;
-    saved[3] = a.o.v;
-    return h.v;
-  } else if constexpr (Cell::kIsGru) {
-    cells::GruGates<V> a{
-        {pre[0] + recurrent[0]}, {pre[1] + recurrent[1]}, {pre[2]}, {inner + recurrent[2]}};
-    state = cells::gru_cell_forward(a, V{state}).v;
-    saved[0] = a.r.v;
-    saved[1] = a.z.v;
-    saved[2] = a.n.v;
-    saved[3] = a.u.v;
-    return state;
-  } else {
-    const V a{pre[0] + recurrent[0]};
-    return (kind == CellKind::kRnnRelu ? cells::Relu::forward(a) : cells::Tanh::forward(a)).v;
-  }
+// What a unit's columns start from: of_input and of_h give the bias of a product, or zero.
+template <class Cell, class A, class OfInput, class OfH>
+FASTRNN_DEVICE void column_biases(A (&bias)[Cell::kColumns], OfInput of_input, OfH of_h) {
+  bias[Cell::kColumns - 1] = 0;
+  FASTRNN_UNROLL
+  for (int g = 0; g < Cell::kProducts; ++g) bias[g] = of_input(g);
+  FASTRNN_UNROLL
+  for (int g = 0; g < Cell::kProducts; ++g) bias[cells::recurrent_column<Cell>(g)] += of_h(g);
 }
 
-// One unit of one row. in: what the forward pass saved, LSTM i, f, g, o, c and c of the step
-// before; GRU r, z, n, u and h of the step before; RNN h. d_h: in, the gradient of h; out, what
-// bypasses the product. d_c: LSTM. d: the columns of d_gates.
+// One unit of one row. a: in, the columns but for the recurrent products; out, what is kept.
+// recurrent: those products. state: c, or h of a cell without; returns h.
 template <class Cell, class A>
-FASTRNN_DEVICE void step_backward(CellKind kind, const A (&in)[Cell::kLoads], A& d_h, A& d_c,
-                                  A (&d)[Cell::kSaved]) {
+FASTRNN_DEVICE A step_forward(A (&a)[Cell::kColumns], const A (&recurrent)[Cell::kProducts],
+                              A& state) {
   using V = Value<A>;
-  if constexpr (Cell::kIsLstm) {
-    const cells::LstmGates<V> a{{in[0]}, {in[1]}, {in[2]}, {in[3]}};
-    V carried{d_c};
-    const auto g = cells::lstm_cell_backward(a, V{in[5]}, V{in[4]}, V{d_h}, carried);
-    d_c = carried.v;
-    d_h = A(0);
-    d[0] = g.i.v;
-    d[1] = g.f.v;
-    d[2] = g.g.v;
-    d[3] = g.o.v;
-  } else if constexpr (Cell::kIsGru) {
-    const cells::GruGates<V> a{{in[0]}, {in[1]}, {in[2]}, {in[3]}};
-    V bypass{d_h};
-    const auto g = cells::gru_cell_backward(a, V{in[4]}, bypass);
-    d_h = bypass.v;
-    d[0] = g.r.v;
-    d[1] = g.z.v;
-    d[2] = g.n.v;
-    d[3] = g.u.v;
-  } else {
-    const V h{in[0]};
-    d[0] = (kind == CellKind::kRnnRelu ? cells::Relu::backward(h, V{d_h})
-                                       : cells::Tanh::backward(h, V{d_h}))
-               .v;
-    d_h = A(0);
+  FASTRNN_UNROLL
+  for (int g = 0; g < Cell::kProducts; ++g) {
+    a[cells::recurrent_column<Cell>(g)] += recurrent[g];
   }
+  V kept[Cell::kColumns], before[Cell::kStates], after[Cell::kStates];
+  FASTRNN_UNROLL
+  for (int k = 0; k < Cell::kColumns; ++k) kept[k] = {a[k]};
+  before[0] = before[Cell::kStates - 1] = {state};
+  cells::forward<Cell>(kept, before, after);
+  FASTRNN_UNROLL
+  for (int k = 0; k < Cell::kColumns; ++k) a[k] = kept[k].v;
+  state = after[Cell::kStates - 1].v;
+  return after[0].v;
+}
+
+// One unit of one row. in: what is kept, c and what the last state was a step before. d_h: in, the
+// gradient of h; out, what bypasses the product. d_c: that of c. d: the columns of d_gates.
+template <class Cell, class A>
+FASTRNN_DEVICE void step_backward(const A (&in)[kLoads<Cell>], A& d_h, A& d_c,
+                                  A (&d)[Cell::kColumns]) {
+  using V = Value<A>;
+  constexpr int K = Cell::kColumns, kLast = Cell::kStates - 1;
+  V kept[K], before[Cell::kStates], after[Cell::kStates], d_states[Cell::kStates], d_columns[K];
+  FASTRNN_UNROLL
+  for (int k = 0; k < K; ++k) kept[k] = {in[k]};
+  before[0] = after[0] = {0};
+  if constexpr (kReadsPrevious<Cell>) before[kLast] = {in[kLoads<Cell> - 1]};
+  if constexpr (kHasC<Cell>) {
+    after[1] = {in[K]};
+    d_states[1] = {d_c};
+  }
+  d_states[0] = {d_h};
+  cells::backward<Cell>(kept, before, after, d_states, d_columns);
+  FASTRNN_UNROLL
+  for (int k = 0; k < K; ++k) d[k] = d_columns[k].v;
+  d_h = d_states[0].v;
+  if constexpr (kHasC<Cell>) d_c = d_states[1].v;
 }
 
 // A reset before a step of the backward pass: nothing of it reaches the step before. What would go
@@ -156,15 +137,9 @@ FASTRNN_DEVICE void step_backward(CellKind kind, const A (&in)[Cell::kLoads], A&
 // through it is left out of the operand, and the host makes it of d_gates.
 template <class Cell, class Params>
 FASTRNN_DEVICE void forget(const Params& p, int64_t at, float& d_h, float& d_c) {
-  if (Cell::kIsGru && p.reset_d_h != nullptr) p.reset_d_h[at] += d_h;
-  if (Cell::kIsLstm && p.reset_d_c != nullptr) p.reset_d_c[at] += d_c;
+  if (Cell::kCarriesH && p.reset_d_h != nullptr) p.reset_d_h[at] += d_h;
+  if (kHasC<Cell> && p.reset_d_c != nullptr) p.reset_d_c[at] += d_c;
   d_h = d_c = 0;
-}
-
-// Column of d_gates that the recurrent product of gate g sees: a GRU's last is d_n times r.
-template <class Cell>
-FASTRNN_DEVICE constexpr int recurrent_column(int g) {
-  return Cell::kIsGru && g == 2 ? 3 : g;
 }
 
 }  // namespace fastrnn::cuda

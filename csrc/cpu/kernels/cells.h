@@ -1,0 +1,21 @@
+// The cells, and the shape of the tiles that their products come in.
+#pragma once
+#include "cells/list.h"
+#include "cpu/kernels/config.h"
+
+namespace fastrnn::cpu {
+namespace {
+
+// Vectors of units in a panel block, each with all of its products.
+template <class Cell>
+constexpr int kUnitVectors =
+    kWideVectors >= 2 * Cell::kProducts ? kWideVectors / Cell::kProducts : 1;
+template <class Cell>
+constexpr int kCellRows = kTileRows[Cell::kProducts * kUnitVectors<Cell> - 1];
+
+// Saved columns of a unit besides its states.
+template <class Cell>
+constexpr int kSaved = Cell::kKeepsH ? 0 : Cell::kColumns;
+
+}  // namespace
+}  // namespace fastrnn::cpu
