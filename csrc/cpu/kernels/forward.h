@@ -363,7 +363,7 @@ class Forward {
   }
 
   // products [G][NU * L] = a w^T for one row, w where it lies. Four rows of w at a time: fewer
-  // leave the multipliers waiting, eight are read more slowly (benchmarks/NOTES.md).
+  // leave the multipliers waiting, eight are read more slowly (docs/decisions.md).
   template <int NU>
   void direct_products(const S* w, int64_t terms, const C* a, int64_t v, C* products) const {
     constexpr int W = NU * L;
