@@ -1,12 +1,12 @@
-"""What the machine of the notes could do at best, and how near a run of the grid came to it.
+"""What the machine of docs/decisions.md could do at best, and how near a run of the grid came.
 
     python -m benchmarks.bounds benchmarks/results/grid.json [--cells]
 
 A bound of one cell is the time of its multiplications at the rate of the register tile alone, with
 operands in L1; of its transcendentals where they run undisturbed; and, at B = 1, of reading the
 recurrent weights at every step at the measured rate of L2 or L3. Nothing is counted for Python,
-packing, barriers, saved tensors or caches. All constants were measured on two cores of the AMD EPYC
-of NOTES.md and mean nothing elsewhere.
+packing, barriers, saved tensors or caches. All constants were measured on its two cores and
+mean nothing elsewhere.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TILE_RATE = 221e9
 CELL_SECONDS = {"LSTM": (22e-9, 11e-9), "GRU": (15e-9, 4e-9), "RNN": (5e-9, 1e-9)}
 
 #: Bytes a second that one core reads, both reading, by the most bytes it reads over and over: the
-#: best of what NOTES.md tried for it.
+#: best of what docs/decisions.md has for it.
 READ_RATES = ((256 << 10, 125e9), (1 << 20, 112e9), (3 << 20, 99e9), (math.inf, 95e9))
 
 CORES = 2

@@ -1,4 +1,4 @@
-"""Tables, bars, environment and JSON. Figures come in as rows (suites.py)."""
+"""Tables, summary, environment and JSON. Figures come in as rows (suites.py)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from . import cases, peers
+from . import peers
 from .timing import geometric_mean
 
 Row = dict[str, Any]
@@ -66,10 +66,10 @@ def _mebibytes(title: str, library: str, key: str) -> Column:
 
 def _peer(name: str) -> Column:
     def value(row: Row) -> str:
-        verdict = row.get("peer_checks", {}).get(name)
-        if verdict is None:
+        check = row.get("peer_checks", {}).get(name)
+        if check is None:
             return "-"
-        return f"{row['peer_ratios'][name]:.2f}" if verdict["passed"] else "wrong"
+        return f"{row['peer_ratios'][name]:.2f}" if check["passed"] else "wrong"
 
     return Column(f"{name} / ours", 0, value)
 
@@ -190,59 +190,23 @@ def require_check(row: Row) -> None:
         )
 
 
-# ----------------------------------------------------------------- bars
+# ----------------------------------------------------------------- summary
 
-
-@dataclasses.dataclass(frozen=True)
-class Bar:
-    """Floors of the ratio torch.nn / ours for one layer and mode, float32."""
-
-    mean: float
-    worst: float
-    small_mean: float | None = None
-
-
-#: What is aimed at, stated for the full grid, float32, 2 threads.
-BARS = {
-    ("LSTM", "inference"): Bar(1.6, 1.0, small_mean=2.0),
-    ("GRU", "inference"): Bar(4.0, 1.1),
-    ("RNN", "inference"): Bar(3.0, 1.0),
-    ("LSTM", "training"): Bar(1.8, 1.1, small_mean=2.2),
-    ("GRU", "training"): Bar(5.0, 1.2),
-    ("RNN", "training"): Bar(4.0, 1.0),
-}
 SMALL_HIDDEN = 128
-SHARE_BARS = {"inference": 0.85, "training": 0.75}
 SHARE_BATCH, SHARE_HIDDEN = 32, 256
-PEER_MEAN, PEER_WORST = 1.15, 0.97
-STREAMING_TO_CELL, STREAMING_TO_LAYER, STREAMING_HIDDEN = 1.0, 3.0, 512
-PACKED_OVER_PADDED = 1.15
-LOWPREC_GAIN = 1.0
-QUANTIZED_GAIN = {"int8": 2.0, "packed_bf16": 1.5}
+STREAMING_HIDDEN = 512
 #: Above this share of the machine in others' hands, a row is called disturbed.
 BUSY_SHARE = 0.05
-DENORMAL_LIMIT = 1.10
 
 
 @dataclasses.dataclass
-class Verdict:
-    """One line of the summary. `bar` is None where nothing is demanded."""
+class Figure:
+    """One line of the summary."""
 
     what: str
     value: float
-    bar: float | None = None
-    at_least: bool = True
-    cells: int = 0
+    cells: int
     note: str = ""
-
-    @property
-    def passed(self) -> bool | None:
-        if self.bar is None or math.isnan(self.value):
-            return None
-        return self.value >= self.bar if self.at_least else self.value <= self.bar
-
-    def as_dict(self) -> dict:
-        return {**dataclasses.asdict(self), "passed": self.passed}
 
 
 def _groups(rows: Iterable[Row], *keys: str) -> dict[tuple, list[Row]]:
@@ -252,133 +216,95 @@ def _groups(rows: Iterable[Row], *keys: str) -> dict[tuple, list[Row]]:
     return groups
 
 
-def _extreme(what: str, rows: list[Row], key: str, bar: float | None, at_least: bool) -> Verdict:
-    """The row furthest on the wrong side."""
-    worst = (min if at_least else max)(rows, key=lambda row: row[key])
-    return Verdict(what, worst[key], bar, at_least, len(rows), note=f"at {worst['case']}")
+def _mean(what: str, rows: list[Row], key: str) -> Figure:
+    return Figure(what, geometric_mean([row[key] for row in rows]), len(rows))
 
 
-def summarize(rows: list[Row]) -> list[Verdict]:
-    """Geometric means, worst cells and bars of all rows that were timed."""
+def _least(what: str, rows: list[Row], key: str) -> Figure:
+    worst = min(rows, key=lambda row: row[key])
+    return Figure(what, worst[key], len(rows), f"at {worst['case']}")
+
+
+def _most(what: str, rows: list[Row], key: str) -> Figure:
+    worst = max(rows, key=lambda row: row[key])
+    return Figure(what, worst[key], len(rows), f"at {worst['case']}")
+
+
+def summarize(rows: list[Row]) -> list[Figure]:
+    """Geometric means and worst cells of all rows that were timed."""
     timed = [row for row in rows if "times" in row]
     by_suite = {suite: group for (suite,), group in _groups(timed, "suite").items()}
-    verdicts = _summarize_grid(by_suite.get("grid", []))
-    verdicts += _summarize_streaming(by_suite.get("streaming", []))
-    for suite, key, text, bar, at_least in (
-        ("packed", "packed_over_padded", "ours packed / padded", PACKED_OVER_PADDED, False),
-        ("lowprec", "ratio_to_float32", "ours float32 / low", LOWPREC_GAIN, True),
-        ("denormal", "last_over_all", "ours last step / all steps", DENORMAL_LIMIT, False),
+    figures = _summarize_grid(by_suite.get("grid", []))
+    figures += _summarize_streaming(by_suite.get("streaming", []))
+    for suite, key, text, extreme in (
+        ("packed", "packed_over_padded", "ours packed / padded", _most),
+        ("lowprec", "ratio_to_float32", "ours float32 / low", _least),
+        ("denormal", "last_over_all", "ours last step / all steps", _most),
     ):
         grouped = _groups(by_suite.get(suite, []), "layer", "mode", "dtype", "threads")
         for (layer, mode, dtype, threads), group in grouped.items():
-            demanded = {"float16": None, **QUANTIZED_GAIN}.get(dtype, bar)
             what = f"{suite} {layer} {mode} {dtype} {threads} thr: {text}, worst"
-            verdicts.append(_extreme(what, group, key, demanded, at_least))
+            figures.append(extreme(what, group, key))
     memory = _groups([row for row in rows if "memory" in row], "layer", "mode")
     for (layer, mode), group in memory.items():
         what = f"memory {layer} {mode}: ours / torch.nn, worst"
-        bar = 1.0 if mode == "training" else None
-        verdicts.append(_extreme(what, group, "ours_over_torch", bar, at_least=False))
-    return verdicts
+        figures.append(_most(what, group, "ours_over_torch"))
+    return figures
 
 
-def _summarize_grid(rows: list[Row]) -> list[Verdict]:
-    verdicts = []
-    full = {str(case) for case in cases.FULL_GRID}
+def _summarize_grid(rows: list[Row]) -> list[Figure]:
+    figures = []
     for (layer, mode, dtype, threads), group in _groups(
         rows, "layer", "mode", "dtype", "threads"
     ).items():
         label = f"{layer} {mode} {dtype} {threads} thr"
-        bar = BARS.get((layer, mode)) if dtype == "float32" else None
-        complete = {row["case"] for row in group} == full and threads == 2
-        note = "" if complete or bar is None else "bar is for the full grid, 2 threads"
+        figures.append(_mean(f"{label}: geometric mean", group, "ratio"))
         small = [row for row in group if row["hidden_size"] <= SMALL_HIDDEN]
-        mean = geometric_mean([row["ratio"] for row in group])
-        verdicts.append(
-            Verdict(f"{label}: geometric mean", mean, bar and bar.mean, True, len(group), note)
-        )
         if small:
-            small_mean = geometric_mean([row["ratio"] for row in small])
-            verdicts.append(
-                Verdict(
-                    f"{label}: geometric mean, H <= {SMALL_HIDDEN}",
-                    small_mean,
-                    bar and bar.small_mean,
-                    True,
-                    len(small),
-                    note,
-                )
-            )
-        verdicts.append(_extreme(f"{label}: worst cell", group, "ratio", bar and bar.worst, True))
+            what = f"{label}: geometric mean, H <= {SMALL_HIDDEN}"
+            figures.append(_mean(what, small, "ratio"))
+        figures.append(_least(f"{label}: worst cell", group, "ratio"))
         large = [
             row
             for row in group
             if row["batch"] >= SHARE_BATCH and row["hidden_size"] >= SHARE_HIDDEN
         ]
         if large:
-            demanded = SHARE_BARS[mode] if dtype == "float32" else None
             what = f"{label}: share of the gemm rate, B >= {SHARE_BATCH}, H >= {SHARE_HIDDEN}"
-            verdicts.append(_extreme(what + ", worst", large, "share", demanded, True))
+            figures.append(_least(what + ", worst", large, "share"))
         with_peers = [row for row in group if row.get("peer_ratios")]
         if with_peers:
             fastest = [{**r, "fastest": min(r["peer_ratios"].values())} for r in with_peers]
-            mean = geometric_mean([row["fastest"] for row in fastest])
-            verdicts.append(
-                Verdict(
-                    f"{label}: fastest peer / ours, geometric mean",
-                    mean,
-                    PEER_MEAN,
-                    True,
-                    len(fastest),
-                    note,
-                )
-            )
-            what = f"{label}: fastest peer / ours, worst cell"
-            verdicts.append(_extreme(what, fastest, "fastest", PEER_WORST, True))
-    return verdicts
+            what = f"{label}: fastest peer / ours"
+            figures.append(_mean(f"{what}, geometric mean", fastest, "fastest"))
+            figures.append(_least(f"{what}, worst cell", fastest, "fastest"))
+    return figures
 
 
-def _summarize_streaming(rows: list[Row]) -> list[Verdict]:
-    verdicts = []
+def _summarize_streaming(rows: list[Row]) -> list[Figure]:
+    figures = []
     for (layer, threads), group in _groups(rows, "layer", "threads").items():
         label = f"streaming {layer} {threads} thr"
-        verdicts.append(
-            _extreme(
-                f"{label}: torch.nn cell / our layer, worst",
-                group,
-                "ratio_to_cell",
-                STREAMING_TO_CELL,
-                True,
-            )
-        )
+        figures.append(_least(f"{label}: torch.nn cell / our layer, worst", group, "ratio_to_cell"))
         large = [row for row in group if row["hidden_size"] == STREAMING_HIDDEN]
         if large:
             what = f"{label}: torch.nn layer / our layer, H = {STREAMING_HIDDEN}"
-            verdicts.append(_extreme(what, large, "ratio", STREAMING_TO_LAYER, True))
-    return verdicts
+            figures.append(_least(what, large, "ratio"))
+    return figures
 
 
-def print_summary(verdicts: list[Verdict], markdown: bool = False, stream=None) -> None:
-    words = {True: "pass", False: "FAIL", None: "-"}
-
-    def bar_text(row: Row) -> str:
-        if row["bar"] is None:
-            return "-"
-        return f"{'>=' if row['at_least'] else '<='} {row['bar']:g}"
-
-    width = max((len(v.what) for v in verdicts), default=10)
+def print_summary(figures: list[Figure], markdown: bool = False, stream=None) -> None:
+    width = max((len(figure.what) for figure in figures), default=10)
     summary_columns = [
         Column("summary", width, lambda row: row["what"].ljust(width)),
         Column("value", 7, lambda row: f"{row['value']:.2f}"),
-        Column("bar", 7, bar_text),
-        Column("", 4, lambda row: words[row["passed"]]),
         Column("cells", 5, lambda row: str(row["cells"])),
         Column("note", 4, lambda row: row["note"]),
     ]
     table = Table(summary_columns, markdown, stream)
     table.header()
-    for verdict in verdicts:
-        table.row({**verdict.as_dict(), "check": {"passed": True}})
+    for figure in figures:
+        table.row({**dataclasses.asdict(figure), "check": {"passed": True}})
 
 
 def disturbance(rows: list[Row]) -> str:

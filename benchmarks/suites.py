@@ -147,9 +147,9 @@ def _grid_job(options: Options, layer: str, mode: str, dtype: str, threads: int,
             exact = checks.run_layer(layers["torch"], x, mode, d_output)["output"].double()
             for name in options.peers:
                 call = peers.build_peer(name, layer, layers["torch"], case, x, threads)
-                verdict = checks.check_peer(call(), exact)
-                row.setdefault("peer_checks", {})[name] = dataclasses.asdict(verdict)
-                if verdict.passed:
+                peer_check = checks.check_peer(call(), exact)
+                row.setdefault("peer_checks", {})[name] = dataclasses.asdict(peer_check)
+                if peer_check.passed:
                     contestants[name] = call
         width = cases.GATES[layer] * case.hidden_size
         products, product_flops = timing.matrix_products(

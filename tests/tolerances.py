@@ -5,7 +5,7 @@ Errors are largest absolute differences of a tensor, relative to the largest mag
 
 import torch
 
-# float64 against torch.nn: the number. Errors seen are near 1e-15 times the steps.
+# float64 against torch.nn: what the README says. Errors seen are near 1e-15 times the steps.
 FLOAT64_TO_TORCH = 1e-10
 
 # Operands of TF32 products keep 11 bits; what torch.nn's error in float32 says nothing about.

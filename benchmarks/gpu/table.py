@@ -39,13 +39,11 @@ class Key(NamedTuple):
         return " ".join(part for part in parts if part)
 
 
-class Bar(NamedTuple):
-    """A group of rows, and the least geometric mean and the least single ratio of it."""
+class Group(NamedTuple):
+    """Rows that are told in one line."""
 
     name: str
     takes: Callable
-    mean: float | None = None
-    worst: float | None = None
 
 
 def _large(key):
@@ -57,26 +55,25 @@ def _plain(key):
     return not key.variant and key.cell != "RNN"
 
 
-BARS = (
-    Bar("LSTM bf16 tf32, GRU 16-bit tf32, 128 < H <= 1024, fwd",
-        lambda k: _large(k) and k.way == FORWARD, 3.0, 1.0),
-    Bar("the same, fwd+bwd", lambda k: _large(k) and k.way == BOTH, 2.0, 1.0),
-    Bar("H <= 128, all number formats", lambda k: _plain(k) and k.hidden <= 128, 1.5, 0.95),
-    Bar("LSTM fp16 (768,16)",
-        lambda k: _plain(k) and (k[:4] == ("LSTM", "fp16", 768, 16)), None, 1.0),
-    Bar("LSTM fp16, other H > 128",
-        lambda k: _plain(k) and k[:2] == ("LSTM", "fp16") and 128 < k.hidden != 768),
-    Bar("fp32, 128 < H <= 512",
-        lambda k: _plain(k) and k.numeric == "fp32" and 128 < k.hidden <= 512, 1.3),
-    Bar("fp32, 512 < H <= 1024",
-        lambda k: _plain(k) and k.numeric == "fp32" and 512 < k.hidden <= 1024, 1.0),
-    Bar("H > 1024", lambda k: _plain(k) and k.hidden > 1024),
-    Bar("packed", lambda k: k.variant == "packed", 3.0),
-    Bar("resets 3 % (torch.nn without)", lambda k: k.variant == "resets", 3.0),
-    Bar("bidirectional", lambda k: k.variant == "bidirectional"),
-    Bar("2 layers", lambda k: k.variant == "2 layers"),
-    Bar("projected", lambda k: k.variant == "projected"),
-    Bar("RNN", lambda k: k.cell == "RNN"),
+GROUPS = (
+    Group("LSTM bf16 tf32, GRU 16-bit tf32, 128 < H <= 1024, fwd",
+          lambda k: _large(k) and k.way == FORWARD),
+    Group("the same, fwd+bwd", lambda k: _large(k) and k.way == BOTH),
+    Group("H <= 128, all number formats", lambda k: _plain(k) and k.hidden <= 128),
+    Group("LSTM fp16 (768,16)", lambda k: _plain(k) and (k[:4] == ("LSTM", "fp16", 768, 16))),
+    Group("LSTM fp16, other H > 128",
+          lambda k: _plain(k) and k[:2] == ("LSTM", "fp16") and 128 < k.hidden != 768),
+    Group("fp32, 128 < H <= 512",
+          lambda k: _plain(k) and k.numeric == "fp32" and 128 < k.hidden <= 512),
+    Group("fp32, 512 < H <= 1024",
+          lambda k: _plain(k) and k.numeric == "fp32" and 512 < k.hidden <= 1024),
+    Group("H > 1024", lambda k: _plain(k) and k.hidden > 1024),
+    Group("packed", lambda k: k.variant == "packed"),
+    Group("resets 3 % (torch.nn without)", lambda k: k.variant == "resets"),
+    Group("bidirectional", lambda k: k.variant == "bidirectional"),
+    Group("2 layers", lambda k: k.variant == "2 layers"),
+    Group("projected", lambda k: k.variant == "projected"),
+    Group("RNN", lambda k: k.cell == "RNN"),
 )  # fmt: skip
 
 
@@ -90,12 +87,12 @@ def timed(found):
     return by_key
 
 
-def ratios(by_key, bar, how, ours="plan"):
+def ratios(by_key, group, how, ours="plan"):
     """`(ratio, key)` of a group, the smallest first."""
     return sorted(
         (row["nn", how]["ms"] / row[ours, how]["ms"], key)
         for key, row in by_key.items()
-        if bar.takes(key) and ("nn", how) in row and (ours, how) in row
+        if group.takes(key) and ("nn", how) in row and (ours, how) in row
     )
 
 
@@ -104,25 +101,18 @@ def geometric_mean(values):
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def bar_lines(by_key):
+def group_lines(by_key):
     """A line for each group."""
-    yield "torch.nn / fastrnn: geometric mean and worst; [what they should be at least]"
-    for bar in BARS:
-        parts, below = [], False
+    yield "torch.nn / fastrnn: geometric mean and worst"
+    for group in GROUPS:
+        parts = []
         for how in HOW:
-            found = ratios(by_key, bar, how)
+            found = ratios(by_key, group, how)
             if found:
                 mean, (worst, where) = geometric_mean([r for r, _ in found]), found[0]
-                below |= (bar.mean or 0) > mean or (bar.worst or 0) > worst
                 parts.append(f"{how} {len(found)}: {mean:.2f}, {worst:.2f} at {where.text()}")
-        least = ", ".join(
-            f"{name} {value}"
-            for name, value in (("mean", bar.mean), ("worst", bar.worst))
-            if value is not None
-        )
         if parts:
-            verdict = f" [{least}: {'BELOW' if below else 'ok'}]" if least else ""
-            yield f"  {bar.name}: {'; '.join(parts)}{verdict}"
+            yield f"  {group.name}: {'; '.join(parts)}"
 
 
 def other_lines(by_key):
@@ -134,7 +124,7 @@ def other_lines(by_key):
         ]
         if times:
             yield (f"FlashRNN's published {published} ms {way} / ours with the input product: "
-                   f"{', '.join(times)} [2.0]")  # fmt: skip
+                   f"{', '.join(times)}")  # fmt: skip
     memory = sorted(
         (row["plan", "eager"]["peak_bytes"] / row["nn", "eager"]["peak_bytes"], key)
         for key, row in by_key.items()
@@ -243,7 +233,7 @@ def summary(found):
     by_key = timed(found)
     lines = list(stage_lines(found))
     if by_key:
-        lines += bar_lines(by_key)
+        lines += group_lines(by_key)
         lines += other_lines(by_key)
         lines += accuracy_lines(by_key)
         lines += cell_lines(by_key)
