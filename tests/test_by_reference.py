@@ -12,7 +12,7 @@ import fastrnn
 from fastrnn import _by_reference, _gradients, _ops, _panels, reference, variants_reference
 from fastrnn._gradients import Layer, stems
 from tests import test_func, test_second_order
-from tests.cases import KINDS, LAYERS, Case
+from tests.cases import KINDS, LAYERS, Case, gates_of
 from tests.test_operators import sample
 from tests.test_second_order import assert_close, penalty, setting, tangents
 from tests.tolerances import error
@@ -188,7 +188,7 @@ def test_quantized_on_one_device(name, dtype):
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
 @pytest.mark.parametrize("norm", ["none", "recurrent"])
 def test_variants_on_one_device(cell, norm):
-    gates = {"lstm": 4, "gru": 3, "rnn_tanh": 1}[cell] * 8
+    gates = gates_of(cell) * 8
     affine = norm == "recurrent"
     optional = [meta(1, gates) if affine else None, meta(1, gates), meta(1, gates)]
     optional += [meta(1, gates) if affine else None]

@@ -15,9 +15,8 @@ from torch.nn.utils.rnn import pack_sequence
 
 import fastrnn
 from fastrnn import _overlap
-from tests.cases import KINDS, LAYERS, Case, module_results
+from tests.cases import KINDS, LAYERS, OPTIONS, PACKED, SHAPES, Case, check, module_results
 from tests.precision import tf32_products
-from tests.test_numbers import OPTIONS, PACKED, SHAPES, check
 from tests.test_operators import first_order, leaves, sample
 
 pytestmark = pytest.mark.cuda

@@ -8,9 +8,8 @@ import torch
 import fastrnn
 from fastrnn import _by_reference, _gradients, _ops, _options, _overlap, functional, reference
 from tests import cuda_shim
-from tests.cases import KINDS, Case, module_results
+from tests.cases import KINDS, PACKED, Case, check, module_results
 from tests.precision import tf32_products
-from tests.test_numbers import PACKED, check
 from tests.test_operators import first_order, leaves, sample
 from tests.test_options import ASKED, SETTINGS, TOLERANCE, assert_close, both, options_of
 from tests.test_second_order import penalty, tangents

@@ -7,9 +7,9 @@ import torch
 
 from fastrnn import _extended, variants_reference
 from fastrnn.variants_reference import recurrence
+from tests.cases import NO_PROJ, gates_of
 from tests.tolerances import error
 
-CELLS = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 NORMS = ("none", "recurrent", "joint")
 # Those with gradients, by their places among the arguments.
 NAMES = {2: "input", 5: "h0", 6: "c0", 7: "w_ih", 8: "w_hh", 9: "gain_x", 10: "bias_x", 11: "bias",
@@ -36,7 +36,7 @@ def arguments(
     layer=0,
 ):
     """What `recurrence` and `_extended.layer` take; random, and gains near 1."""
-    gates, d = CELLS[cell] * size, directions
+    gates, d = gates_of(cell) * size, directions
 
     def random(*shape):
         return torch.randn(*shape, dtype=torch.float64).to(dtype)
@@ -197,7 +197,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", NO_PROJ)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_options(cpu_target, cell, norm, options):
@@ -205,7 +205,7 @@ def test_options(cpu_target, cell, norm, options):
         check(arguments(cell, norm, directions=directions, lengths=lengths, **options))
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", NO_PROJ)
 @pytest.mark.parametrize("batch", [1, 2, 13])
 @pytest.mark.parametrize("size", [1, 15, 16, 33])
 def test_shapes(cpu_target, cell, batch, size):
@@ -245,7 +245,7 @@ def test_accuracy(cpu_target, cell, norm, dtype):
         assert error(ours[name], expected, size) <= limit, name
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", NO_PROJ)
 @pytest.mark.parametrize("batch", [1, 3, 24])
 def test_threads_do_not_change_a_bit(cpu_target, cell, batch):
     # One feature: torch's input product has no sum that could depend on threads.
@@ -261,7 +261,7 @@ def test_threads_do_not_change_a_bit(cpu_target, cell, batch):
             assert torch.equal(value, several[name]), (name, threads)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", NO_PROJ)
 @pytest.mark.parametrize("norm", NORMS)
 def test_numerical_derivatives(cell, norm):
     """First derivatives of the kernels, second ones of the equations."""

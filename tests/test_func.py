@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 import fastrnn
 from fastrnn import functional, reference
-from tests.cases import CELLS, KINDS, LAYERS, Case
+from tests.cases import CELLS, KINDS, LAYERS, Case, gates_of
 
 SIZES = {"seq_len": 3, "batch": 2, "input_size": 2, "hidden_size": 3}
 
@@ -372,7 +372,7 @@ def test_dp_sgd():
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
 def test_hessians_of_an_ensemble(name):
     """Mapped weights around second derivatives: one call each, some of whose results are absent."""
-    gates = {"lstm": 4, "gru": 3, "rnn": 1}[name]
+    gates = gates_of(name)
     generator = torch.Generator().manual_seed(3)
     weights = [
         torch.randn(4, gates * 2, size, generator=generator, dtype=torch.float64) for size in (3, 2)

@@ -8,6 +8,7 @@ import torch
 from torch.library import opcheck
 
 import fastrnn  # noqa: F401  (loads the operators)
+from tests.cases import gates_of
 from tests.test_extended import arguments as extended_arguments
 from tests.test_extended import of_operator
 
@@ -36,7 +37,7 @@ def sample(name, packed, bidirectional, proj=False):
     cell, _, direction = name.partition("_")
     if cell not in ("lstm", "gru", "rnn"):
         cell = "lstm" if proj else "gru"
-    gates = {"lstm": 4, "gru": 3, "rnn": 1}[cell]
+    gates = gates_of(cell)
     d, batch, features, hidden = 2 if bidirectional else 1, 3, 2, 5
     h_size = 4 if proj else hidden
     generator = torch.Generator().manual_seed(0)
@@ -116,7 +117,7 @@ def second_order_sample(name, cell, random, sizes, rows, batch_sizes, states, pa
     What is random where a sweep would have left it: no operator checks values.
     """
     d, count, batch, hidden, h_size = sizes
-    lstm, gates = cell == "lstm", {"lstm": 4, "gru": 3}[cell]
+    lstm, gates = cell == "lstm", gates_of(cell)
     flags = True, d == 2
     input = random(*rows, params[0].shape[1])
     outputs = getattr(torch.ops.fastrnn, f"{cell}_forward")(

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fastrnn import _ops
+from tests.cases import KINDS, gates_of
 from tests.test_operators import leaves
 
 # Steps and rows a step: one chunk of 2048 rows, several, a short last one, a step with more rows
@@ -17,7 +18,6 @@ SHAPES = {
     "packed": [400] * 5 + [300] * 10 + [30] * 60,
     "packed_steep": [3000, 2, 1],
 }
-CELLS = ["lstm", "lstm_proj", "gru", "rnn_tanh", "rnn_relu"]
 
 
 def sample(cell, shape, directions, dtype, hidden=7, features=5):
@@ -34,7 +34,7 @@ def sample(cell, shape, directions, dtype, hidden=7, features=5):
     batch_sizes = torch.tensor(shape) if packed else None
     rows = (sum(shape),) if packed else shape
     batch = shape[0] if packed else shape[1]
-    gates = {"lstm": 4, "gru": 3}.get(cell, 1)
+    gates = gates_of(cell)
     sizes = [(gates * hidden, features), (gates * hidden, h_size), (gates * hidden,)]
     sizes += [(gates * hidden,)] + ([(h_size, hidden)] if proj else [])
     params = [random(*size, scale=0.25) for _ in range(directions) for size in sizes]
@@ -46,14 +46,14 @@ def sample(cell, shape, directions, dtype, hidden=7, features=5):
         input, batch_sizes, *states, params, True, directions == 2, *rest, True
     )
     output, saved = outputs[0], outputs[len(states) + 1 :]
-    gates_of, hidden_of, cells_of = (*saved, None)[:3] if name != "rnn" else (None, *saved, None)
+    all_gates, hidden_of, cells_of = (*saved, None)[:3] if name != "rnn" else (None, *saved, None)
     each = len(sizes)
     v = random(*output.shape), random(*h0.shape), random(*c0.shape), random(directions, 1, 1)
     d_cells = v[3].expand_as(cells_of).contiguous() if cell == "lstm" else None
     return dict(
         cell=cell, d_output=v[0], d_h_n=v[1], d_c_n=v[2] if cell == "lstm" else None,
         d_cells=d_cells, input=input.flatten(0, -2), batch_sizes=batch_sizes, batch=batch, h0=h0,
-        c0=c0 if cell == "lstm" else None, gates=gates_of, hidden=hidden_of, cells=cells_of,
+        c0=c0 if cell == "lstm" else None, gates=all_gates, hidden=hidden_of, cells=cells_of,
         w_ih=params[::each], w_hh=params[1::each], w_hr=params[4::each] if each == 5 else [],
         weights_and_biases=[True] * (4 * directions),
     )  # fmt: skip
@@ -80,7 +80,7 @@ def threads():
 
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", KINDS)
 def test_is_both_operators(cpu_target, threads, cell, shape, directions):
     """Sums come in another order; their rounding is all that may differ."""
     for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 2e-4)):
@@ -100,7 +100,7 @@ def test_is_both_operators(cpu_target, threads, cell, shape, directions):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("shape", [SHAPES["last"], SHAPES["packed"]], ids=["padded", "packed"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", KINDS)
 def test_narrow_dtypes(cpu_target, threads, cell, shape, directions, dtype):
     """Rounded once, after all sums: to the same value or its neighbour."""
     arguments = sample(cell, shape, directions, dtype)
@@ -115,7 +115,7 @@ def test_narrow_dtypes(cpu_target, threads, cell, shape, directions, dtype):
         assert all(torch.equal(b, other) for other in others)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", KINDS)
 @pytest.mark.parametrize("directions", [1, 2])
 def test_only_what_is_wanted(cell, directions):
     """Each result alone has the value it has among all, and what nobody wants has size 0."""
