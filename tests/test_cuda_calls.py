@@ -32,10 +32,10 @@ from torch.utils.checkpoint import checkpoint
 
 import fastrnn
 from fastrnn import _autograd, _by_reference, _extended, _ops, _options, _vmap, reference, variants
+from tests.arguments import device_operators, operators
 from tests.cases import KINDS, LAYERS, Case
 from tests.precision import tf32_products
 from tests.test_cuda_shim import engine, shim  # noqa: F401  (fixtures)
-from tests.test_operators import first_order, operators
 from tests.test_options import options_of
 from tests.tolerances import assert_accurate, floor, magnitude
 
@@ -66,7 +66,7 @@ def on_shim(engine):  # noqa: F811
 
 
 # Those that no device but the CPU has. `segments` is asked on the host.
-NO_KERNEL = set(operators()) - {*first_order(), "segments", "gather_rows", "quantized_forward"}
+NO_KERNEL = set(operators()) - {*device_operators(), "segments", "gather_rows", "quantized_forward"}
 
 
 def no_kernel(name, *arguments):

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 import fastrnn
 from fastrnn import functional, reference
+from tests.arguments import in_order
 from tests.cases import CELLS, KINDS, LAYERS, Case, gates_of
 
 SIZES = {"seq_len": 3, "batch": 2, "input_size": 2, "hidden_size": 3}
@@ -192,17 +193,23 @@ def test_sample_gradients(cell, packed, dtype, cpu_target):
     d_gates, h = random(2, rows * samples, 4 * hidden), random(2, rows * samples, size)
     input, h0 = random(rows * samples, features), random(2, batch * samples, size)
     wanted = [True] * 5 + [False, True, True]
-    arguments = cell, d_gates, samples, batch_sizes, batch, input, h, h0, wanted
+    values = {"cell": cell, "d_gates": d_gates, "samples": samples, "batch_sizes": batch_sizes,
+              "batch": batch, "input": input, "hidden": h, "h0": h0, "w_ih": [],
+              "weights_and_biases": wanted}  # fmt: skip
+    arguments = in_order("sample_gradients", values).values()
     before, results = torch.get_num_threads(), []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         results.append(fastrnn._ops.sample_gradients(*arguments))
     torch.set_num_threads(before)
-    split = [t.unflatten(-2, (-1, samples)).movedim(-2, 0) for t in (d_gates, input, h, h0)]
-    for sample, (gates, *states) in enumerate(zip(*split, strict=True)):
-        _, expected = fastrnn._ops.layer_gradients(
-            cell, gates, batch_sizes, batch, *states, [], wanted
-        )
+    split = {
+        name: values[name].unflatten(-2, (-1, samples)).movedim(-2, 0)
+        for name in ("d_gates", "input", "hidden", "h0")
+    }
+    for sample in range(samples):
+        own = values | {name: t[sample] for name, t in split.items()}
+        own = in_order("layer_gradients", own).values()
+        _, expected = fastrnn._ops.layer_gradients(*own)
         for result in results:
             for a, b, w in zip(result, expected, wanted, strict=True):
                 assert torch.equal(a[sample], b) if w else a.shape == b.shape == (0,)

@@ -8,8 +8,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_s
 
 import fastrnn
 from fastrnn import _autograd, _options, reference
+from tests.arguments import call, tensors_in
 from tests.cases import KINDS, LAYERS, Case
-from tests.test_operators import leaves
 from tests.tolerances import magnitude
 
 SETTINGS = {
@@ -495,9 +495,12 @@ def test_nothing_more_is_kept_than_asked_for(name, monkeypatch):
 
     flags = []
     forward = getattr(_ops, f"{name.lower()}_forward")
-    monkeypatch.setattr(
-        _ops, f"{name.lower()}_forward", lambda *a: (flags.append(a[-1]), forward(*a))[1]
-    )
+
+    def counted(*arguments):
+        flags.append(dict(zip((a.name for a in forward._schema.arguments), arguments))["save"])
+        return forward(*arguments)
+
+    monkeypatch.setattr(_ops, f"{name.lower()}_forward", counted)
     monkeypatch.setattr(_options, "apply", None)
     module = getattr(fastrnn, name)(3, 4)
     with torch.no_grad():
@@ -561,8 +564,10 @@ def test_any_byte_but_zero_resets():
 
 @pytest.mark.parametrize("seq_len", [2**62, 2**62 + 1, 2**60])
 def test_more_rows_than_there_can_be(seq_len):
+    lengths = torch.ones(4, dtype=torch.int64)
     with pytest.raises(RuntimeError, match="segments: expected fewer rows"):
-        torch.ops.fastrnn.segments(None, torch.ones(4, dtype=torch.int64), seq_len, 4, 1, False)
+        call("segments", lengths=lengths, seq_len=seq_len, batch=4, directions=1,
+             none_if_whole=False)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
@@ -606,7 +611,7 @@ def test_on_meta(name):
             x, **{name: options[name] for name in asked}, return_states=True
         )
         assert output.shape == (5, 2, 8) and states.hidden.shape == (4, 5, 2, 4)
-        assert leaves(final)[0].shape == (4, 2, 4)
+        assert tensors_in(final)[0].shape == (4, 2, 4)
         assert torch.autograd.grad(output.sum(), x)[0].shape == x.shape
 
 
