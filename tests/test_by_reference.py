@@ -11,10 +11,10 @@ import torch
 import fastrnn
 from fastrnn import _by_reference, _gradients, _ops, _panels, reference, variants_reference
 from fastrnn._gradients import Layer, stems
-from tests import test_func, test_second_order
+from tests import second_order, transforms
 from tests.arguments import arguments_of, extended_values, quantized_arguments
 from tests.cases import KINDS, LAYERS, Case, gates_of
-from tests.test_second_order import assert_close, penalty, setting, tangents
+from tests.second_order import assert_close, penalty, setting, tangents
 from tests.tolerances import error
 
 
@@ -31,7 +31,7 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 @kinds
-@pytest.mark.parametrize("name", test_second_order.SETTINGS)
+@pytest.mark.parametrize("name", second_order.SETTINGS)
 def test_double_backward_and_forward_mode(no_kernels, kind, name):
     ours, theirs, tensors = setting(kind, name)
     everything = range(len(tensors))
@@ -41,27 +41,27 @@ def test_double_backward_and_forward_mode(no_kernels, kind, name):
 
 @kinds
 def test_any_subset(no_kernels, kind):
-    test_second_order.test_double_backward_of_any_subset(kind)
-    test_second_order.test_forward_mode_of_any_subset(kind, "packed")
+    second_order.check_double_backward_of_any_subset(kind)
+    second_order.check_forward_mode_of_any_subset(kind, "packed")
 
 
 @kinds
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_other_dtypes(no_kernels, kind, dtype):
-    test_second_order.test_double_backward_in_other_dtypes(kind, dtype, None)
-    test_second_order.test_forward_mode_in_other_dtypes(kind, dtype, None)
+    second_order.check_double_backward_in_another_dtype(kind, dtype)
+    second_order.check_forward_mode_in_another_dtype(kind, dtype)
 
 
 @kinds
 def test_functions_of_torch_func(no_kernels, kind):
-    test_func.test_second_derivatives(kind, 1)
-    test_func.test_vmap_of_derivatives(kind, (2, 3, 1))
-    test_func.test_levels_around_gradients_of_samples(kind, ())
+    transforms.check_second_derivatives(kind, 1)
+    transforms.check_vmap_of_derivatives(kind, (2, 3, 1))
+    transforms.check_levels_around_gradients_of_samples(kind, ())
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
 def test_ensembles_and_their_hessians(no_kernels, name):
-    test_func.test_hessians_of_an_ensemble(name)
+    transforms.check_hessians_of_an_ensemble(name)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -87,7 +87,7 @@ def test_every_step(no_kernels, name):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_third_derivatives(no_kernels, name):
-    loss, x = test_second_order.small(name)
+    loss, x = second_order.small(name)
     options = {"nonlinearity": "tanh"} if name == "RNN" else {}
     run, weights = getattr(reference, name.lower()), getattr(fastrnn, name)
 

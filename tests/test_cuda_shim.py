@@ -6,32 +6,14 @@ import pytest
 import torch
 
 import fastrnn
-from fastrnn import _by_reference, _gradients, _ops, _options, _overlap, functional, reference
-from tests import cuda_shim
+from fastrnn import _by_reference, _options, _overlap, functional, reference
 from tests.arguments import arguments_of, device_operators, overload, tensors_in
 from tests.cases import KINDS, PACKED, Case, check, module_results
+from tests.options import ASKED, SETTINGS, TOLERANCE, assert_close, both, options_of
 from tests.precision import tf32_products
-from tests.test_options import ASKED, SETTINGS, TOLERANCE, assert_close, both, options_of
-from tests.test_second_order import penalty, tangents
+from tests.second_order import penalty, tangents
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-
-
-@pytest.fixture(scope="module")
-def shim():
-    return cuda_shim.load()
-
-
-@pytest.fixture
-def engine(shim, monkeypatch):
-    """fastrnn over the shim's operators."""
-    torch.set_num_threads(1)  # small products; threads would only wait for each other
-    for name in device_operators():
-        monkeypatch.setattr(_ops, name, getattr(shim, name).default)
-    # Its tensors are on the CPU, its operators are those of a device: no layer_vjp.
-    monkeypatch.setattr(_gradients, "_has_vjp", lambda saved: False)
-    monkeypatch.setattr(_ops, "layer_vjp", None)
-    return monkeypatch
 
 
 @pytest.fixture
