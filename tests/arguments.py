@@ -1,7 +1,9 @@
 """Arguments of the operators, by name: the one place that makes them.
 
-What of its values an operator takes, and in which order, is read from its schema.
+Which values an operator takes, and in which order, is read from its schema.
 """
+
+import functools
 
 import torch
 
@@ -29,7 +31,7 @@ def overload(name):
 
 
 def in_order(name, values):
-    """Those of `values` that an operator takes. Only what has a default may be missing."""
+    """Those of `values` that an operator takes; only what has a default may be missing."""
     return {
         a.name: values[a.name]
         for a in overload(name)._schema.arguments
@@ -59,7 +61,7 @@ def random(*shape, dtype=torch.float64):
 
 
 def like(tensor):
-    """Random, or None of None."""
+    """Random numbers in the shape of a tensor, or None of None."""
     return None if tensor is None else random(*tensor.shape, dtype=tensor.dtype)
 
 
@@ -161,6 +163,7 @@ def tangent_values(name, values, gates):
 
 
 def values_without_a_layer(packed, directions):
+    """Of what moves rows, and of dropped weights."""
     index = torch.tensor([[3, -1, 0, 2], [2, 4, 1, -1]])[:directions]
     return {
         "resets": torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0], [1, 0, 1]]).bool(),
@@ -202,10 +205,7 @@ def extended_values(
 ):
     """What `recurrence` and `_extended.layer` take, in their order; random, and gains near 1."""
     gates, d = gates_of(cell) * size, directions
-
-    def random(*shape):
-        return torch.randn(*shape, dtype=torch.float64).to(dtype)
-
+    draw = functools.partial(random, dtype=dtype)
     batch_sizes, rows = None, steps * batch
     if lengths:
         batch, rows = len(lengths), sum(lengths)
@@ -214,19 +214,19 @@ def extended_values(
     return {
         "cell": cell,
         "norm": norm,
-        "input": random(rows, features),
+        "input": draw(rows, features),
         "batch_sizes": batch_sizes,
         "batch": batch,
-        "h0": random(d, batch, size) if states else None,
-        "c0": random(d, batch, size) if states and lstm else None,
-        "w_ih": random(d, gates, features) * features**-0.5,
-        "w_hh": random(d, gates, size) * size**-0.5,
-        "gain_x": 1 + 0.3 * random(d, gates) if apart else None,
-        "bias_x": random(d, gates) if bias else None,
-        "bias": random(d, gates) if bias else None,
-        "gain": 1 + 0.3 * random(d, gates) if normalises else None,
-        "cell_gain": 1 + 0.3 * random(d, size) if lstm and cell_norm else None,
-        "cell_bias": random(d, size) if lstm and cell_norm else None,
+        "h0": draw(d, batch, size) if states else None,
+        "c0": draw(d, batch, size) if states and lstm else None,
+        "w_ih": draw(d, gates, features) * features**-0.5,
+        "w_hh": draw(d, gates, size) * size**-0.5,
+        "gain_x": 1 + 0.3 * draw(d, gates) if apart else None,
+        "bias_x": draw(d, gates) if bias else None,
+        "bias": draw(d, gates) if bias else None,
+        "gain": 1 + 0.3 * draw(d, gates) if normalises else None,
+        "cell_gain": 1 + 0.3 * draw(d, size) if lstm and cell_norm else None,
+        "cell_bias": draw(d, size) if lstm and cell_norm else None,
         "h_scale": (torch.rand(d, batch, size) < 0.7).to(dtype) / 0.7 if scale else None,
         "seed": None if seed is None else torch.tensor([seed]),
         "layer": layer,
@@ -236,7 +236,10 @@ def extended_values(
 
 
 def of_extended(name, values):
-    """What extended_forward, whose input product is made, or its backward takes of them."""
+    """What extended_forward or extended_backward takes out of `extended_values`.
+
+    They are given the input's product with w_ih, which is made here.
+    """
     values = values | {"save": True}
     values["gates_x"] = values["input"] @ values["w_ih"].transpose(1, 2)
     if values["bias_x"] is not None and values["norm"] != "recurrent":

@@ -1,4 +1,4 @@
-"""A layer, its options and its data: built once as torch.nn's module, ours and the reference."""
+"""A layer, its options and its data: torch.nn's module, ours and the reference, compared."""
 
 import itertools
 from dataclasses import dataclass, field, replace
@@ -22,6 +22,7 @@ KINDS = {
     "rnn_relu": ("RNN", {"nonlinearity": "relu"}),
 }
 NO_PROJ = tuple(kind for kind in KINDS if "proj" not in kind)
+# The one table of them.
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 
