@@ -1,5 +1,6 @@
-"""A layer, its options and its data: built once as torch.nn's module, ours and the reference."""
+"""A layer, its options and its data: torch.nn's module, ours and the reference, compared."""
 
+import itertools
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -8,6 +9,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import fastrnn
 from fastrnn import reference
+from tests.tolerances import assert_accurate
 
 LAYERS = ("LSTM", "GRU", "RNN")
 CELLS = ("LSTMCell", "GRUCell", "RNNCell")
@@ -18,6 +20,36 @@ KINDS = {
     "gru": ("GRU", {}),
     "rnn_tanh": ("RNN", {"nonlinearity": "tanh"}),
     "rnn_relu": ("RNN", {"nonlinearity": "relu"}),
+}
+NO_PROJ = tuple(kind for kind in KINDS if "proj" not in kind)
+# The one table of them.
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+
+
+def gates_of(kind):
+    """Number of gates of a kind, by a name in KINDS or an operator's, "rnn"."""
+    return GATES[kind.partition("_")[0].upper()]
+
+
+# Sizes straddle vectors and tiles; each hidden size meets several batches and lengths.
+BATCHES, LENGTHS, INPUTS = (1, 2, 5, 6, 7, 13, 33), (1, 2, 9), (1, 3, 16, 40)
+SHAPES = [
+    (LENGTHS[(i + j) % 3], BATCHES[(3 * i + j) % 7], INPUTS[(i + j) % 4], hidden_size)
+    for i, hidden_size in enumerate((1, 7, 15, 16, 17, 33, 64, 100))
+    for j in (0, 1, 3)
+]
+OPTIONS = [
+    {"num_layers": layers, "bidirectional": bidirectional, "bias": bias, "batch_first": first}
+    for layers, bidirectional, bias, first in itertools.product(
+        (1, 2), (False, True), (True, False), (False, True)
+    )
+]
+PACKED = {
+    "sorted": (5, 5, 3, 1),
+    "unsorted": (2, 6, 1, 6, 3),
+    "equal": (3, 3, 3),
+    "single": (4,),
+    "wide": tuple(1 + (7 * i) % 9 for i in range(33)),
 }
 
 
@@ -149,3 +181,21 @@ def reference_results(module, data):
         return output, tuple(s[:, back] for s in hx) if module.mode == "LSTM" else hx[:, back]
 
     return results(call, parameters, data.to(torch.float64), module.mode == "LSTM")
+
+
+def check(case, dtype=torch.float32, tf32=False, device="cpu"):
+    """Outputs and every gradient of a case against torch.nn and the float64 reference."""
+    theirs, ours = case.modules(dtype, device)
+    data = case.data(dtype)
+    there = data.to(device)
+    steps = max(case.lengths) if case.lengths else case.seq_len
+    layers = case.arguments.get("num_layers", 1)
+    assert_accurate(
+        module_results(ours, there),
+        module_results(theirs, there),
+        reference_results(theirs, data),
+        dtype,
+        steps * layers,
+        data.losses,
+        tf32=tf32,
+    )

@@ -1,11 +1,16 @@
-"""What every test runs under: NaN in fresh memory, a fixed seed, settings restored."""
+"""What tests run under: NaN in fresh memory, a fixed seed, settings restored; engines."""
 
 import os
 
 import pytest
 import torch
 
-from fastrnn import _C
+from fastrnn import _C, _gradients, _ops
+
+# An assertion of a helper that fails shows values, as those of the tests do.
+pytest.register_assert_rewrite(
+    *(f"tests.{name}" for name in ("cases", "fuzz", "options", "second_order", "tolerances"))
+)
 
 
 def pytest_configure(config):
@@ -43,3 +48,25 @@ def cuda():
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device on this machine")
     return torch.device("cuda")
+
+
+@pytest.fixture(scope="session")
+def shim():
+    """The CUDA engine's operators on a CPU."""
+    from tests import cuda_shim  # what builds extensions takes its time to import
+
+    return cuda_shim.load()
+
+
+@pytest.fixture
+def engine(shim, monkeypatch):
+    """fastrnn over the shim's operators."""
+    from tests.arguments import device_operators  # after the above
+
+    torch.set_num_threads(1)  # small products; threads would only wait for each other
+    for name in device_operators():
+        monkeypatch.setattr(_ops, name, getattr(shim, name).default)
+    # Its tensors are on the CPU, its operators are those of a device: no layer_vjp.
+    monkeypatch.setattr(_gradients, "_has_vjp", lambda saved: False)
+    monkeypatch.setattr(_ops, "layer_vjp", None)
+    return monkeypatch

@@ -11,7 +11,7 @@ import numpy
 import pytest
 import torch
 
-from fastrnn import _ops
+from tests.arguments import call
 from tests.cases import Case, module_results
 
 SIZES = [(40, 32, 10, 32), (40, 8, 64, 64), (40, 1, 128, 128), (40, 2, 300, 200)]
@@ -24,7 +24,8 @@ def test_functions(cpu_target, name, gate):
         [torch.linspace(-30, 30, 40_000), torch.randn(20_000) * 1e-3, torch.randn(20_000)]
     )
     params = [torch.ones(4, 1), torch.zeros(4, 1)]
-    gates = _ops.lstm_forward(x.view(1, -1, 1), None, None, None, params, False, False, True)[3]
+    flags = {"has_biases": False, "bidirectional": False, "save": True}
+    gates = call("lstm_forward", input=x.view(1, -1, 1), params=params, **flags)[3]
     exact = getattr(torch, name)(x.double())
     ulp = torch.from_numpy(numpy.spacing(exact.abs().float().numpy())).double()
     assert ((gates[0, :, gate].double() - exact).abs() / ulp).max() <= 2.5
@@ -61,10 +62,12 @@ def test_sums_of_many_rows(cpu_target, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     wanted = [False, False, True, True]
-    results = _ops.layer_gradients("rnn", d_gates, None, 1, None, None, None, [], wanted)[1][2:]
+    d_params = call(
+        "layer_gradients", cell="rnn", d_gates=d_gates, batch=1, w_ih=[], weights_and_biases=wanted
+    )[1]
     torch.set_num_threads(before)
     expected = d_gates[0].double().sum(0)
-    for result in results:
+    for result in d_params[2:]:
         assert result[3] == torch.inf and result[4].isnan()
         finite = expected.isfinite()
         error = (result.double() - expected)[finite] / expected[finite]

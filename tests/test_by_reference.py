@@ -11,10 +11,10 @@ import torch
 import fastrnn
 from fastrnn import _by_reference, _gradients, _ops, _panels, reference, variants_reference
 from fastrnn._gradients import Layer, stems
-from tests import test_func, test_second_order
-from tests.cases import KINDS, LAYERS, Case
-from tests.test_operators import sample
-from tests.test_second_order import assert_close, penalty, setting, tangents
+from tests import second_order, transforms
+from tests.arguments import arguments_of, extended_values, quantized_arguments
+from tests.cases import KINDS, LAYERS, Case, gates_of
+from tests.second_order import assert_close, penalty, setting, tangents
 from tests.tolerances import error
 
 
@@ -31,7 +31,7 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 @kinds
-@pytest.mark.parametrize("name", test_second_order.SETTINGS)
+@pytest.mark.parametrize("name", second_order.SETTINGS)
 def test_double_backward_and_forward_mode(no_kernels, kind, name):
     ours, theirs, tensors = setting(kind, name)
     everything = range(len(tensors))
@@ -41,27 +41,27 @@ def test_double_backward_and_forward_mode(no_kernels, kind, name):
 
 @kinds
 def test_any_subset(no_kernels, kind):
-    test_second_order.test_double_backward_of_any_subset(kind)
-    test_second_order.test_forward_mode_of_any_subset(kind, "packed")
+    second_order.check_double_backward_of_any_subset(kind)
+    second_order.check_forward_mode_of_any_subset(kind, "packed")
 
 
 @kinds
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_other_dtypes(no_kernels, kind, dtype):
-    test_second_order.test_double_backward_in_other_dtypes(kind, dtype, None)
-    test_second_order.test_forward_mode_in_other_dtypes(kind, dtype, None)
+    second_order.check_double_backward_in_another_dtype(kind, dtype)
+    second_order.check_forward_mode_in_another_dtype(kind, dtype)
 
 
 @kinds
 def test_functions_of_torch_func(no_kernels, kind):
-    test_func.test_second_derivatives(kind, 1)
-    test_func.test_vmap_of_derivatives(kind, (2, 3, 1))
-    test_func.test_levels_around_gradients_of_samples(kind, ())
+    transforms.check_second_derivatives(kind, 1)
+    transforms.check_vmap_of_derivatives(kind, (2, 3, 1))
+    transforms.check_levels_around_gradients_of_samples(kind, ())
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
 def test_ensembles_and_their_hessians(no_kernels, name):
-    test_func.test_hessians_of_an_ensemble(name)
+    transforms.check_hessians_of_an_ensemble(name)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -87,7 +87,7 @@ def test_every_step(no_kernels, name):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_third_derivatives(no_kernels, name):
-    loss, x = test_second_order.small(name)
+    loss, x = second_order.small(name)
     options = {"nonlinearity": "tanh"} if name == "RNN" else {}
     run, weights = getattr(reference, name.lower()), getattr(fastrnn, name)
 
@@ -120,8 +120,7 @@ def test_quantized(kind, dtype, lengths, hx):
         packed = torch.nn.utils.rnn.pack_sequence(data.inputs, enforce_sorted=False)
         input, batch_sizes = packed.data, packed.batch_sizes
     h0, c0 = (*data.states, None)[:2] if hx else (None, None)
-    params = [layer._buffers[name] for name in layer._layers[0]]
-    arguments = (layer.cell, input, batch_sizes, h0, c0, params, 33, layer.proj_size, True)
+    arguments = quantized_arguments(layer, input, batch_sizes, h0, c0).values()
     expected = _ops.quantized_forward(*arguments)
     for a, b in zip(_panels.quantized_forward(*arguments), expected, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
@@ -132,10 +131,10 @@ def test_quantized(kind, dtype, lengths, hx):
 
 
 def test_quantized_params_elsewhere():
-    arguments = list(sample("quantized_forward", False, False))
-    arguments[1] = arguments[1].to("meta")
+    arguments = arguments_of("quantized_forward", False, False)
+    arguments["input"] = arguments["input"].to("meta")
     with pytest.raises(RuntimeError, match="quantized_forward: expected params on meta, as input"):
-        _panels.quantized_forward(*arguments)
+        _panels.quantized_forward(*arguments.values())
     layer = fastrnn.quantize(fastrnn.LSTM(3, 4)).to("meta")
     with pytest.raises(RuntimeError, match="expected input on meta, where the layer is, got cpu"):
         layer(torch.zeros(2, 1, 3))
@@ -178,25 +177,18 @@ def test_reference_on_one_device(kind):
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16], ids=str)
 def test_quantized_on_one_device(name, dtype):
     layer = fastrnn.quantize(getattr(fastrnn, name)(6, 9, bidirectional=True), dtype).to("meta")
-    params = [layer._buffers[name] for name in layer._layers[0]]
-    results = _panels.quantized_forward(
-        layer.cell, meta(4, 5, 6), None, None, None, params, 9, 0, True
-    )
+    results = _panels.quantized_forward(*quantized_arguments(layer, meta(4, 5, 6)).values())
     assert all(r.is_meta for r in results)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
 @pytest.mark.parametrize("norm", ["none", "recurrent"])
 def test_variants_on_one_device(cell, norm):
-    gates = {"lstm": 4, "gru": 3, "rnn_tanh": 1}[cell] * 8
-    affine = norm == "recurrent"
-    optional = [meta(1, gates) if affine else None, meta(1, gates), meta(1, gates)]
-    optional += [meta(1, gates) if affine else None]
-    optional += [meta(1, 8) if affine and cell == "lstm" else None] * 2
-    results = variants_reference.recurrence(
-        cell, norm, meta(12, 6), None, 3, meta(1, 3, 8), meta(1, 3, 8), meta(1, gates, 6),
-        meta(1, gates, 8), *optional, meta(1, 3, 8), torch.tensor([3]), 0, (0.1, 0.1, 0.1), 1e-5,
-    )  # fmt: skip
+    options = {"batch": 3, "size": 8, "scale": True, "rates": (0.1, 0.1, 0.1)}
+    values = extended_values(cell, norm, **options, cell_norm=norm == "recurrent")
+    values = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), values)
+    seed = torch.tensor([3])
+    results = variants_reference.recurrence(*(values | {"seed": seed}).values())
     assert all(r.is_meta for r in results[:2])
-    factors = variants_reference.weight_factors(torch.tensor([3]), 2, 0.25, meta(gates, 8))
+    factors = variants_reference.weight_factors(seed, 2, 0.25, meta(8 * gates_of(cell), 8))
     assert factors.is_meta

@@ -15,10 +15,9 @@ from torch.nn.utils.rnn import pack_sequence
 
 import fastrnn
 from fastrnn import _overlap
-from tests.cases import KINDS, LAYERS, Case, module_results
+from tests.arguments import arguments_of, device_operators, overload, tensors_in
+from tests.cases import KINDS, LAYERS, OPTIONS, PACKED, SHAPES, Case, check, module_results
 from tests.precision import tf32_products
-from tests.test_numbers import OPTIONS, PACKED, SHAPES, check
-from tests.test_operators import first_order, leaves, sample
 
 pytestmark = pytest.mark.cuda
 
@@ -75,7 +74,7 @@ def layer(name="LSTM", sizes=(24, 40), **options):
 def results(module, *arguments):
     """Outputs and gradients of one call."""
     inputs = [a.detach().clone().requires_grad_() for a in arguments]
-    output = leaves(module(*inputs))
+    output = tensors_in(module(*inputs))
     torch.autograd.backward([o.sum() for o in output])
     gradients = [t.grad.clone() for t in (*inputs, *module.parameters())]
     module.zero_grad()
@@ -130,19 +129,16 @@ def test_larger(run, monkeypatch, kind, shape):
         pytest.skip(str(error).splitlines()[0])
 
 
-@pytest.mark.parametrize("name", first_order())
+@pytest.mark.parametrize("name", device_operators())
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("proj", [False, True], ids=["plain", "proj"])
 def test_operators_agree_with_the_cpu(cuda, name, packed, proj):
-    arguments = sample(name, packed, True, proj and name[:3] in ("lst", "lay"))
-    schema = getattr(torch.ops.fastrnn, name).default._schema
-    there = [
-        a if s.name == "batch_sizes" else
-        torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.cuda(), a)
-        for s, a in zip(schema.arguments, arguments)  # what is not given has defaults
-    ]  # fmt: skip
-    ours = leaves(getattr(torch.ops.fastrnn, name)(*there))
-    expected = leaves(getattr(torch.ops.fastrnn, name)(*arguments))
+    arguments = arguments_of(name, packed, True, proj)
+    there = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.cuda(), arguments)
+    if packed:
+        there["batch_sizes"] = arguments["batch_sizes"]
+    ours = tensors_in(overload(name)(*there.values()))
+    expected = tensors_in(overload(name)(*arguments.values()))
     for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(a.cpu(), b, rtol=1e-11, atol=1e-11)
         assert a.stride() == b.stride()

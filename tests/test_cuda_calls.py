@@ -32,11 +32,10 @@ from torch.utils.checkpoint import checkpoint
 
 import fastrnn
 from fastrnn import _autograd, _by_reference, _extended, _ops, _options, _vmap, reference, variants
+from tests.arguments import device_operators, operators
 from tests.cases import KINDS, LAYERS, Case
+from tests.options import options_of
 from tests.precision import tf32_products
-from tests.test_cuda_shim import engine, shim  # noqa: F401  (fixtures)
-from tests.test_operators import first_order, operators
-from tests.test_options import options_of
 from tests.tolerances import assert_accurate, floor, magnitude
 
 # -- Places ----------------------------------------------------------------------------------------
@@ -50,7 +49,7 @@ def on_cuda(cuda):
 
 
 @pytest.fixture
-def on_shim(engine):  # noqa: F811
+def on_shim(engine):
     """What fastrnn does on tensors for whose values nobody may wait, and that fewer operators have
     kernels for."""
     engine.setattr(_options, "_stays_padded", lambda input, resets: True)
@@ -66,7 +65,7 @@ def on_shim(engine):  # noqa: F811
 
 
 # Those that no device but the CPU has. `segments` is asked on the host.
-NO_KERNEL = set(operators()) - {*first_order(), "segments", "gather_rows", "quantized_forward"}
+NO_KERNEL = set(operators()) - {*device_operators(), "segments", "gather_rows", "quantized_forward"}
 
 
 def no_kernel(name, *arguments):
@@ -167,7 +166,7 @@ class Feature:
 
     options: dict = field(default_factory=dict)  # of the constructor
     hx: bool = True
-    asked: dict = field(default_factory=dict)  # of the call: tests/test_options.py
+    asked: dict = field(default_factory=dict)  # of the call: tests/options.py
     packed: torch.Tensor | None = None
     unbatched: bool = False
     masks: str = "there"  # resets and lengths: on the layer's device, or on the host

@@ -9,9 +9,9 @@ import pytest
 
 from benchmarks import step_costs
 from fastrnn import _C
+from tests.cases import NO_PROJ, gates_of
 
 DEVICES = _C.cuda_devices()
-CELLS = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 # dtype, tf32 -> bytes of a weight, rows of a block
 NUMERICS = {
     ("bfloat16", False): (2, 8),
@@ -48,7 +48,7 @@ def test_devices_cover_the_build():
 def test_single_fits_the_device(device):
     """Whatever single is planned for holds its weights, and nothing more than the device has."""
     for cell, backward, (dtype, tf32), hidden_size, batch, directions in itertools.product(
-        CELLS, (False, True), NUMERICS, (1, 31, 32, 33, 64, 96, 128), (1, 3, 64, 256), (1, 2)
+        NO_PROJ, (False, True), NUMERICS, (1, 31, 32, 33, 64, 96, 128), (1, 3, 64, 256), (1, 2)
     ):
         p = plan(cell, backward, dtype, tf32, hidden_size, batch, directions, device=device)
         if p["regime"] == "steps":
@@ -62,7 +62,7 @@ def test_single_fits_the_device(device):
         assert p["threads"] % 32 == 0 and p["threads"] <= 1024
         assert p["shared_bytes"] <= device[2]
         # Registers (at most half the file for weights) and shared memory together hold w_hh.
-        weights = CELLS[cell] * p["hidden"] ** 2 * size
+        weights = gates_of(cell) * p["hidden"] ** 2 * size
         assert p["shared_bytes"] + 4 * min(32 * 1024, 128 * p["threads"]) >= weights
         assert "bytes shared" in p["text"]
 
@@ -71,7 +71,7 @@ def test_where_the_regimes_end():
     for hidden_size, regimes in (
         (1, ("single",)), (128, ("single",)), (129, TEAMS), (2048, ("steps",)),
     ):  # fmt: skip
-        for cell, (dtype, tf32), backward in itertools.product(CELLS, NUMERICS, (False, True)):
+        for cell, (dtype, tf32), backward in itertools.product(NO_PROJ, NUMERICS, (False, True)):
             if (dtype, tf32, hidden_size) == ("float32", False, 129):
                 continue  # strict fp32 with 64 rows is arithmetic, whoever does it
             p = plan(cell, backward, dtype, tf32, hidden_size)
@@ -127,7 +127,7 @@ def check_team(p, cell, backward, numeric, hidden_size, batch, directions, devic
     exact = (p["blocks"] - 1) * units < hidden_size <= p["blocks"] * units
     assert exact or p["regime"] == "cluster"
     # Registers, at most half the file for weights, and shared memory hold a block's.
-    weights = CELLS[cell] * units * p["hidden"] * size
+    weights = gates_of(cell) * units * p["hidden"] * size
     assert p["shared_bytes"] + 4 * 32 * 1024 >= weights
     if p["regime"] == "grid":
         assert p["blocks"] * p["replicas"] * directions <= device[3]
@@ -144,7 +144,7 @@ def test_teams_fit_the_device(monkeypatch, device, regime):
     count = 0
     rooms = [device, room(40, (2, 1), device), room(device[3], (0, 0), device)]
     for cell, backward, numeric, hidden_size, batch, directions, part in itertools.product(
-        CELLS, (False, True), NUMERICS, (33, 129, 256, 300, 512, 768, 1000), (1, 8, 70, 256),
+        NO_PROJ, (False, True), NUMERICS, (33, 129, 256, 300, 512, 768, 1000), (1, 8, 70, 256),
         (1, 2), rooms,
     ):  # fmt: skip
         try:

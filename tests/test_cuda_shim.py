@@ -6,35 +6,16 @@ import pytest
 import torch
 
 import fastrnn
-from fastrnn import _by_reference, _gradients, _ops, _options, _overlap, functional, reference
-from tests import cuda_shim
-from tests.cases import KINDS, Case, module_results
+from fastrnn import _by_reference, _options, _overlap, functional, reference
+from tests.arguments import arguments_of, device_operators, overload, tensors_in
+from tests.cases import KINDS, PACKED, Case, check, module_results
+from tests.options import ASKED, SETTINGS, TOLERANCE, assert_close, both, options_of
 from tests.precision import tf32_products
-from tests.test_numbers import PACKED, check
-from tests.test_operators import first_order, leaves, sample
-from tests.test_options import ASKED, SETTINGS, TOLERANCE, assert_close, both, options_of
-from tests.test_second_order import penalty, tangents
+from tests.second_order import penalty, tangents
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 PERSISTENT = ["single", "cluster", "grid"]
 REGIMES = ["steps", *PERSISTENT]
-
-
-@pytest.fixture(scope="module")
-def shim():
-    return cuda_shim.load()
-
-
-@pytest.fixture
-def engine(shim, monkeypatch):
-    """fastrnn over the shim's operators."""
-    torch.set_num_threads(1)  # small products; threads would only wait for each other
-    for name in first_order():
-        monkeypatch.setattr(_ops, name, getattr(shim, name).default)
-    # Its tensors are on the CPU, its operators are those of a device: no layer_vjp.
-    monkeypatch.setattr(_gradients, "_has_vjp", lambda saved: False)
-    monkeypatch.setattr(_ops, "layer_vjp", None)
-    return monkeypatch
 
 
 @pytest.fixture
@@ -61,53 +42,55 @@ def test_steps_packed(by_steps, kind, lengths, hx):
     check(Case(kind, lengths=lengths, hx=hx, options=options))
 
 
-@pytest.mark.parametrize("name", first_order())
+@pytest.mark.parametrize("name", device_operators())
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("proj", [False, True], ids=["plain", "proj"])
 def test_operators_agree(shim, name, packed, proj):
     """Every output of every operator, the saved ones too, is the CPU engine's."""
-    arguments = sample(name, packed, True, proj and name[:3] in ("lst", "lay"))
-    ours = leaves(getattr(shim, name)(*arguments))
-    expected = leaves(getattr(torch.ops.fastrnn, name)(*arguments))
+    arguments = arguments_of(name, packed, True, proj)
+    ours = tensors_in(getattr(shim, name)(*arguments.values()))
+    expected = tensors_in(overload(name)(*arguments.values()))
     for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
         assert a.stride() == b.stride()
 
 
-@pytest.mark.parametrize("name", first_order())
+@pytest.mark.parametrize("name", device_operators())
 def test_gradients_required_of_a_raw_operator(shim, name):
     """An operator called with a graph being recorded computes the same."""
-    arguments = sample(name, False, True)
-    expected = leaves(getattr(shim, name)(*arguments))
+    arguments = arguments_of(name, False, True)
+    expected = tensors_in(getattr(shim, name)(*arguments.values()))
     tracked = torch.utils._pytree.tree_map_only(
         torch.Tensor, lambda t: t.requires_grad_() if t.is_floating_point() else t, arguments
     )
-    for a, b in zip(leaves(getattr(shim, name)(*tracked)), expected, strict=True):
+    for a, b in zip(tensors_in(getattr(shim, name)(*tracked.values())), expected, strict=True):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", first_order())
+@pytest.mark.parametrize("name", device_operators())
 def test_no_rows(shim, name):
     """A batch of none: tensors of the right shape, gradients of weights zero."""
 
     def none(t):
         return t[:, :0] if t.dim() == 3 else t[:0] if name == "layer_gradients" else t
 
-    arguments = [none(a) if torch.is_tensor(a) else a for a in sample(name, False, True)]
-    arguments = [0 if isinstance(a, int) and a == 3 else a for a in arguments]
-    ours = leaves(getattr(shim, name)(*arguments))
-    expected = leaves(getattr(torch.ops.fastrnn, name)(*arguments))
+    arguments = arguments_of(name, False, True)
+    arguments = {n: none(a) if torch.is_tensor(a) else a for n, a in arguments.items()}
+    arguments |= {"batch": 0} if "batch" in arguments else {}
+    ours = tensors_in(getattr(shim, name)(*arguments.values()))
+    expected = tensors_in(overload(name)(*arguments.values()))
     for a, b in zip(ours, expected, strict=True):
         assert torch.equal(a, b)
 
 
 def test_checks(shim):
-    arguments = list(sample("lstm_forward", False, False))
-    arguments[2] = arguments[2][:, :2]
+    arguments = arguments_of("lstm_forward", False, False)
+    arguments["h0"] = arguments["h0"][:, :2]
     with pytest.raises(RuntimeError, match="lstm_forward: expected h0 of shape"):
-        shim.lstm_forward(*arguments)
+        shim.lstm_forward(*arguments.values())
+    arguments["input"] = arguments["input"][0]
     with pytest.raises(RuntimeError, match="expected input with 3 dimensions on cpu"):
-        shim.lstm_forward(arguments[0][0], *arguments[1:])
+        shim.lstm_forward(*arguments.values())
 
 
 # -- Regime single ---------------------------------------------------------------------------------
@@ -156,18 +139,18 @@ def test_single_packed(single, kind, lengths, hx):
     single(Case(kind, lengths=lengths, hx=hx, options=options))
 
 
-@pytest.mark.parametrize("name", [n for n in first_order() if n != "layer_gradients"])
+@pytest.mark.parametrize("name", [n for n in device_operators() if n != "layer_gradients"])
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 def test_regimes_agree(shim, monkeypatch, name, packed):
     """Every output, the saved ones too; the same sums in another order."""
     arguments = torch.utils._pytree.tree_map_only(
         torch.Tensor, lambda t: t.float() if t.is_floating_point() else t,
-        sample(name, packed, True),
+        arguments_of(name, packed, True),
     )  # fmt: skip
     results = []
     for regime in REGIMES:
         monkeypatch.setenv("FASTRNN_CUDA_REGIME", regime)
-        results.append(leaves(getattr(shim, name)(*arguments)))
+        results.append(tensors_in(getattr(shim, name)(*arguments.values())))
     for others in results[1:]:
         for a, b in zip(results[0], others, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
@@ -467,11 +450,11 @@ def test_second_derivatives_with_resets(padded):
 
 
 def test_wrong_resets(shim):
-    arguments = [*sample("gru_forward", False, False)]
+    arguments = arguments_of("gru_forward", False, False)
     with pytest.raises(RuntimeError, match=r"gru_forward: expected resets as bool \(4, 3\) on cpu"):
-        shim.gru_forward(*arguments, torch.zeros(3, 4, dtype=torch.bool))
-    packed = sample("gru_forward", True, False)
+        shim.gru_forward(*arguments.values(), torch.zeros(3, 4, dtype=torch.bool))
+    packed = arguments_of("gru_forward", True, False)
     with pytest.raises(RuntimeError, match="gru_forward: expected padded data with resets"):
-        shim.gru_forward(*packed, torch.zeros(3, 3, dtype=torch.bool))
+        shim.gru_forward(*packed.values(), torch.zeros(3, 3, dtype=torch.bool))
     with pytest.raises(RuntimeError, match="gru_forward: expected no resets on cpu"):
-        torch.ops.fastrnn.gru_forward(*arguments, torch.zeros(4, 3, dtype=torch.bool))
+        torch.ops.fastrnn.gru_forward(*arguments.values(), torch.zeros(4, 3, dtype=torch.bool))

@@ -7,91 +7,28 @@ import torch
 
 from fastrnn import _extended, variants_reference
 from fastrnn.variants_reference import recurrence
+from tests.arguments import arguments_of, extended_values, of_extended
+from tests.cases import NO_PROJ
 from tests.tolerances import error
 
-CELLS = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 NORMS = ("none", "recurrent", "joint")
-# Those with gradients, by their places among the arguments.
-NAMES = {2: "input", 5: "h0", 6: "c0", 7: "w_ih", 8: "w_hh", 9: "gain_x", 10: "bias_x", 11: "bias",
-         12: "gain", 13: "cell_gain", 14: "cell_bias"}  # fmt: skip
+# Those with gradients.
+NAMES = ("input", "h0", "c0", "w_ih", "w_hh", "gain_x", "bias_x", "bias", "gain", "cell_gain",
+         "cell_bias")  # fmt: skip
 
 
-def arguments(
-    cell,
-    norm="none",
-    *,
-    steps=4,
-    batch=5,
-    size=17,
-    features=6,
-    directions=1,
-    lengths=None,
-    bias=True,
-    states=True,
-    cell_norm=False,
-    scale=False,
-    seed=None,
-    rates=(0.0, 0.0, 0.0),
-    dtype=torch.float64,
-    layer=0,
-):
-    """What `recurrence` and `_extended.layer` take; random, and gains near 1."""
-    gates, d = CELLS[cell] * size, directions
-
-    def random(*shape):
-        return torch.randn(*shape, dtype=torch.float64).to(dtype)
-
-    batch_sizes, rows = None, steps * batch
-    if lengths:
-        batch, rows = len(lengths), sum(lengths)
-        batch_sizes = torch.tensor([sum(n > t for n in lengths) for t in range(max(lengths))])
-    lstm, normalises, apart = cell == "lstm", norm != "none", norm == "recurrent"
-    return [
-        cell,
-        norm,
-        random(rows, features),
-        batch_sizes,
-        batch,
-        random(d, batch, size) if states else None,
-        random(d, batch, size) if states and lstm else None,
-        random(d, gates, features) * features**-0.5,
-        random(d, gates, size) * size**-0.5,
-        1 + 0.3 * random(d, gates) if apart else None,
-        random(d, gates) if bias else None,
-        random(d, gates) if bias else None,
-        1 + 0.3 * random(d, gates) if normalises else None,
-        1 + 0.3 * random(d, size) if lstm and cell_norm else None,
-        random(d, size) if lstm and cell_norm else None,
-        (torch.rand(d, batch, size) < 0.7).to(dtype) / 0.7 if scale else None,
-        None if seed is None else torch.tensor([seed]),
-        layer,
-        rates,
-        1e-5,
-    ]
-
-
-def of_operator(values):
-    """The same for extended_forward, which takes an input product that is made."""
-    cell, norm, input, batch_sizes, batch, h0, c0, w_ih, w_hh, gain_x, bias_x, *rest = values
-    gates_x, apart = input @ w_ih.transpose(1, 2), norm == "recurrent"
-    if bias_x is not None and not apart:
-        gates_x, bias_x = gates_x + bias_x.unsqueeze(1), None
-    return [cell, norm, gates_x, batch_sizes, batch, h0, c0, w_hh, gain_x, bias_x, *rest]
+def with_value(values):
+    """Names of the arguments with gradients that are there."""
+    return [name for name in NAMES if values[name] is not None]
 
 
 def with_gradients(run, values, losses=None):
     """Results and gradients by name, and the weights of the loss."""
-    values = [
-        v.detach().clone().requires_grad_() if torch.is_tensor(v) and v.is_floating_point() else v
-        for v in values
-    ]
-    if values[15] is not None:
-        values[15] = values[15].detach()
-    results = [r for r in run(*values) if r.numel()]
+    named = {n: values[n].detach().clone().requires_grad_() for n in with_value(values)}
+    results = [r for r in run(*(values | named).values()) if r.numel()]
     if losses is None:
         losses = [torch.randn_like(r) for r in results]
     loss = sum((w * r).sum() for w, r in zip(losses, results, strict=True))
-    named = {name: values[i] for i, name in NAMES.items() if values[i] is not None}
     gradients = torch.autograd.grad(loss, list(named.values()))
     out = dict(zip(("output", "h_n", "c_n"), results))
     out |= {f"d_{name}": g for name, g in zip(named, gradients, strict=True)}
@@ -142,13 +79,13 @@ def test_philox_known_answers(counter, key, words):
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**63 - 1, -(2**63), 0x123456789ABCDEF])
 def test_masks_are_the_reference_ones(cpu_target, size, seed):
     """A kernel's masks, read off states that are kept (1) or not (0), of c and of h apart."""
-    values = arguments("lstm", steps=3, batch=4, size=size, directions=2, seed=seed, layer=3,
-                       rates=(0.3, 0.6, 0.5), dtype=torch.float32, bias=False)  # fmt: skip
-    values[2], values[8] = torch.zeros_like(values[2]), torch.zeros_like(values[8])
-    values[5], values[6] = torch.full_like(values[5], 9.0), torch.full_like(values[6], 8.0)
+    values = extended_values("lstm", steps=3, batch=4, size=size, directions=2, seed=seed, layer=3,
+                             rates=(0.3, 0.6, 0.5), dtype=torch.float32, bias=False)  # fmt: skip
+    for name, value in (("input", 0.0), ("w_hh", 0.0), ("h0", 9.0), ("c0", 8.0)):
+        values[name] = torch.full_like(values[name], value)
     # Gates of 1/2 and a candidate of 0: c halves where it is not kept.
-    output, h_n, c_n = _extended.layer(*values)
-    expected = recurrence(*values)
+    output, h_n, c_n = _extended.layer(*values.values())
+    expected = recurrence(*values.values())
     for ours, theirs in zip((output, h_n, c_n), expected, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-5)
     kept = (h_n == 9.0).float().mean()
@@ -197,27 +134,27 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", NO_PROJ)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_options(cpu_target, cell, norm, options):
     for directions, lengths in ((1, None), (2, None), (2, (5, 3, 3, 1))):
-        check(arguments(cell, norm, directions=directions, lengths=lengths, **options))
+        check(extended_values(cell, norm, directions=directions, lengths=lengths, **options))
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", NO_PROJ)
 @pytest.mark.parametrize("batch", [1, 2, 13])
 @pytest.mark.parametrize("size", [1, 15, 16, 33])
 def test_shapes(cpu_target, cell, batch, size):
     """Around vector widths and tile edges; one step and several."""
     for steps, norm in itertools.product((1, 3), ("none", "joint")):
-        check(arguments(cell, norm, steps=steps, batch=batch, size=size, seed=1, cell_norm=True,
-                        scale=True, rates=(0.2, 0.2, 0.2)))  # fmt: skip
+        check(extended_values(cell, norm, steps=steps, batch=batch, size=size, seed=1,
+                              cell_norm=True, scale=True, rates=(0.2, 0.2, 0.2)))  # fmt: skip
 
 
 def test_long_reductions(cpu_target):
     """More terms than the backward product takes at a time."""
-    check(arguments("lstm", "recurrent", steps=3, batch=9, size=300, cell_norm=True))
+    check(extended_values("lstm", "recurrent", steps=3, batch=9, size=300, cell_norm=True))
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
@@ -230,8 +167,11 @@ def test_accuracy(cpu_target, cell, norm, dtype):
     """
     options = {"steps": 12, "batch": 9, "size": 40, "cell_norm": True, "seed": 2,
                "rates": (0.1, 0.1, 0.1), "dtype": dtype}  # fmt: skip
-    values = arguments(cell, norm, **options)
-    exact = [v.double() if torch.is_tensor(v) and v.is_floating_point() else v for v in values]
+    values = extended_values(cell, norm, **options)
+    exact = {
+        n: v.double() if torch.is_tensor(v) and v.is_floating_point() else v
+        for n, v in values.items()
+    }
     oracle, losses = with_gradients(recurrence, exact)
     losses = [w.to(dtype) for w in losses]
     oracle, _ = with_gradients(recurrence, exact, [w.double() for w in losses])
@@ -245,13 +185,13 @@ def test_accuracy(cpu_target, cell, norm, dtype):
         assert error(ours[name], expected, size) <= limit, name
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", NO_PROJ)
 @pytest.mark.parametrize("batch", [1, 3, 24])
 def test_threads_do_not_change_a_bit(cpu_target, cell, batch):
     # One feature: torch's input product has no sum that could depend on threads.
-    values = arguments(cell, "recurrent", steps=20, batch=batch, size=150, directions=2, seed=3,
-                       cell_norm=True, scale=True, rates=(0.2, 0.2, 0.2), features=1,
-                       dtype=torch.float32)  # fmt: skip
+    values = extended_values(cell, "recurrent", steps=20, batch=batch, size=150, directions=2,
+                             seed=3, cell_norm=True, scale=True, rates=(0.2, 0.2, 0.2), features=1,
+                             dtype=torch.float32)  # fmt: skip
     torch.set_num_threads(1)
     one, losses = with_gradients(_extended.layer, values)
     for threads in (2, 3, 4):
@@ -261,29 +201,27 @@ def test_threads_do_not_change_a_bit(cpu_target, cell, batch):
             assert torch.equal(value, several[name]), (name, threads)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", NO_PROJ)
 @pytest.mark.parametrize("norm", NORMS)
 def test_numerical_derivatives(cell, norm):
     """First derivatives of the kernels, second ones of the equations."""
-    values = arguments(cell, norm, steps=3, batch=2, size=3, cell_norm=True, scale=True, seed=4,
-                       rates=(0.3, 0.3, 0.3))  # fmt: skip
-    indices = [i for i in NAMES if values[i] is not None]
+    values = extended_values(cell, norm, steps=3, batch=2, size=3, cell_norm=True, scale=True,
+                             seed=4, rates=(0.3, 0.3, 0.3))  # fmt: skip
+    names = with_value(values)
 
     def call(*tensors):
-        mine = list(values)
-        for i, tensor in zip(indices, tensors, strict=True):
-            mine[i] = tensor
-        return tuple(r for r in _extended.layer(*mine) if r.numel())
+        mine = values | dict(zip(names, tensors, strict=True))
+        return tuple(r for r in _extended.layer(*mine.values()) if r.numel())
 
-    tensors = [values[i].requires_grad_() for i in indices]
+    tensors = [values[name].requires_grad_() for name in names]
     assert torch.autograd.gradcheck(call, tensors, check_forward_ad=True, fast_mode=True)
     assert torch.autograd.gradgradcheck(call, tensors, fast_mode=True)
 
 
 def test_backward_twice_gives_the_same():
-    values = arguments("lstm", "recurrent", cell_norm=True, seed=1, rates=(0.2, 0.2, 0.2))
-    w_hh = values[8].requires_grad_()
-    output, _, _ = _extended.layer(*values)
+    values = extended_values("lstm", "recurrent", cell_norm=True, seed=1, rates=(0.2, 0.2, 0.2))
+    w_hh = values["w_hh"].requires_grad_()
+    output, _, _ = _extended.layer(*values.values())
     loss = output.square().sum()
     first = torch.autograd.grad(loss, w_hh, retain_graph=True)[0]
     assert torch.equal(first, torch.autograd.grad(loss, w_hh)[0])
@@ -297,27 +235,27 @@ def test_rows_of():
 
 
 @pytest.mark.parametrize(
-    "index, value, message",
+    "name, value, message",
     [
-        (0, "elman", "expected cell"),
-        (1, "batch", "expected norm"),
-        (4, 3, "batch that divides"),
-        (5, torch.zeros(1, 5, 3), "expected h0"),
-        (7, torch.zeros(1, 68, 3), "expected w_hh"),
-        (8, None, "expected gain_x with norm recurrent"),
-        (9, torch.zeros(1, 3), "expected bias_x"),
-        (11, None, "expected gain with"),
-        (12, None, "cell_gain and cell_bias together"),
-        (15, torch.zeros(1), "expected seed"),
-        (16, -1, "expected layer"),
-        (17, (0.0, 1.0, 0.0), "rates in"),
+        ("cell", "elman", "expected cell"),
+        ("norm", "batch", "expected norm"),
+        ("batch", 3, "batch that divides"),
+        ("h0", torch.zeros(1, 5, 3), "expected h0"),
+        ("w_hh", torch.zeros(1, 68, 3), "expected w_hh"),
+        ("gain_x", None, "expected gain_x with norm recurrent"),
+        ("bias_x", torch.zeros(1, 3), "expected bias_x"),
+        ("gain", None, "expected gain with"),
+        ("cell_gain", None, "cell_gain and cell_bias together"),
+        ("seed", torch.zeros(1), "expected seed"),
+        ("layer", -1, "expected layer"),
+        ("rates", (0.0, 1.0, 0.0), "rates in"),
     ],
 )
-def test_errors(index, value, message):
-    values = of_operator(arguments("lstm", "recurrent", cell_norm=True, seed=1))
-    values[index] = value
+def test_errors(name, value, message):
+    values = extended_values("lstm", "recurrent", cell_norm=True, seed=1)
+    values = of_extended("extended_forward", values) | {"save": False, name: value}
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.fastrnn.extended_forward(*values, False)
+        torch.ops.fastrnn.extended_forward(*values.values())
 
 
 # -- Dropped weights -------------------------------------------------------------------------------
@@ -383,16 +321,15 @@ def test_dropped_weights_derivatives():
 
 
 @pytest.mark.parametrize(
-    "index, value, message",
+    "name, value, message",
     [
-        (0, torch.zeros(3), "expected weights of 2 dimensions"),
-        (1, torch.zeros(1), "expected seed"),
-        (2, -1, "expected stream >= 0"),
-        (3, 1.0, r"rate in \[0, 1\)"),
+        ("weights", torch.zeros(3), "expected weights of 2 dimensions"),
+        ("seed", torch.zeros(1), "expected seed"),
+        ("stream", -1, "expected stream >= 0"),
+        ("rate", 1.0, r"rate in \[0, 1\)"),
     ],
 )
-def test_drop_errors(index, value, message):
-    values = [torch.zeros(2, 3), torch.tensor([1]), 0, 0.5]
-    values[index] = value
+def test_drop_errors(name, value, message):
+    values = arguments_of("drop_weights", False, False) | {name: value}
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.fastrnn.drop_weights(*values)
+        torch.ops.fastrnn.drop_weights(*values.values())

@@ -14,54 +14,21 @@ from torch.func import (
     vjp,
     vmap,
 )
-from torch.nn.utils.rnn import pack_sequence
 from torch.utils import _pytree as pytree
 
 import fastrnn
-from fastrnn import functional, reference
+from fastrnn import functional
+from tests.arguments import in_order
 from tests.cases import CELLS, KINDS, LAYERS, Case
-
-SIZES = {"seq_len": 3, "batch": 2, "input_size": 2, "hidden_size": 3}
-
-
-class Setting:
-    """One layer as a function of `(params, x)`, ours and the reference, in float64."""
-
-    def __init__(self, kind, samples=4, **changes):
-        case = Case(kind, **{**SIZES, "options": {"bidirectional": True}, **changes})
-        module = case.modules(torch.float64)[1]
-        self.params = {n: p.detach() for n, p in module.named_parameters()}
-        self.name, self.options = case.name.lower(), {"num_layers": module.num_layers}
-        self.options |= {"bidirectional": True, "has_biases": module.bias}
-        if self.name == "rnn":
-            self.options["nonlinearity"] = module.nonlinearity
-        if case.lengths:
-            packed = pack_sequence(case.data(torch.float64).inputs, enforce_sorted=False)
-            self.options["batch_sizes"], shape = packed.batch_sizes, packed.data.shape
-        else:
-            shape = case.seq_len, case.batch, case.input_size
-        self.x = torch.randn(shape, dtype=torch.float64)
-        self.xs = torch.randn(samples, *shape, dtype=torch.float64)
-        self.direction = pytree.tree_map(torch.randn_like, self.params), torch.randn_like(self.x)
-
-    def both(self, make):
-        """make(layer) for ours and the reference, layer being `(params, x) -> output`."""
-
-        def layer(library):
-            function = getattr(library, self.name)
-            return lambda p, x: function(x, None, list(p.values()), **self.options)[0]
-
-        return make(layer(functional)), make(layer(reference))
-
-    def losses(self):
-        return self.both(lambda layer: lambda p, x: layer(p, x).square().sum())
-
-
-def assert_same(results, tolerance=1e-10):
-    ours, theirs = (pytree.tree_leaves(r) for r in results)
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
-
+from tests.transforms import (
+    SIZES,
+    Setting,
+    assert_same,
+    check_hessians_of_an_ensemble,
+    check_levels_around_gradients_of_samples,
+    check_second_derivatives,
+    check_vmap_of_derivatives,
+)
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 
@@ -84,17 +51,7 @@ def test_first_derivatives(kind):
 @kinds
 @pytest.mark.parametrize("wanted", [1, (0, 1)], ids=["input", "all"])
 def test_second_derivatives(kind, wanted):
-    s = Setting(kind, seq_len=2, hidden_size=2)
-    ours, theirs = s.losses()
-    expected = hessian(theirs, wanted)(s.params, s.x)
-    for derive in (
-        hessian,
-        lambda f, a: jacrev(jacrev(f, a), a),
-        lambda f, a: jacrev(jacfwd(f, a), a),
-    ):
-        assert_same((derive(ours, wanted)(s.params, s.x), expected))
-    per_sample = vmap(hessian(ours, 1), (None, 0))(s.params, s.xs)
-    assert_same((per_sample, vmap(hessian(theirs, 1), (None, 0))(s.params, s.xs)))
+    check_second_derivatives(kind, wanted)
 
 
 @kinds
@@ -113,44 +70,13 @@ def test_vmap_is_a_loop(kind, lengths, dim):
 @kinds
 @pytest.mark.parametrize("lengths", [(), (2, 3, 1)], ids=["padded", "packed"])
 def test_vmap_of_derivatives(kind, lengths):
-    s = Setting(kind, lengths=lengths)
-    ours, theirs = s.losses()
-    both, dims = (0, 1), (None, 0)
-    # A penalty on the slope with respect to the input: its inner gradient leaves weights alone.
-    slopes = [lambda p, x, f=f: grad(f, 1)(p, x).norm() for f in (ours, theirs)]
-    assert_same([vmap(grad(f, both), dims)(s.params, s.xs) for f in (ours, theirs)])
-    assert_same([vmap(grad(f, both), dims)(s.params, s.xs) for f in slopes])
-    assert_same([grad(lambda p, xs, f=f: vmap(f, dims)(p, xs).sum(), both)(s.params, s.xs)
-                 for f in (ours, theirs)])  # fmt: skip
-    tangent = s.direction[0], torch.randn_like(s.xs)
-    assert_same([jvp(lambda p, xs, f=f: vmap(f, dims)(p, xs), (s.params, s.xs), tangent)
-                 for f in (ours, theirs)])  # fmt: skip
+    check_vmap_of_derivatives(kind, lengths)
 
 
 @kinds
 @pytest.mark.parametrize("lengths", [(), (2, 3, 1)], ids=["padded", "packed"])
 def test_levels_around_gradients_of_samples(kind, lengths):
-    """Gradients of samples have a rule of their own where nobody differentiates them."""
-    s = Setting(kind, lengths=lengths)
-    dims = None, 0
-    per_sample = [vmap(grad(f, (0, 1)), dims) for f in s.losses()]
-    twice = torch.stack([s.xs, 2 * s.xs])
-    assert_same([vmap(f, dims)(s.params, twice) for f in per_sample])
-    weights = [p.clone().requires_grad_() for p in s.params.values()]
-    named = dict(zip(s.params, weights))
-
-    def norm(f):
-        def run(p, xs):
-            return sum(g.square().sum() for g in pytree.tree_leaves(f(p, xs)))
-
-        return run
-
-    assert_same([grad(norm(f), (0, 1))(s.params, s.xs) for f in per_sample])
-    assert_same([torch.autograd.grad(norm(f)(named, s.xs), weights) for f in per_sample])
-    tangent = s.direction[0], torch.randn_like(s.xs)
-    assert_same([jvp(f, (s.params, s.xs), tangent) for f in per_sample])
-    # One sample is a dimension still.
-    assert_same([f(s.params, s.xs[:1]) for f in per_sample])
+    check_levels_around_gradients_of_samples(kind, lengths)
 
 
 @kinds
@@ -192,17 +118,23 @@ def test_sample_gradients(cell, packed, dtype, cpu_target):
     d_gates, h = random(2, rows * samples, 4 * hidden), random(2, rows * samples, size)
     input, h0 = random(rows * samples, features), random(2, batch * samples, size)
     wanted = [True] * 5 + [False, True, True]
-    arguments = cell, d_gates, samples, batch_sizes, batch, input, h, h0, wanted
+    values = {"cell": cell, "d_gates": d_gates, "samples": samples, "batch_sizes": batch_sizes,
+              "batch": batch, "input": input, "hidden": h, "h0": h0, "w_ih": [],
+              "weights_and_biases": wanted}  # fmt: skip
+    arguments = in_order("sample_gradients", values).values()
     before, results = torch.get_num_threads(), []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         results.append(fastrnn._ops.sample_gradients(*arguments))
     torch.set_num_threads(before)
-    split = [t.unflatten(-2, (-1, samples)).movedim(-2, 0) for t in (d_gates, input, h, h0)]
-    for sample, (gates, *states) in enumerate(zip(*split, strict=True)):
-        _, expected = fastrnn._ops.layer_gradients(
-            cell, gates, batch_sizes, batch, *states, [], wanted
-        )
+    split = {
+        name: values[name].unflatten(-2, (-1, samples)).movedim(-2, 0)
+        for name in ("d_gates", "input", "hidden", "h0")
+    }
+    for sample in range(samples):
+        own = values | {name: t[sample] for name, t in split.items()}
+        own = in_order("layer_gradients", own).values()
+        _, expected = fastrnn._ops.layer_gradients(*own)
         for result in results:
             for a, b, w in zip(result, expected, wanted, strict=True):
                 assert torch.equal(a[sample], b) if w else a.shape == b.shape == (0,)
@@ -371,18 +303,4 @@ def test_dp_sgd():
 
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
 def test_hessians_of_an_ensemble(name):
-    """Mapped weights around second derivatives: one call each, some of whose results are absent."""
-    gates = {"lstm": 4, "gru": 3, "rnn": 1}[name]
-    generator = torch.Generator().manual_seed(3)
-    weights = [
-        torch.randn(4, gates * 2, size, generator=generator, dtype=torch.float64) for size in (3, 2)
-    ]
-    x = torch.randn(3, 1, 3, generator=generator, dtype=torch.float64)
-
-    def hessians(library):
-        def loss(x, *weights):
-            return getattr(library, name)(x, None, list(weights), has_biases=False)[0].sum()
-
-        return vmap(torch.func.hessian(loss), (None, 0, 0))(x, *weights)
-
-    torch.testing.assert_close(hessians(fastrnn.functional), hessians(fastrnn.reference))
+    check_hessians_of_an_ensemble(name)

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import fastrnn
+from tests.cases import GATES
 
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 LAYERS = [
     (library, name, options)
     for library in (nn, fastrnn)

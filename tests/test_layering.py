@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGE, CSRC = ROOT / "fastrnn", ROOT / "csrc"
+PACKAGE, CSRC, TESTS = ROOT / "fastrnn", ROOT / "csrc", ROOT / "tests"
 
 # module -> modules of fastrnn that it may import; "" is the package itself.
 IMPORTS = {
@@ -151,8 +151,8 @@ def rule(place):
     return INCLUDES[max(rows, key=len)]
 
 
-def imported(path):
-    """Modules of fastrnn that a file imports, and the other top-level names."""
+def imported(path, ours_is="fastrnn"):
+    """Modules of a package of ours that a file imports, and the other top-level names."""
     ours, others = set(), set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -164,7 +164,7 @@ def imported(path):
             continue
         for module, name in names:
             package, _, inner = module.partition(".")
-            if package != "fastrnn":
+            if package != ours_is:
                 others.add(package)
             else:
                 ours.add(inner or name or "")
@@ -177,6 +177,17 @@ def test_imports(path):
     assert path.stem in IMPORTS, f"{path.name} has no row in IMPORTS, nor in docs/design.md"
     assert ours <= IMPORTS[path.stem]
     assert others <= {"torch"} | set(sys.stdlib_module_names) | OPTIONAL.get(path.stem, set())
+
+
+def test_no_test_is_imported():
+    """What two test modules share is in a module beside them."""
+    breaches = {
+        f"{path.relative_to(ROOT)}: {module}"
+        for path in TESTS.rglob("*.py")
+        for module in imported(path, "tests")[0]
+        if module.startswith("test_")
+    }
+    assert breaches == set()
 
 
 def test_optional_packages_are_not_imported_at_once():

@@ -1,50 +1,9 @@
 """Outputs and every gradient against torch.nn and the float64 reference (tolerances.py)."""
 
-import itertools
-
 import pytest
 import torch
 
-from tests.cases import KINDS, Case, module_results, reference_results
-from tests.tolerances import assert_accurate
-
-# Sizes straddle vectors and tiles; each hidden size meets several batches and lengths.
-BATCHES, LENGTHS, INPUTS = (1, 2, 5, 6, 7, 13, 33), (1, 2, 9), (1, 3, 16, 40)
-SHAPES = [
-    (LENGTHS[(i + j) % 3], BATCHES[(3 * i + j) % 7], INPUTS[(i + j) % 4], hidden_size)
-    for i, hidden_size in enumerate((1, 7, 15, 16, 17, 33, 64, 100))
-    for j in (0, 1, 3)
-]
-OPTIONS = [
-    {"num_layers": layers, "bidirectional": bidirectional, "bias": bias, "batch_first": first}
-    for layers, bidirectional, bias, first in itertools.product(
-        (1, 2), (False, True), (True, False), (False, True)
-    )
-]
-PACKED = {
-    "sorted": (5, 5, 3, 1),
-    "unsorted": (2, 6, 1, 6, 3),
-    "equal": (3, 3, 3),
-    "single": (4,),
-    "wide": tuple(1 + (7 * i) % 9 for i in range(33)),
-}
-
-
-def check(case, dtype=torch.float32, tf32=False, device="cpu"):
-    theirs, ours = case.modules(dtype, device)
-    data = case.data(dtype)
-    there = data.to(device)
-    steps = max(case.lengths) if case.lengths else case.seq_len
-    layers = case.arguments.get("num_layers", 1)
-    assert_accurate(
-        module_results(ours, there),
-        module_results(theirs, there),
-        reference_results(theirs, data),
-        dtype,
-        steps * layers,
-        data.losses,
-        tf32=tf32,
-    )
+from tests.cases import KINDS, OPTIONS, PACKED, SHAPES, Case, check
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,276 @@
+"""Arguments of the operators, by name: the one place that makes them.
+
+Which values an operator takes, and in which order, is read from its schema.
+"""
+
+import functools
+
+import torch
+
+import fastrnn
+from tests.cases import gates_of
+
+CPU_ONLY = {"layer_tangent", "layer_backward", "layer_backward_tangent", "quantized_forward",
+            "extended_forward", "extended_backward", "drop_weights", "segments",
+            "gather_rows", "sample_gradients", "layer_vjp"}  # fmt: skip
+
+
+def operators():
+    """Names of all of them."""
+    names = torch._C._dispatch_get_all_op_names()
+    return sorted({n.partition("::")[2].partition(".")[0] for n in names if n[:9] == "fastrnn::"})
+
+
+def device_operators():
+    """Names of those that the CUDA engine implements too."""
+    return [name for name in operators() if name not in CPU_ONLY]
+
+
+def overload(name):
+    return getattr(torch.ops.fastrnn, name).default
+
+
+def in_order(name, values):
+    """Those of `values` that an operator takes; only what has a default may be missing."""
+    return {
+        a.name: values[a.name]
+        for a in overload(name)._schema.arguments
+        if a.name in values or not a.has_default_value()
+    }
+
+
+def results_of(name, values):
+    """Results by name of an operator on those of `values` that it takes."""
+    returns = overload(name)._schema.returns
+    return dict(zip((r.name for r in returns), overload(name)(*in_order(name, values).values())))
+
+
+def call(name, **values):
+    """Results of an operator; tensors that are optional and not given are None."""
+    optional = [a for a in overload(name)._schema.arguments if str(a.type) == "Optional[Tensor]"]
+    return overload(name)(**dict.fromkeys(a.name for a in optional) | values)
+
+
+def tensors_in(value):
+    """Every tensor in lists, tuples and dicts."""
+    return [t for t in torch.utils._pytree.tree_leaves(value) if torch.is_tensor(t)]
+
+
+def random(*shape, dtype=torch.float64):
+    return torch.randn(*shape, dtype=torch.float64).to(dtype)
+
+
+def like(tensor):
+    """Random numbers in the shape of a tensor, or None of None."""
+    return None if tensor is None else random(*tensor.shape, dtype=tensor.dtype)
+
+
+def arguments_of(name, packed, bidirectional, proj=False):
+    """Small ones of any operator; those of a backward pass are what a forward pass saved.
+
+    proj: of an LSTM with a projection, where the operator has one.
+    """
+    proj = proj and name.startswith(("lstm_", "layer_", "quantized_", "extended_"))
+    directions = 2 if bidirectional else 1
+    if name.startswith("extended_"):  # with every option that the cell has
+        values = extended_values(
+            "lstm" if proj else "gru", "recurrent", size=5, directions=directions, cell_norm=True,
+            scale=True, lengths=(3, 2, 2) if packed else None, seed=1, rates=(0.1, 0.2, 0.3),
+        )  # fmt: skip
+        return of_extended(name, values)
+    if name == "quantized_forward":
+        return quantized_sample(packed, bidirectional, proj)
+    if name in ("segments", "gather_rows", "drop_weights"):
+        return in_order(name, values_without_a_layer(packed, directions))
+    kind = {"lstm": "lstm", "gru": "gru", "rnn": "rnn_tanh"}.get(name.partition("_")[0])
+    kind = (kind or ("lstm" if proj else "gru")) + "_proj" * proj
+    values = layer_values(kind, [3, 3, 1] if packed else (4, 3), directions)
+    values["weights_and_biases"] = [True, True, not packed, True] * directions
+    if name == "sample_gradients":
+        values["input"] = values["input"].flatten(0, -2)
+        values["samples"] = 2
+        for each in ("d_gates", "input", "hidden", "h0"):
+            values[each] = torch.cat([values[each], like(values[each])], -2)
+    if name in ("layer_tangent", "layer_backward_tangent"):
+        values |= tangent_values(name, values, gates_of(kind))
+    return of_layer(name, values)
+
+
+def layer_values(kind, shape, directions, dtype=torch.float64, *, hidden=5, features=2, weight=1.0):
+    """Of one layer: what a forward pass takes and saves, random gradients of its results.
+
+    shape: `(steps, batch)`, or a list of the batch sizes of packed data. weight: of that size.
+    """
+    packed, proj = isinstance(shape, list), kind.endswith("_proj")
+    rows, batch = ((sum(shape),), shape[0]) if packed else (shape, shape[1])
+    columns, h_size = gates_of(kind) * hidden, 4 if proj else hidden
+    sizes = [(columns, features), (columns, h_size), (columns,), (columns,)]
+    sizes += [(h_size, hidden)] * proj
+    params = [(weight * random(*s)).to(dtype) for _ in range(directions) for s in sizes]
+    each, name = len(sizes), kind.partition("_")[0]
+    values = {
+        "cell": kind.removesuffix("_proj"),
+        "nonlinearity": kind.partition("_")[2],
+        "input": random(*rows, features, dtype=dtype),
+        "batch_sizes": torch.tensor(shape) if packed else None,
+        "batch": batch,
+        "h0": random(directions, batch, h_size, dtype=dtype),
+        "c0": random(directions, batch, hidden, dtype=dtype) if name == "lstm" else None,
+        "params": params,
+        "w_ih": params[::each],
+        "w_hh": params[1::each],
+        "w_hr": params[4::each] if proj else [],
+        "has_biases": True,
+        "bidirectional": directions == 2,
+        "save": True,
+        "weights_and_biases": [True] * (4 * directions),
+    }
+    results = results_of(f"{name}_forward", values)
+    values |= {saved: results.get(saved) for saved in ("gates", "hidden", "cells")}
+    values |= {f"d_{n}": like(results.get(n)) for n in ("output", "h_n", "c_n", "cells")}
+    return values | {"d_gates": like(results["hidden" if name == "rnn" else "gates"])}
+
+
+def of_layer(name, values):
+    """What an operator takes out of `layer_values`."""
+    if not name.endswith("_forward"):
+        values = values | {"input": values["input"].flatten(0, -2)}
+    if name.endswith("_gradients"):  # which no nonlinearity has a part in
+        values = values | {"cell": values["cell"].partition("_")[0]}
+    return in_order(name, values)
+
+
+def tangent_values(name, values, gates):
+    """Directions of `layer_values`, and what products with those of weights give.
+
+    Random where a sweep would have left it: no operator checks values.
+    """
+    values = values | {"input": values["input"].flatten(0, -2)}
+    names = "input", "h0", "c0", "gates", "hidden", "cells", "d_output", "d_h_n", "d_c_n", "d_cells"
+    found = {f"t_{n}": like(values[n]) for n in names}
+    directions, rows, h_size = values["hidden"].shape
+    each, columns = len(values["params"]) // directions, values["w_hh"][0].shape[0]
+    found["t_params"] = [like(p) for i, p in enumerate(values["params"]) if i % each < 4]
+    found["t_params"][1] = None
+    through = {"w_ih": columns, "w_hh": columns, "w_hr": h_size}
+    if name == "layer_backward_tangent":
+        through = {"w_hh": h_size, "w_hr": columns // gates}
+    for weight, size in through.items():
+        product = random(directions, rows, size) if values[weight] else None
+        found[f"through_{weight}"] = product
+    found["d_cell_h"] = random(directions, rows, columns // gates)
+    return found | {"d_cell_c": like(values["cells"])}
+
+
+def values_without_a_layer(packed, directions):
+    """Of what moves rows, and of dropped weights."""
+    index = torch.tensor([[3, -1, 0, 2], [2, 4, 1, -1]])[:directions]
+    return {
+        "resets": torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0], [1, 0, 1]]).bool(),
+        "lengths": torch.tensor([4, 2, 0]) if packed else None,
+        "seq_len": 4,
+        "batch": 3,
+        "directions": directions,
+        "none_if_whole": False,
+        "inputs": [random(2 * directions, 5, 2), random(directions, 5, 5), random(5, 5)],
+        "indices": [index, index.view(directions, 2, 2) + 0, index[:1] + 0],
+        "weights": random(15, 5),
+        "seed": torch.tensor([3]),
+        "stream": 2,
+        "rate": 0.25,
+    }
+
+
+# -- The extended recurrence -----------------------------------------------------------------------
+
+
+def extended_values(
+    cell,
+    norm="none",
+    *,
+    steps=4,
+    batch=5,
+    size=17,
+    features=6,
+    directions=1,
+    lengths=None,
+    bias=True,
+    states=True,
+    cell_norm=False,
+    scale=False,
+    seed=None,
+    rates=(0.0, 0.0, 0.0),
+    dtype=torch.float64,
+    layer=0,
+):
+    """What `recurrence` and `_extended.layer` take, in their order; random, and gains near 1."""
+    gates, d = gates_of(cell) * size, directions
+    draw = functools.partial(random, dtype=dtype)
+    batch_sizes, rows = None, steps * batch
+    if lengths:
+        batch, rows = len(lengths), sum(lengths)
+        batch_sizes = torch.tensor([sum(n > t for n in lengths) for t in range(max(lengths))])
+    lstm, normalises, apart = cell == "lstm", norm != "none", norm == "recurrent"
+    return {
+        "cell": cell,
+        "norm": norm,
+        "input": draw(rows, features),
+        "batch_sizes": batch_sizes,
+        "batch": batch,
+        "h0": draw(d, batch, size) if states else None,
+        "c0": draw(d, batch, size) if states and lstm else None,
+        "w_ih": draw(d, gates, features) * features**-0.5,
+        "w_hh": draw(d, gates, size) * size**-0.5,
+        "gain_x": 1 + 0.3 * draw(d, gates) if apart else None,
+        "bias_x": draw(d, gates) if bias else None,
+        "bias": draw(d, gates) if bias else None,
+        "gain": 1 + 0.3 * draw(d, gates) if normalises else None,
+        "cell_gain": 1 + 0.3 * draw(d, size) if lstm and cell_norm else None,
+        "cell_bias": draw(d, size) if lstm and cell_norm else None,
+        "h_scale": (torch.rand(d, batch, size) < 0.7).to(dtype) / 0.7 if scale else None,
+        "seed": None if seed is None else torch.tensor([seed]),
+        "layer": layer,
+        "rates": rates,
+        "eps": 1e-5,
+    }
+
+
+def of_extended(name, values):
+    """What extended_forward or extended_backward takes out of `extended_values`.
+
+    They are given the input's product with w_ih, which is made here.
+    """
+    values = values | {"save": True}
+    values["gates_x"] = values["input"] @ values["w_ih"].transpose(1, 2)
+    if values["bias_x"] is not None and values["norm"] != "recurrent":
+        values["gates_x"] = values["gates_x"] + values["bias_x"].unsqueeze(1)
+        values["bias_x"] = None
+    if name == "extended_backward":
+        results = results_of("extended_forward", values)
+        values |= results | {f"d_{n}": like(results[n]) for n in ("output", "h_n", "c_n")}
+        values["d_c_n"] = values["d_c_n"] if values["cell"] == "lstm" else None
+        values |= {f"has_{n}": values[n] is not None for n in ("bias_x", "bias")}
+    return in_order(name, values)
+
+
+# -- Quantized layers ------------------------------------------------------------------------------
+
+
+def quantized_arguments(layer, input, batch_sizes=None, h0=None, c0=None):
+    """Those of quantized_forward for a quantized module's first layer."""
+    values = {n: getattr(layer, n) for n in ("cell", "hidden_size", "proj_size", "bidirectional")}
+    values["params"] = [layer._buffers[name] for name in layer._layers[0]]
+    values |= {"input": input, "batch_sizes": batch_sizes, "h0": h0, "c0": c0}
+    return in_order("quantized_forward", values)
+
+
+def quantized_sample(packed, bidirectional, proj):
+    """Of an LSTM with a projection in int8, or a GRU in bfloat16."""
+    options = {"bidirectional": bidirectional} | ({"proj_size": 4} if proj else {})
+    layer = (fastrnn.LSTM if proj else fastrnn.GRU)(2, 5, **options)
+    layer = fastrnn.quantize(layer, torch.int8 if proj else torch.bfloat16)
+    d = 2 if bidirectional else 1
+    shapes = (*((7,) if packed else (4, 3)), 2), (d, 3, 4 if proj else 5), (d, 3, 5)
+    input, h0, c0 = (random(*shape, dtype=torch.float32) for shape in shapes)
+    batch_sizes = torch.tensor([3, 3, 1]) if packed else None
+    return quantized_arguments(layer, input, batch_sizes, h0, c0 if proj else None)
