@@ -5,6 +5,7 @@
 # make sanitize   the CPU kernels under AddressSanitizer + UBSan and ThreadSanitizer, the CUDA
 #                 kernels (on the shim of tests/cuda_shim) under ThreadSanitizer
 # make cuda-check compiles every CUDA source, without a GPU, and checks the kernels' registers
+# make release-check   what .ci/run leaves out of the last two: every architecture, every dtype
 # make gpu-bundle PYTHON=python3.12 TORCH=2.11.0   .gpu/: the sources, compiled for a machine with a
 #                 GPU that has those; there, `bash .gpu/run.sh FOLDER` measures
 # make sdist      a source distribution in dist/
@@ -36,8 +37,8 @@ CPP_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build demo test bench lint format sanitize cuda-check gpu-bundle sdist clean \
-        distclean FORCE
+.PHONY: help build demo test bench lint format sanitize cuda-check release-check gpu-bundle \
+        sdist clean distclean FORCE
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//; p' Makefile
@@ -203,6 +204,8 @@ sanitize:
 # Needs nvcc, but neither a GPU nor a CUDA build of torch. ARGS=--write makes the table anew.
 cuda-check: $(VENV)/.requirements
 	$(PY) -m tests.cuda_resources $(ARGS)
+
+release-check: cuda-check sanitize
 
 # --- a machine with a GPU -----------------------------------------------------------------------
 

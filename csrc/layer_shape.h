@@ -1,13 +1,13 @@
 // What one layer is, for host code and kernels of every device. Letters: T
 // seq_len, B batch, I input_size, H hidden_size, P the size of h (proj_size or
-// H), D directions, G gate products (LSTM 4, GRU 3, RNN 1), N rows of all steps
-// together, S saved gates (LSTM 4, GRU 4).
+// H), D directions, G products of a unit, S its columns (cells/cell.h), N rows of
+// all steps together.
 #pragma once
 #include <cstdint>
 
 namespace fastrnn {
 
-enum class CellKind { kLstm, kGru, kRnnTanh, kRnnRelu };
+enum class CellKind : int {};  // the place of a cell in cells/list.h
 enum class DType { kFloat, kDouble, kBFloat16, kHalf };
 
 // Rows of step t are [offset(t), offset(t) + count(t)); counts never increase.

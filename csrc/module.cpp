@@ -1,6 +1,7 @@
 // The Python module fastrnn._C. Importing it loads the operators (ops.cpp).
 #include <torch/extension.h>
 
+#include "cells/list.h"
 #include "cpu/dispatch.h"
 #include "cuda/plan.h"
 
@@ -18,6 +19,7 @@
 
 namespace {
 
+namespace cells = fastrnn::cells;
 namespace cuda = fastrnn::cuda;
 
 // The members of cuda::DeviceLimits, in order.
@@ -30,16 +32,27 @@ Value one_of(const char* what, const std::string& name, const std::map<std::stri
   return found->second;
 }
 
+fastrnn::CellKind cell_of(const std::string& name) {
+  for (int i = 0; i < cells::All::kCount; ++i) {
+    if (name == cells::All::kTraits[i].name) return static_cast<fastrnn::CellKind>(i);
+  }
+  throw pybind11::value_error("cell: got " + name);
+}
+
+// (name, products, columns, states, carries_h, keeps_h) of every cell.
+std::vector<std::tuple<std::string, int, int, int, bool, bool>> all_cells() {
+  std::vector<std::tuple<std::string, int, int, int, bool, bool>> all;
+  for (const cells::Traits& c : cells::All::kTraits) {
+    all.emplace_back(c.name, c.products, c.columns, c.states, c.carries_h, c.keeps_h);
+  }
+  return all;
+}
+
 pybind11::dict cuda_plan(const std::string& cell, bool backward, const std::string& dtype,
                          bool tf32, int64_t hidden_size, int64_t batch, int directions,
                          bool projected, int64_t seq_len, const LimitsTuple& limits) {
-  using fastrnn::CellKind;
   using fastrnn::DType;
-  const cuda::Problem problem{one_of<CellKind>("cell", cell,
-                                               {{"lstm", CellKind::kLstm},
-                                                {"gru", CellKind::kGru},
-                                                {"rnn_tanh", CellKind::kRnnTanh},
-                                                {"rnn_relu", CellKind::kRnnRelu}}),
+  const cuda::Problem problem{cell_of(cell),
                               backward ? cuda::Pass::kBackward : cuda::Pass::kForward,
                               one_of<DType>("dtype", dtype,
                                             {{"float32", DType::kFloat},
@@ -94,6 +107,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("cpu_target", &cpu::current_target, "Name of the CPU target in use.");
   m.def("set_cpu_target", &cpu::set_target, pybind11::arg("name"),
         "Selects a CPU target and returns the name of the one used before; for tests.");
+  m.def("cells", &all_cells,
+        "Every cell: (name, products, columns, states, carries_h, keeps_h), as csrc/cells/cell.h "
+        "says what they are.");
   using pybind11::arg;
   m.def("cuda_plan", &cuda_plan, arg("cell"), arg("backward"), arg("dtype"), arg("tf32"),
         arg("hidden_size"), arg("batch"), arg("directions"), arg("projected"), arg("seq_len"),

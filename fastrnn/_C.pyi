@@ -1,5 +1,8 @@
 """The compiled extension. Importing it registers the operators of csrc/ops.cpp."""
 
+def cells() -> list[tuple[str, int, int, int, bool, bool]]:
+    """Every cell: (name, products, columns, states, carries_h, keeps_h), see csrc/cells/cell.h."""
+
 def cpu_targets() -> list[str]:
     """Instruction sets this machine can run, worst first."""
 

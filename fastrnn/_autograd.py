@@ -2,7 +2,7 @@
 
 Invariants
 * The backward pass is layer_vjp. Where that does not go, a cell's backward operator returns the
-  gradients of the gates, and layer_gradients turns them into those of the input, the weights and
+  gradients of the gates, and `products` turns them into those of the input, the weights and
   the biases.
 * What backward needs is an output of the operator that nobody else can reach, marked
   non-differentiable and only read, so that a second backward gives the same numbers.
@@ -29,7 +29,7 @@ _is_exporting = getattr(torch.compiler, "is_exporting", bool)  # torch 2.6 has n
 _NO_RESETS = None, False
 
 
-def _records(*tensors):
+def records(*tensors):
     """Whether this call must leave a graph behind, or may have tangents."""
     if _is_exporting():
         return False  # what is exported is the operator: a Function would save, to no end
@@ -47,7 +47,7 @@ def lstm_layer(
 ):
     """One LSTM layer: `(output, h_n, c_n)`, and `cells, gates` if keep."""
     h0, c0 = states
-    if _records(input, h0, c0, *params):
+    if records(input, h0, c0, *params):
         results = apply(
             _function(_LSTM), input, batch_sizes, h0, c0, has_biases, bidirectional, keep,
             *(resets or _NO_RESETS), *params,
@@ -62,7 +62,7 @@ def lstm_layer(
 def gru_layer(input, batch_sizes, states, params, has_biases, bidirectional, keep=False, resets=()):
     """One GRU layer: `(output, h_n)`, and `None, gates` if keep."""
     (h0,) = states
-    if _records(input, h0, *params):
+    if records(input, h0, *params):
         results = apply(
             _function(_GRU), input, batch_sizes, h0, has_biases, bidirectional,
             *(resets or _NO_RESETS), *params,
@@ -75,19 +75,19 @@ def gru_layer(input, batch_sizes, states, params, has_biases, bidirectional, kee
 
 
 def rnn_layer(
-    nonlinearity, input, batch_sizes, states, params, has_biases, bidirectional, keep=False,
+    cell, input, batch_sizes, states, params, has_biases, bidirectional, keep=False,
     resets=(),
 ):  # fmt: skip
-    """One Elman layer: `(output, h_n)`, and `None, None` if keep."""
+    """One Elman layer, rnn_tanh or rnn_relu: `(output, h_n)`, and `None, None` if keep."""
     (h0,) = states
-    if _records(input, h0, *params):
+    if records(input, h0, *params):
         results = apply(
-            _function(_RNN), input, batch_sizes, h0, has_biases, bidirectional, nonlinearity,
+            _function(_RNN), input, batch_sizes, h0, has_biases, bidirectional, cell,
             *(resets or _NO_RESETS), *params,
         )  # fmt: skip
     else:
         results = _ops.rnn_forward(
-            input, batch_sizes, h0, params, has_biases, bidirectional, nonlinearity, False, *resets
+            input, batch_sizes, h0, params, has_biases, bidirectional, cell, False, *resets
         )
     return (*results[:2], None, None) if keep else results[:2]
 
@@ -101,7 +101,7 @@ def gather_rows(inputs, index, inverse, others=(), other_index=None, other_inver
     other way: no row is taken twice.
     """
     moves = index, inverse, other_index, other_inverse
-    if _records(*inputs, *others):
+    if records(*inputs, *others):
         return apply(_function(_Gather), len(inputs), *moves, *inputs, *others)
     return _gather(inputs, *moves, others)
 
@@ -314,21 +314,19 @@ class _DualGRU(_GRU):
 class _RNN(Function):
     @staticmethod
     @signed
-    def forward(
-        input, batch_sizes, h0, has_biases, bidirectional, nonlinearity, resets, to_hx, *params
-    ):
+    def forward(input, batch_sizes, h0, has_biases, bidirectional, cell, resets, to_hx, *params):
         options = () if resets is None else (resets, to_hx)
         return _ops.rnn_forward(
-            input, batch_sizes, h0, params, has_biases, bidirectional, nonlinearity, True, *options
+            input, batch_sizes, h0, params, has_biases, bidirectional, cell, True, *options
         )
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        input, batch_sizes, h0, has_biases, bidirectional, nonlinearity, *rest = inputs
+        input, batch_sizes, h0, has_biases, bidirectional, cell, *rest = inputs
         (resets, to_hx, *params), hidden = rest, output[2]
         ctx.mark_non_differentiable(hidden)
         saved = input, batch_sizes, hidden, h0, None, None, None, resets
-        _keep(ctx, "rnn_" + nonlinearity, bidirectional, has_biases, params, saved, to_hx)
+        _keep(ctx, cell, bidirectional, has_biases, params, saved, to_hx)
 
     @staticmethod
     def backward(ctx, d_output, d_h_n, *_):

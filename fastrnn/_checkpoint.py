@@ -32,7 +32,7 @@ def layer(
         keep
         or batch_sizes is not None
         or input.shape[0] <= every
-        or not _autograd._records(input, *states, *params)
+        or not _autograd.records(input, *states, *params)
         or in_forward_mode()
         or transforms_active()
     ):
@@ -51,7 +51,7 @@ def _run(cell, input, h, c, params, has_biases, save, bidirectional=False):
         )
         return output, h_n, None, gates, hidden, None
     output, h_n, hidden = _ops.rnn_forward(
-        input, None, h, params, has_biases, bidirectional, cell[4:], save
+        input, None, h, params, has_biases, bidirectional, cell, save
     )
     return output, h_n, None, None, hidden, None
 

@@ -24,6 +24,7 @@ from fastrnn._gradients import (
     PRODUCTS,
     Layer,
     Saved,
+    apart_columns,
     batch_of,
     gradients,
     matmul,
@@ -331,10 +332,11 @@ def _wanted(flags, values):
 
 def _recurrent(layer, d_gates):
     """The columns of d_gates that belong to the products with w_hh."""
-    if layer.cell != "gru":
+    apart = apart_columns(layer, d_gates)
+    if not apart:
         return d_gates
-    size = d_gates.shape[-1] // 4
-    return torch.cat([d_gates[..., : 2 * size], d_gates[..., 3 * size :]], -1)
+    together = d_gates.shape[-1] - 2 * apart
+    return torch.cat([d_gates[..., :together], d_gates[..., -apart:]], -1)
 
 
 def _through(gradients, t_weights):
@@ -362,9 +364,9 @@ def _products_tangent(plan, saved, tangents, values, t_values, batch):
             wanted[i // each * 4 + PRODUCTS.index(stem)] = True
     if w_ih or any(wanted):
         input = None if t.input is None else t.input.reshape(rows, t.input.shape[-1])
-        more, products = _ops.layer_gradients(
-            layer.cell[:4].rstrip("_"), d_gates, s.batch_sizes, batch, input, t.hidden, t.h0, w_ih,
-            wanted,
+        more, products = _ops.products(
+            d_gates, apart_columns(layer, d_gates), s.batch_sizes, batch, input, t.hidden, t.h0,
+            w_ih, wanted,
         )  # fmt: skip
         d_input = d_input + more.view(layer.input_shape) if w_ih else d_input
         for i, stem in enumerate(stems):

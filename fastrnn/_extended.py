@@ -160,9 +160,8 @@ def _products(d_gates, d_product, batch_sizes, batch, input, hidden, h0, w_ih, w
     directions = d_gates.shape[0]
 
     def gradients(d, of_input, *flags):
-        # To layer_gradients any cell is an rnn with this many rows of w_ih and w_hh.
-        d_input, found = _ops.layer_gradients(
-            "rnn", d, batch_sizes, batch, input if flags[0] else None,
+        d_input, found = _ops.products(
+            d, 0, batch_sizes, batch, input if flags[0] else None,
             hidden if flags[1] else None, h0 if flags[1] else None,
             list(w_ih) if of_input else [], [*flags, False] * directions,
         )  # fmt: skip

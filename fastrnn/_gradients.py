@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 
 from fastrnn import _ops
+from fastrnn._cells import CELLS
 from fastrnn._transforms import transforms_active
 
-PRODUCTS = ("w_ih", "w_hh", "b_ih", "b_hh")  # what layer_gradients computes, in its order
+PRODUCTS = ("w_ih", "w_hh", "b_ih", "b_hh")  # what the operator `products` computes, in its order
 
 
 class Saved:
@@ -85,7 +86,7 @@ def gradients(layer, saved, needs, d_output, d_h_n, d_c_n, d_cells, samples=None
     else:
         d_gates, d_h0 = _ops.rnn_backward(
             d_output, d_h_n, s.batch_sizes, s.hidden, s.weights, False, bidirectional,
-            layer.cell[4:], *resets,
+            layer.cell, *resets,
         )  # fmt: skip
     d_input, d_params = products_of(layer, s, needs, d_gates, d_h0.shape[1], d_hidden, samples)
     return [d_input, d_h0 if needs[1] else None, d_c0 if needs[2] else None, *d_params]
@@ -103,30 +104,36 @@ def products_of(layer, saved, needs, d_gates, batch, d_hidden, samples=None):
     batch: rows of a state, of all samples together.
     """
     wanted = _flags(layer, needs)
-    cell = layer.cell[:4].rstrip("_")
+    apart = apart_columns(layer, d_gates)
     states = _rows(saved), saved.hidden, None if saved.hidden is None else saved.h0
     d_input, products = None, None
     if samples is None:
-        d_input, products = _ops.layer_gradients(
-            cell, d_gates, saved.batch_sizes, batch, *states, saved.w_ih if needs[0] else [],
+        d_input, products = _ops.products(
+            d_gates, apart, saved.batch_sizes, batch, *states, saved.w_ih if needs[0] else [],
             wanted, *(() if saved.resets is None else (saved.resets, layer.to_hx)),
         )  # fmt: skip
     else:
         if needs[0]:
-            d_input, _ = _ops.layer_gradients(
-                cell, d_gates, saved.batch_sizes, batch, None, None, None, saved.w_ih,
+            d_input, _ = _ops.products(
+                d_gates, apart, saved.batch_sizes, batch, None, None, None, saved.w_ih,
                 [False] * len(wanted),
             )  # fmt: skip
         if any(wanted):
             sizes = None if saved.batch_sizes is None else saved.batch_sizes // samples
-            products = _ops.sample_gradients(
-                cell, d_gates, samples, sizes, batch // samples, *states, wanted
+            products = _ops.sample_products(
+                d_gates, apart, samples, sizes, batch // samples, *states, wanted
             )
     return _in_order(layer, saved, needs, d_input, products, d_hidden, samples)
 
 
+def apart_columns(layer, d_gates):
+    """How many columns at the end of d_gates are the recurrent product's alone."""
+    cell = CELLS[layer.cell]
+    return d_gates.shape[-1] // cell.columns if cell.apart else 0
+
+
 def _flags(layer, needs):
-    """Which results of layer_gradients are wanted."""
+    """Which results of the operator `products` are wanted."""
     each, wanted = len(layer.stems), [False] * (4 * layer.directions)
     for i, needed in enumerate(needs[3:]):
         stem = layer.stems[i % each]
@@ -178,11 +185,11 @@ def outer(a, b, samples=None):
     flags = [True, False, False, False]
     if samples is not None:
         batch = len(a) // samples
-        return _ops.sample_gradients("rnn", a[None], samples, None, batch, b, None, None, flags)[0]
-    return _ops.layer_gradients("rnn", a[None], None, len(a), b, None, None, [], flags)[1][0]
+        return _ops.sample_products(a[None], 0, samples, None, batch, b, None, None, flags)[0]
+    return _ops.products(a[None], 0, None, len(a), b, None, None, [], flags)[1][0]
 
 
 def matmul(a, b):
     """a b, of `[N, A]` and `[A, B]`."""
     flags = [False] * 4
-    return _ops.layer_gradients("rnn", a[None], None, len(a), None, None, None, [b], flags)[0]
+    return _ops.products(a[None], 0, None, len(a), None, None, None, [b], flags)[0]

@@ -1,4 +1,4 @@
-"""The operators of csrc/ops.cpp: loads the extension, names them, registers their fake kernels.
+"""The operators of csrc/ops.cpp: names them, registers their fake kernels.
 
 Shapes are those of docs/design.md. A fake kernel allocates what the kernel would return and
 computes nothing; it also stands in for the kernel on the meta device, so it makes the same checks
@@ -6,29 +6,13 @@ of devices and shapes that a wrong answer would follow from.
 """
 
 import functools
-import importlib.machinery
 import inspect
-import os
 
 import torch
 from torch import Tensor
 
-try:
-    from fastrnn import _C
-except ImportError as error:
-    if "FASTRNN_" in str(error):  # a variable that has no such value: building helps nothing
-        raise
-    folder = os.path.dirname(os.path.abspath(__file__))
-    if importlib.machinery.PathFinder.find_spec("_C", [folder]) is None:
-        raise ImportError(
-            f"fastrnn: there is no compiled extension in {folder}. If these are its sources, build "
-            "it in place (`pip install --no-build-isolation -e .`), or run Python in another "
-            "folder to import an installed fastrnn"
-        ) from None
-    raise ImportError(
-        "fastrnn: the compiled extension fastrnn._C cannot be loaded; build it again with "
-        f"`pip install --no-build-isolation -e .` against this torch ({torch.__version__}): {error}"
-    ) from error
+from fastrnn import _extension  # noqa: F401  (registers the operators)
+from fastrnn._cells import CELLS
 
 lstm_forward = torch.ops.fastrnn.lstm_forward.default
 lstm_backward = torch.ops.fastrnn.lstm_backward.default
@@ -36,8 +20,8 @@ gru_forward = torch.ops.fastrnn.gru_forward.default
 gru_backward = torch.ops.fastrnn.gru_backward.default
 rnn_forward = torch.ops.fastrnn.rnn_forward.default
 rnn_backward = torch.ops.fastrnn.rnn_backward.default
-layer_gradients = torch.ops.fastrnn.layer_gradients.default
-sample_gradients = torch.ops.fastrnn.sample_gradients.default
+products = torch.ops.fastrnn.products.default
+sample_products = torch.ops.fastrnn.sample_products.default
 layer_tangent = torch.ops.fastrnn.layer_tangent.default
 layer_vjp = torch.ops.fastrnn.layer_vjp.default
 layer_backward = torch.ops.fastrnn.layer_backward.default
@@ -48,12 +32,6 @@ extended_backward = torch.ops.fastrnn.extended_backward.default
 drop_weights = torch.ops.fastrnn.drop_weights.default
 segments = torch.ops.fastrnn.segments.default
 gather_rows = torch.ops.fastrnn.gather_rows.default
-
-cpu_targets = _C.cpu_targets
-cpu_target = _C.cpu_target
-build_info = _C.build_info
-cuda_plan = _C.cuda_plan
-cuda_devices = _C.cuda_devices
 
 DTYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 
@@ -107,8 +85,9 @@ def _register_fake(op):
 class _Layer:
     """The sizes of one layer, read from its arguments and checked against each other."""
 
-    def __init__(self, op, gates, params, has_biases, bidirectional):
+    def __init__(self, op, cell, params, has_biases, bidirectional):
         w_ih, w_hh = params[:2]
+        gates = CELLS[cell].products
         self.directions = 2 if bidirectional else 1
         self.proj = len(params) == self.directions * (5 if has_biases else 3)
         self.hidden_size = w_ih.shape[0] // gates
@@ -141,8 +120,8 @@ class _Layer:
         return torch.library.get_ctx().new_dynamic_size()
 
 
-def _forward(op, gates, input, batch_sizes, h0, c0, params, has_biases, bidirectional):
-    layer = _Layer(op, gates, params, has_biases, bidirectional)
+def _forward(op, cell, input, batch_sizes, h0, c0, params, has_biases, bidirectional):
+    layer = _Layer(op, cell, params, has_biases, bidirectional)
     _check(
         input.shape[-1] == params[0].shape[1],
         lambda: (
@@ -167,7 +146,7 @@ def _(
     reset_to_hx=False,
 ):  # fmt: skip
     layer, batch, rows, output, h_n = _forward(
-        "lstm", 4, input, batch_sizes, h0, c0, params, has_biases, bidirectional
+        "lstm", "lstm", input, batch_sizes, h0, c0, params, has_biases, bidirectional
     )
     d, h = layer.directions, layer.hidden_size
     saved = _saved(input, save, (d, rows, 4 * h), (d, rows, layer.state_size), (d, rows, h))
@@ -180,7 +159,7 @@ def _(
     reset_to_hx=False,
 ):  # fmt: skip
     layer, _, rows, output, h_n = _forward(
-        "gru", 3, input, batch_sizes, h0, None, params, has_biases, bidirectional
+        "gru", "gru", input, batch_sizes, h0, None, params, has_biases, bidirectional
     )
     d, h = layer.directions, layer.hidden_size
     return output, h_n, *_saved(input, save, (d, rows, 4 * h), (d, rows, h))
@@ -188,11 +167,11 @@ def _(
 
 @_register_fake("rnn_forward")
 def _(
-    input, batch_sizes, h0, params, has_biases, bidirectional, nonlinearity, save, resets=None,
+    input, batch_sizes, h0, params, has_biases, bidirectional, cell, save, resets=None,
     reset_to_hx=False,
 ):  # fmt: skip
     layer, _, rows, output, h_n = _forward(
-        "rnn", 1, input, batch_sizes, h0, None, params, has_biases, bidirectional
+        "rnn", cell, input, batch_sizes, h0, None, params, has_biases, bidirectional
     )
     return output, h_n, *_saved(input, save, (layer.directions, rows, layer.hidden_size))
 
@@ -202,7 +181,7 @@ def _(
     d_output, d_h_n, d_c_n, d_cells, batch_sizes, c0, gates, cells, params, has_biases,
     bidirectional, resets=None, reset_to_hx=False,
 ):  # fmt: skip
-    layer = _Layer("lstm", 4, params, has_biases, bidirectional)
+    layer = _Layer("lstm", "lstm", params, has_biases, bidirectional)
     batch = layer.batch(batch_sizes, d_output, c0, d_h_n, d_c_n)
     d, rows, h, p = layer.directions, gates.shape[1], layer.hidden_size, layer.state_size
     return (
@@ -218,7 +197,7 @@ def _(
     d_output, d_h_n, batch_sizes, h0, gates, hidden, params, has_biases, bidirectional,
     resets=None, reset_to_hx=False,
 ):  # fmt: skip
-    layer = _Layer("gru", 3, params, has_biases, bidirectional)
+    layer = _Layer("gru", "gru", params, has_biases, bidirectional)
     batch = layer.batch(batch_sizes, d_output, h0, d_h_n)
     d, rows, h = hidden.shape
     return gates.new_empty((d, rows, 4 * h)), gates.new_empty((d, batch, h))
@@ -226,40 +205,37 @@ def _(
 
 @_register_fake("rnn_backward")
 def _(
-    d_output, d_h_n, batch_sizes, hidden, params, has_biases, bidirectional, nonlinearity,
+    d_output, d_h_n, batch_sizes, hidden, params, has_biases, bidirectional, cell,
     resets=None, reset_to_hx=False,
 ):  # fmt: skip
-    layer = _Layer("rnn", 1, params, has_biases, bidirectional)
+    layer = _Layer("rnn", cell, params, has_biases, bidirectional)
     batch = layer.batch(batch_sizes, d_output, d_h_n)
     d, rows, h = hidden.shape
     return hidden.new_empty((d, rows, h)), hidden.new_empty((d, batch, h))
 
 
-@_register_fake("layer_gradients")
+@_register_fake("products")
 def _(
-    cell, d_gates, batch_sizes, batch, input, hidden, h0, w_ih, weights_and_biases, resets=None,
+    d_gates, apart, batch_sizes, batch, input, hidden, h0, w_ih, wanted, resets=None,
     reset_to_hx=False,
 ):  # fmt: skip
-    directions, rows, columns = d_gates.shape
-    gates = {"lstm": columns, "gru": columns // 4 * 3, "rnn": columns}[cell]
+    _, rows, columns = d_gates.shape
     d_input = d_gates.new_empty((rows, w_ih[0].shape[1]) if w_ih else (0,))
-    return d_input, _empty_params(d_gates, (gates,), input, hidden, weights_and_biases)
+    return d_input, _empty_params(d_gates, (columns - apart,), input, hidden, wanted)
 
 
-@_register_fake("sample_gradients")
-def _(cell, d_gates, samples, batch_sizes, batch, input, hidden, h0, weights_and_biases):
-    columns = d_gates.shape[2]
-    gates = {"lstm": columns, "gru": columns // 4 * 3, "rnn": columns}[cell]
-    return _empty_params(d_gates, (samples, gates), input, hidden, weights_and_biases)
+@_register_fake("sample_products")
+def _(d_gates, apart, samples, batch_sizes, batch, input, hidden, h0, wanted):
+    return _empty_params(d_gates, (samples, d_gates.shape[2] - apart), input, hidden, wanted)
 
 
-def _empty_params(d_gates, leading, input, hidden, weights_and_biases):
+def _empty_params(d_gates, leading, input, hidden, wanted):
     d_params = []
-    for i, wanted in enumerate(weights_and_biases):
+    for i, needed in enumerate(wanted):
         size = leading
-        if wanted and i % 4 < 2:
+        if needed and i % 4 < 2:
             size = (*leading, (input, hidden)[i % 4].shape[-1])
-        d_params.append(d_gates.new_empty(size if wanted else (0,)))
+        d_params.append(d_gates.new_empty(size if needed else (0,)))
     return d_params
 
 
@@ -269,10 +245,11 @@ class _SavedLayer:
     def __init__(self, cell, batch, hidden, cells, w_hh, w_hr):
         self.like = hidden if cells is None else cells
         self.directions, self.rows = len(w_hh), self.like.shape[1]
-        self.hidden_size = w_hh[0].shape[0] // {"lstm": 4, "gru": 3}.get(cell, 1)
+        cell = CELLS[cell]
+        self.hidden_size = w_hh[0].shape[0] // cell.products
         self.state_size, self.batch = w_hh[0].shape[1], batch
-        self.lstm, self.proj = cell == "lstm", bool(w_hr)
-        self.columns = self.hidden_size * (4 if cell in ("lstm", "gru") else 1)
+        self.has_c, self.proj = cell.has_c, bool(w_hr)
+        self.columns = self.hidden_size * cell.columns
 
     def rows_of(self, columns, exists=True):
         return self.like.new_empty((self.directions, self.rows, columns) if exists else (0,))
@@ -282,7 +259,7 @@ class _SavedLayer:
 
     def c_state(self):
         shape = (self.directions, self.batch, self.hidden_size)
-        return self.like.new_empty(shape if self.lstm else (0,))
+        return self.like.new_empty(shape if self.has_c else (0,))
 
 
 @_register_fake("layer_tangent")
@@ -296,14 +273,14 @@ def _(
         layer.h_state(),
         layer.c_state(),
         layer.rows_of(layer.columns, save and gates is not None),
-        layer.rows_of(layer.hidden_size, save and layer.lstm),
+        layer.rows_of(layer.hidden_size, save and layer.has_c),
     )
 
 
 @_register_fake("layer_vjp")
 def _(
     cell, d_output, d_h_n, d_c_n, d_cells, input, batch_sizes, batch, h0, c0, gates, hidden, cells,
-    w_ih, w_hh, w_hr, weights_and_biases,
+    w_ih, w_hh, w_hr, wanted,
 ):  # fmt: skip
     layer = _SavedLayer(cell, batch, hidden, cells, w_hh, w_hr)
     return (
@@ -311,7 +288,7 @@ def _(
         layer.h_state(),
         layer.c_state(),
         layer.rows_of(layer.state_size, layer.proj),
-        _empty_params(layer.like, (w_hh[0].shape[0],), input, hidden, weights_and_biases),
+        _empty_params(layer.like, (w_hh[0].shape[0],), input, hidden, wanted),
     )
 
 
@@ -327,7 +304,7 @@ def _(
         layer.c_state(),
         layer.rows_of(layer.state_size, layer.proj),
         layer.rows_of(layer.hidden_size),
-        layer.rows_of(layer.hidden_size, layer.lstm),
+        layer.rows_of(layer.hidden_size, layer.has_c),
     )
 
 
@@ -362,21 +339,17 @@ def _(
     return (
         input.new_empty((*input.shape[:-1], directions * size)),
         input.new_empty((directions, batch, size)),
-        input.new_empty((directions, batch, hidden_size) if cell == "lstm" else (0,)),
+        input.new_empty((directions, batch, hidden_size) if CELLS[cell].has_c else (0,)),
     )
-
-
-_EXTENDED_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
-_EXTENDED_SAVED = {"lstm": 4, "gru": 4, "rnn_tanh": 1, "rnn_relu": 1}
 
 
 def _extended_sizes(op, cell, like, w_hh):
     _check(
-        cell in _EXTENDED_GATES,
-        lambda: f"{op}: expected cell {', '.join(_EXTENDED_GATES)}, got {cell}",
+        cell in CELLS,
+        lambda: f"{op}: expected cell to be one of {', '.join(CELLS)}, got {cell}",
     )
     size = w_hh.shape[2]
-    gates = _EXTENDED_GATES[cell]
+    gates = CELLS[cell].products
     _check(
         w_hh.shape[1] == gates * size,
         lambda: (
@@ -404,15 +377,15 @@ def _(
     def empty(*shape, exists=True):
         return gates_x.new_empty(shape if exists else (0,))
 
-    lstm, normalises = cell == "lstm", save and norm != "none"
+    has_c, normalises = CELLS[cell].has_c, save and norm != "none"
     compute = torch.float64 if gates_x.dtype is torch.float64 else torch.float32
     return (
         empty(n, d * h),
         empty(d, batch, h),
-        empty(d, batch, h, exists=lstm),
-        empty(d, n, _EXTENDED_SAVED[cell] * h, exists=save),
+        empty(d, batch, h, exists=has_c),
+        empty(d, n, CELLS[cell].columns * h, exists=save),
         empty(d, n, h, exists=save),
-        empty(d, n, h, exists=save and lstm),
+        empty(d, n, h, exists=save and has_c),
         empty(d, n, gh, exists=normalises),
         gates_x.new_empty((d, n) if normalises else (0,), dtype=compute),
         gates_x.new_empty((d, n, 2) if save and gain_x is not None else (0,), dtype=compute),
@@ -430,13 +403,13 @@ def _(
     def empty(*shape, exists=True):
         return gates.new_empty(shape if exists else (0,))
 
-    lstm = cell == "lstm"
-    apart = norm == "recurrent" or (cell == "gru" and norm == "none")
+    has_c = CELLS[cell].has_c
+    apart = norm == "recurrent" or (CELLS[cell].apart and norm == "none")
     return (
         empty(d, n, gh),
         empty(d, n, gh, exists=apart),
         empty(d, batch, h),
-        empty(d, batch, h, exists=lstm),
+        empty(d, batch, h, exists=has_c),
         empty(d, gh, exists=gain_x is not None),
         empty(d, gh, exists=has_bias_x),
         empty(d, gh, exists=has_bias),

@@ -18,7 +18,7 @@ import os
 
 import torch
 
-from fastrnn import _autograd, _ops
+from fastrnn import _autograd, _extension
 from fastrnn._transforms import in_forward_mode, transforms_active
 
 _CHUNKS = (2, 4, 8)
@@ -45,7 +45,7 @@ def chunk_count(cell, input, states, params, num_layers, directions):
     ):
         return 1
     tf32 = input.dtype == torch.float32 and _products_are_tf32()
-    records = _autograd._records(input, *states, *params)
+    records = _autograd.records(input, *states, *params)
     return chunks_that_pay(
         cell,
         str(input.dtype).removeprefix("torch."),
@@ -95,7 +95,7 @@ def chunks_that_pay(
 
     def pass_us(backward, chunks):
         """Time of a pass, infinite where it does not overlap."""
-        plan = _ops.cuda_plan(
+        plan = _extension.cuda_plan(
             cell, backward, dtype, tf32, hidden_size, batch, 1, False, seq_len // chunks, limits
         )
         blocks = plan["blocks"] * plan["replicas"] * (num_layers if chunks > 1 else 1)

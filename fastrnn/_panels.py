@@ -7,10 +7,11 @@ products are taken in float64, in which they are exact.
 
 import torch
 
+from fastrnn._cells import CELLS
+
 LANES = 16  # units in a vector of a panel
 SINGLE = 4  # vectors of a panel where there is one gate
 GROUP = {torch.int8: 4, torch.bfloat16: 2}  # terms that lie side by side
-GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 _library = torch.library.Library("fastrnn", "IMPL")  # what it registers lives as long as it
 # Smaller numbers count as zero: their reciprocals would be too large.
 _SMALLEST = 2.0**-100
@@ -90,19 +91,19 @@ def quantized_forward(
             f"quantized_forward: expected params on {input.device}, as input, got "
             f"{', '.join(sorted({str(p.device) for p in params}))}"
         )
-    gates, size = GATES[cell], proj_size or hidden_size
+    gates, size = CELLS[cell].products, proj_size or hidden_size
     counts = [input.shape[1]] * input.shape[0] if batch_sizes is None else batch_sizes.tolist()
     rows = (input.flatten(0, 1) if batch_sizes is None else input).split(counts)
     params, outputs, finals = list(params), [], []
     for direction in range(2 if bidirectional else 1):
         w_ih = _Matrix(params, gates, hidden_size, input.shape[-1])
         w_hh = _Matrix(params, gates, hidden_size, size)
-        biases = 4 if cell == "gru" else gates
+        biases = CELLS[cell].columns
         bias = _rearrange(params.pop(0), biases, hidden_size)
         w_hr = _Matrix(params, 1, proj_size, hidden_size) if proj_size else None
         states = [
             input.new_zeros(counts[0], columns) if state is None else state[direction]
-            for state, columns in ((h0, size), (c0, hidden_size))[: 2 if cell == "lstm" else 1]
+            for state, columns in ((h0, size), (c0, hidden_size))[: CELLS[cell].states]
         ]
         each = [None] * len(counts)
         for t in reversed(range(len(counts))) if direction else range(len(counts)):

@@ -158,7 +158,7 @@ class Layers:
         input, hx = without_autocast(input, hx, dtype)
         if input.dim() == 2:
             if hx is not None:
-                hx = modules._unsqueeze_states(self, hx, pair)
+                hx = modules.unsqueeze_states(self, hx, pair)
             output, states = self._run(input.unsqueeze(1), hx, None)
             states = tuple(state.squeeze(1) for state in states)
             return output.squeeze(1), states if pair else states[0]

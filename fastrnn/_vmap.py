@@ -225,19 +225,18 @@ def _(size, in_dims, inputs, indices):
     )
 
 
-@_register(_ops.layer_gradients)
-def _(size, in_dims, cell, d_gates, batch_sizes, batch, input, hidden, h0, w_ih, wanted, *options):
+@_register(_ops.products)
+def _(size, in_dims, d_gates, apart, batch_sizes, batch, input, hidden, h0, w_ih, wanted, *options):
     refuse_resets(options[0] if options else None)
-    _, gates_dim, sizes_dim, _, input_dim, hidden_dim, h0_dim, w_dims, *_ = in_dims
+    gates_dim, _, sizes_dim, _, input_dim, hidden_dim, h0_dim, w_dims, *_ = in_dims
     check_batch_sizes(sizes_dim)
     rows = (d_gates, gates_dim), (input, input_dim), (hidden, hidden_dim), (h0, h0_dim)
     mapped = any(dim is not None for _, dim in rows)
 
     d_input = d_gates.new_empty(0), None
     if w_ih and _is_mapped(w_dims):
-        columns = d_gates.shape[-1] // 4
-        inputs = slice(0, 3 * columns) if cell == "gru" else slice(None)
         front = _to_front(d_gates, gates_dim)
+        inputs = slice(0, front.shape[-1] - apart)
         d_input = sum(
             torch.matmul(front[..., d, :, inputs], _to_front(w, dim))
             for d, (w, dim) in enumerate(zip(w_ih, w_dims, strict=True))
@@ -245,41 +244,39 @@ def _(size, in_dims, cell, d_gates, batch_sizes, batch, input, hidden, h0, w_ih,
     elif w_ih:
         nothing = None, None, None, w_ih, [False] * len(wanted)
         if gates_dim is None:
-            d_input = _ops.layer_gradients(cell, d_gates, batch_sizes, batch, *nothing)[0], None
+            d_input = _ops.products(d_gates, apart, batch_sizes, batch, *nothing)[0], None
         else:
             sizes = None if batch_sizes is None else batch_sizes * size
             more = fold(d_gates, gates_dim, size)
-            d_input = unfold(
-                _ops.layer_gradients(cell, more, sizes, batch * size, *nothing)[0], size
-            )
+            d_input = unfold(_ops.products(more, apart, sizes, batch * size, *nothing)[0], size)
 
     if not any(wanted):
         d_params = [d_gates.new_empty(0)] * len(wanted)
     elif mapped:
         more, *states = (None if t is None else fold(t, dim, size) for t, dim in rows)
-        d_params = _ops.sample_gradients(cell, more, size, batch_sizes, batch, *states, wanted)
+        d_params = _ops.sample_products(more, apart, size, batch_sizes, batch, *states, wanted)
     else:
-        d_params = _ops.layer_gradients(
-            cell, d_gates, batch_sizes, batch, input, hidden, h0, [], wanted
-        )[1]
+        d_params = _ops.products(d_gates, apart, batch_sizes, batch, input, hidden, h0, [], wanted)[
+            1
+        ]
     return (d_input[0], d_params), (d_input[1], [0 if mapped and w else None for w in wanted])
 
 
-@_register(_ops.sample_gradients)
-def _(size, in_dims, cell, d_gates, samples, batch_sizes, batch, input, hidden, h0, wanted):
+@_register(_ops.sample_products)
+def _(size, in_dims, d_gates, apart, samples, batch_sizes, batch, input, hidden, h0, wanted):
     check_batch_sizes(in_dims[3])
-    rows = zip((d_gates, input, hidden, h0), (in_dims[1], *in_dims[5:8]))
+    rows = zip((d_gates, input, hidden, h0), (in_dims[0], *in_dims[5:8]))
     d_gates, input, hidden, h0 = (None if t is None else fold(t, dim, size) for t, dim in rows)
-    d_params = _ops.sample_gradients(
-        cell, d_gates, samples * size, batch_sizes, batch, input, hidden, h0, wanted
+    d_params = _ops.sample_products(
+        d_gates, apart, samples * size, batch_sizes, batch, input, hidden, h0, wanted
     )
     results = [p.unflatten(0, (samples, size)) if w else p for p, w in zip(d_params, wanted)]
     return results, [1 if w else None for w in wanted]
 
 
-@torch.library.impl(_library, "sample_gradients", "CUDA")
-def _sample_gradients_by_torch(
-    cell, d_gates, samples, batch_sizes, batch, input, hidden, h0, wanted
+@torch.library.impl(_library, "sample_products", "CUDA")
+def sample_products_by_torch(
+    d_gates, apart, samples, batch_sizes, batch, input, hidden, h0, wanted
 ):  # fmt: skip
     """Batched products, where there is no kernel."""
 
@@ -288,14 +285,14 @@ def _sample_gradients_by_torch(
         return None if rows is None else rows.unflatten(-2, (-1, samples)).movedim(-2, 0)
 
     d_gates, input, hidden, h0 = map(of_samples, (d_gates, input, hidden, h0))
-    columns, d_params = d_gates.shape[-1] // 4, []
+    rows, d_params = d_gates.shape[-1] - apart, []
     for i, is_wanted in enumerate(wanted):
         direction, what = i // 4, i % 4
         gates = d_gates[:, direction]
-        if cell == "gru" and what % 2 == 0:
-            gates = gates[..., : 3 * columns]
-        elif cell == "gru":
-            gates = torch.cat([gates[..., : 2 * columns], gates[..., 3 * columns :]], -1)
+        if what % 2 == 0:
+            gates = gates[..., :rows]
+        elif apart:
+            gates = torch.cat([gates[..., : rows - apart], gates[..., rows:]], -1)
         if not is_wanted:
             d_params.append(d_gates.new_empty(0))
         elif what == 0:

@@ -19,7 +19,7 @@ from fastrnn import modules
 
 __all__ = ["Conversion", "convert", "patch_torch_nn", "restore"]
 
-_TO_OURS = {
+TO_OURS = {
     nn.LSTM: modules.LSTM,
     nn.GRU: modules.GRU,
     nn.RNN: modules.RNN,
@@ -27,7 +27,7 @@ _TO_OURS = {
     nn.GRUCell: modules.GRUCell,
     nn.RNNCell: modules.RNNCell,
 }
-_TO_TORCH = {ours: theirs for theirs, ours in _TO_OURS.items()}
+TO_TORCH = {ours: theirs for theirs, ours in TO_OURS.items()}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def convert(model: nn.Module) -> Conversion:
     Raises:
         TypeError: model is not a module.
     """
-    return _swap(model, _TO_OURS, "convert")
+    return _swap(model, TO_OURS, "convert")
 
 
 def restore(model: nn.Module) -> Conversion:
@@ -80,7 +80,7 @@ def restore(model: nn.Module) -> Conversion:
     Also those that were built as fastrnn's in the first place. Arguments, result and exceptions
     to the rule are those of `convert`.
     """
-    return _swap(model, _TO_TORCH, "restore")
+    return _swap(model, TO_TORCH, "restore")
 
 
 def _swap(model, table, function):
@@ -89,7 +89,7 @@ def _swap(model, table, function):
     result, classes = Conversion(), {}
     for name, module in list(model.named_modules()):
         cls = type(module)
-        base = cls.__bases__[0] if _is_parametrized(cls) else cls
+        base = cls.__bases__[0] if is_parametrized(cls) else cls
         if base not in table:
             if known := [known for known in table if isinstance(module, known)]:
                 result.skipped[name] = f"{base.__qualname__} is a subclass of {_path(known[0])}"
@@ -104,11 +104,11 @@ def _swap(model, table, function):
 
 
 def _path(cls):
-    library = "torch.nn" if cls in _TO_OURS else "fastrnn"
+    library = "torch.nn" if cls in TO_OURS else "fastrnn"
     return f"{library}.{cls.__name__}"
 
 
-def _is_parametrized(cls):
+def is_parametrized(cls):
     """Whether register_parametrization made this class, with properties in place of parameters."""
     return cls.__module__ == parametrize.__name__ and len(cls.__bases__) == 1
 
@@ -169,7 +169,7 @@ def _wrap_constructors():
     global _blocks
     with _lock:
         if _blocks == 0:
-            for cls in _TO_OURS:
+            for cls in TO_OURS:
                 _originals[cls] = cls.__init__
                 cls.__init__ = _converting(cls, cls.__init__)
         _blocks += 1
@@ -189,6 +189,6 @@ def _converting(cls, original):
     def __init__(self, *args, **kwargs):
         original(self, *args, **kwargs)
         if type(self) is cls and _active.get():
-            self.__class__ = _TO_OURS[cls]
+            self.__class__ = TO_OURS[cls]
 
     return __init__

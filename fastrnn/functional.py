@@ -60,30 +60,36 @@ import torch
 from torch import _VF, Tensor
 
 from fastrnn import _autograd, _checkpoint, _checks, _ops, _options, _overlap
+from fastrnn._cells import CELLS
 from fastrnn._options import States
 
 __all__ = ["States", "gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 
 
 class _Cell(NamedTuple):
-    """What tells cells apart. torch's own functions are kept: torch.nn may be patched with us."""
+    """A cell and what runs it. torch's own functions are kept: torch.nn may be patched with us."""
 
-    name: str
-    gates: int
+    name: str  # of the function
+    kind: str  # of the cell
+    products: int
     layer: object
     torch_stack: object
     torch_cell: object
-    kind: str  # with the nonlinearity
 
 
-_LSTM = _Cell("lstm", 4, _autograd.lstm_layer, _VF.lstm, _VF.lstm_cell, "lstm")
-_GRU = _Cell("gru", 3, _autograd.gru_layer, _VF.gru, _VF.gru_cell, "gru")
+def _cell(kind, layer):
+    return _Cell(
+        CELLS[kind].function, kind, CELLS[kind].products, layer, getattr(_VF, kind),
+        getattr(_VF, kind + "_cell"),
+    )  # fmt: skip
+
+
+_LSTM = _cell("lstm", _autograd.lstm_layer)
+_GRU = _cell("gru", _autograd.gru_layer)
 _RNN = {
-    "tanh": _Cell("rnn", 1, partial(_autograd.rnn_layer, "tanh"), _VF.rnn_tanh,
-                  _VF.rnn_tanh_cell, "rnn_tanh"),
-    "relu": _Cell("rnn", 1, partial(_autograd.rnn_layer, "relu"), _VF.rnn_relu,
-                  _VF.rnn_relu_cell, "rnn_relu"),
-}  # fmt: skip
+    nonlinearity: _cell(f"rnn_{nonlinearity}", partial(_autograd.rnn_layer, f"rnn_{nonlinearity}"))
+    for nonlinearity in ("tanh", "relu")
+}
 
 
 def lstm(
@@ -489,7 +495,7 @@ def _step(cell, input, states, w_ih, w_hh, b_ih, b_hh):
             input, states, weights, _ = _autocast(cell, input, states, weights, True, False)
             w_ih, w_hh, b_ih, b_hh = weights
         supported = input.is_cpu and input.dtype in _ops.DTYPES or _is_supported(input)
-        _checks.check_step(name, cell.gates, input, states, w_ih, w_hh)
+        _checks.check_step(name, cell.products, input, states, w_ih, w_hh)
         promotes = (
             len(states) == 2
             and states[1] is not None
@@ -573,7 +579,7 @@ def _torch_stack(
             batch = int(batch_sizes[0])
         else:
             batch = input.shape[0] if batch_first else input.shape[1]
-        sizes = (params[1].shape[1], params[0].shape[0] // cell.gates)
+        sizes = (params[1].shape[1], params[0].shape[0] // cell.products)
         states = [input.new_zeros(indices, batch, size) for size in sizes[: len(states)]]
     hx = list(states) if cell is _LSTM else states[0]
     rest = (params, has_biases, num_layers, dropout, training, bidirectional)

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import nn
 
+from fastrnn._cells import cell_of
+
 __all__ = ["init_"]
 
 _SCHEMES = {
@@ -14,9 +16,8 @@ _SCHEMES = {
     "kaiming_uniform": nn.init.kaiming_uniform_,
     "kaiming_normal": nn.init.kaiming_normal_,
 }
-_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 # The gate that keeps the state, among i, f, g, o and r, z, n.
-_KEEPING = {"LSTM": 1, "GRU": 1}
+_KEEPING = {"lstm": 1, "gru": 1}
 
 
 def init_(
@@ -105,12 +106,6 @@ def init_(
     return module
 
 
-def _kind(module):
-    if isinstance(module, nn.RNNBase):
-        return module.mode.partition("_")[0]
-    return {4: "LSTM", 3: "GRU", 1: "RNN"}[module.weight_hh.shape[0] // module.hidden_size]
-
-
 def _suffixes(module):
     """What follows `weight_ih`, for each layer and direction."""
     if isinstance(module, nn.RNNCellBase):
@@ -126,7 +121,7 @@ def _check(module, forget_bias, chrono):
             raise ValueError(
                 f"init_: expected a module with biases for {option}, got a {name} without"
             )
-    if chrono is not None and _kind(module) == "RNN":
+    if chrono is not None and cell_of(module).name not in _KEEPING:
         raise ValueError(f"init_: expected a module with gates for chrono, got a {name}")
     for suffix in _suffixes(module):
         for stem in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"):
@@ -147,7 +142,7 @@ def _set_weights(module, suffix, schemes):
         if weight is None or scheme is None:
             continue
         gain = {"nonlinearity": "relu" if relu else "linear"} if scheme[:2] == "ka" else {}
-        gates = 1 if stem == "weight_hr" else _GATES[_kind(module)]
+        gates = 1 if stem == "weight_hr" else cell_of(module).products
         for block in weight.chunk(gates):
             # Drawn in float32 at least: a QR decomposition knows no 16 bits.
             drawn = torch.empty_like(block, dtype=torch.promote_types(block.dtype, torch.float32))
@@ -155,7 +150,7 @@ def _set_weights(module, suffix, schemes):
 
 
 def _set_biases(module, suffix, bias, forget_bias, chrono):
-    kind, h = _kind(module), module.hidden_size
+    kind, h = cell_of(module).name, module.hidden_size
     b_ih, b_hh = module._parameters["bias_ih" + suffix], module._parameters["bias_hh" + suffix]
     if bias == "zeros":
         b_ih.zero_()
@@ -169,6 +164,6 @@ def _set_biases(module, suffix, bias, forget_bias, chrono):
         return
     drawn = nn.init.uniform_(torch.empty(h, device=b_ih.device), 1.0, float(chrono - 1)).log()
     b_ih[keep] = drawn.to(b_ih.dtype)
-    if kind == "LSTM":
+    if kind == "lstm":
         b_ih[:h] = -drawn.to(b_ih.dtype)
         b_hh[:h] = 0

@@ -69,7 +69,7 @@ def _forward(module, run, input, hx, resets, reset_to, lengths, return_states, *
         return output, module.permute_hidden(hx, unsorted_indices)
     if isinstance(input, Tensor) and input.dim() == 2:
         if hx is not None:
-            hx = _unsqueeze_states(module, hx, pair)
+            hx = unsqueeze_states(module, hx, pair)
         if "resets" in options:
             options["resets"], options["lengths"] = _options.unbatched(
                 module._get_name().lower(), resets, lengths
@@ -81,7 +81,7 @@ def _forward(module, run, input, hx, resets, reset_to, lengths, return_states, *
     return run(input, hx, weights, batch_first=module.batch_first, **options)
 
 
-def _unsqueeze_states(module, hx, pair):
+def unsqueeze_states(module, hx, pair):
     """States `[L*D, H]` of unbatched input as `[L*D, 1, H]`."""
     states = _checks.lstm_states(hx, 3, False) if pair else (hx,)
     _checks.check_tensors(module._get_name().lower(), module.weight_hh_l0, states, ())

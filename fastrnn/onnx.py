@@ -54,9 +54,9 @@ def translation_table() -> dict:
         attributes = layer.attributes | {"linear_before_reset": 1}
         return layer.outputs(op.GRU(*layer.arguments(h0), **attributes))
 
-    def rnn(input, batch_sizes, h0, params, has_biases, bidirectional, nonlinearity, save):
+    def rnn(input, batch_sizes, h0, params, has_biases, bidirectional, cell, save):
         layer = _Layer("RNN", op, input, batch_sizes, params, has_biases, bidirectional)
-        activations = [{"tanh": "Tanh", "relu": "Relu"}[nonlinearity]] * layer.directions
+        activations = [{"rnn_tanh": "Tanh", "rnn_relu": "Relu"}[cell]] * layer.directions
         attributes = layer.attributes | {"activations": activations}
         return layer.outputs(op.RNN(*layer.arguments(h0), **attributes))
 

@@ -18,12 +18,12 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _checks, _ops, _panels
+from fastrnn._cells import CELLS, cell_of
 from fastrnn._transforms import in_forward_mode
-from fastrnn.conversion import _TO_OURS, _TO_TORCH, _is_parametrized
+from fastrnn.conversion import TO_OURS, TO_TORCH, is_parametrized
 
 __all__ = ["QuantizedCell", "QuantizedLayer", "quantize"]
 
-_KINDS = {4: "lstm", 3: "gru", 1: "rnn"}  # by gates
 # An int32 holds this many products of int8.
 _MOST_TERMS = 2**17
 
@@ -109,8 +109,8 @@ _NOT_RECURRENT = "no recurrent module"
 def _reason_to_leave(module):
     """Why a module is not quantized, None where it is."""
     cls = type(module)
-    base = cls.__bases__[0] if _is_parametrized(cls) else cls
-    if base in _TO_OURS or base in _TO_TORCH:
+    base = cls.__bases__[0] if is_parametrized(cls) else cls
+    if base in TO_OURS or base in TO_TORCH:
         return "its forward was replaced on the instance" if "forward" in vars(module) else None
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         return f"{cls.__qualname__} is a subclass of torch.nn's or fastrnn's"
@@ -156,7 +156,7 @@ class _Quantized(nn.Module):
 
     def _take(self, module, suffix, prefixes):
         """Packs what one direction of one layer has."""
-        gates = _panels.GATES[self.cell]
+        gates = CELLS[self.cell].products
         tensors = []
         for prefix in prefixes:
             name = prefix + suffix
@@ -186,11 +186,9 @@ class _Quantized(nn.Module):
         else:
             b_ih = b_hh = tensors[0].new_zeros(gates * self.hidden_size)
         both, h = b_ih + b_hh, self.hidden_size
-        if self.cell == "gru":  # the reset gate scales b_hn, so that stays apart
+        if CELLS[self.cell].apart:  # the reset gate scales b_hn, so that stays apart
             both = torch.cat([both[: 2 * h], b_ih[2 * h :], b_hh[2 * h :]])
-        self.register_buffer(
-            "biases" + suffix, _panels.arrange(both, 4 if self.cell == "gru" else gates)
-        )
+        self.register_buffer("biases" + suffix, _panels.arrange(both, CELLS[self.cell].columns))
 
     def _names(self, suffix):
         """Buffers of one direction, in the order in which the operator takes them."""
@@ -413,15 +411,14 @@ class QuantizedCell(_Quantized):
     def __init__(self, cell: nn.RNNCellBase, dtype: torch.dtype) -> None:
         if cell.hidden_size == 0:
             raise ValueError("expected weight_hh to be real and not empty, got hidden_size = 0")
-        kind = _KINDS[cell.weight_hh.shape[0] // cell.hidden_size]
-        if kind == "rnn":
-            if cell.nonlinearity not in ("tanh", "relu"):
-                raise ValueError(
-                    f"expected nonlinearity 'tanh' or 'relu', got {cell.nonlinearity!r}"
-                )
-            kind += "_" + cell.nonlinearity
-        super().__init__(cell, kind, dtype)
-        self._kind = kind.partition("_")[0].upper() + "Cell"
+        try:
+            kind = cell_of(cell)
+        except KeyError:
+            raise ValueError(
+                f"expected nonlinearity 'tanh' or 'relu', got {cell.nonlinearity!r}"
+            ) from None
+        super().__init__(cell, kind.name, dtype)
+        self._kind = kind.function.upper() + "Cell"
         self._take(cell, "", ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * self.bias)
         self._all = self._names("")
 

@@ -12,7 +12,7 @@ from tests.cases import gates_of
 
 CPU_ONLY = {"layer_tangent", "layer_backward", "layer_backward_tangent", "quantized_forward",
             "extended_forward", "extended_backward", "drop_weights", "segments",
-            "gather_rows", "sample_gradients", "layer_vjp"}  # fmt: skip
+            "gather_rows", "sample_products", "layer_vjp"}  # fmt: skip
 
 
 def operators():
@@ -85,8 +85,8 @@ def arguments_of(name, packed, bidirectional, proj=False):
     kind = {"lstm": "lstm", "gru": "gru", "rnn": "rnn_tanh"}.get(name.partition("_")[0])
     kind = (kind or ("lstm" if proj else "gru")) + "_proj" * proj
     values = layer_values(kind, [3, 3, 1] if packed else (4, 3), directions)
-    values["weights_and_biases"] = [True, True, not packed, True] * directions
-    if name == "sample_gradients":
+    values["wanted"] = [True, True, not packed, True] * directions
+    if name == "sample_products":
         values["input"] = values["input"].flatten(0, -2)
         values["samples"] = 2
         for each in ("d_gates", "input", "hidden", "h0"):
@@ -110,10 +110,10 @@ def layer_values(kind, shape, directions, dtype=torch.float64, *, hidden=5, feat
     each, name = len(sizes), kind.partition("_")[0]
     values = {
         "cell": kind.removesuffix("_proj"),
-        "nonlinearity": kind.partition("_")[2],
         "input": random(*rows, features, dtype=dtype),
         "batch_sizes": torch.tensor(shape) if packed else None,
         "batch": batch,
+        "apart": hidden if name == "gru" else 0,
         "h0": random(directions, batch, h_size, dtype=dtype),
         "c0": random(directions, batch, hidden, dtype=dtype) if name == "lstm" else None,
         "params": params,
@@ -123,7 +123,7 @@ def layer_values(kind, shape, directions, dtype=torch.float64, *, hidden=5, feat
         "has_biases": True,
         "bidirectional": directions == 2,
         "save": True,
-        "weights_and_biases": [True] * (4 * directions),
+        "wanted": [True] * (4 * directions),
     }
     results = results_of(f"{name}_forward", values)
     values |= {saved: results.get(saved) for saved in ("gates", "hidden", "cells")}
@@ -135,8 +135,6 @@ def of_layer(name, values):
     """What an operator takes out of `layer_values`."""
     if not name.endswith("_forward"):
         values = values | {"input": values["input"].flatten(0, -2)}
-    if name.endswith("_gradients"):  # which no nonlinearity has a part in
-        values = values | {"cell": values["cell"].partition("_")[0]}
     return in_order(name, values)
 
 

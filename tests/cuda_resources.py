@@ -1,6 +1,6 @@
 """Compiles every CUDA source and holds each kernel to what the committed table allows it.
 
-    python -m tests.cuda_resources [--write] [--jobs 2]
+    python -m tests.cuda_resources [--write] [--jobs 2] [--architectures sm_90a ...]
 
 needs nvcc and the headers of any torch, but no GPU and no built extension. A kernel that spills,
 has a stack frame or static shared memory, or takes more registers than tests/cuda_resources.json
@@ -54,11 +54,12 @@ def includes(nvcc):
     return [f"-I{ROOT / 'csrc'}", *(f for path in folders for f in ("-isystem", path))]
 
 
-def jobs(nvcc):
+def jobs(nvcc, architectures):
     """Pairs of a name and a command: kernels once an architecture, host code once."""
     folder = ROOT / "build" / "cuda"
     for source in sorted((ROOT / "csrc").rglob("*.cu")):
-        for name, number in ARCHITECTURES.items():
+        for name in architectures:
+            number = ARCHITECTURES[name]
             target = folder / name / f"{source.stem}.o"
             target.parent.mkdir(parents=True, exist_ok=True)
             yield f"{name} {source.relative_to(ROOT)}", [
@@ -87,17 +88,18 @@ def plain(names):
     """Mangled names as people write them, without namespaces and arguments."""
     done = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True)
     for name in done.stdout.splitlines():
-        name = re.sub(r"\(anonymous namespace\)::|_GLOBAL__N__\w+::|fastrnn::(?:cuda::)?", "", name)
+        name = re.sub(r"\(anonymous namespace\)::|_GLOBAL__N__\w+::", "", name)
+        name = re.sub(r"fastrnn::(?:cuda::|cells::)?", "", name)
         name = re.sub(r"^void |\([A-Z]\w+\)$", "", name)
         yield re.sub(r"\((\w+)\)(\d+)", r"\1 \2", name)
 
 
-def measure(number_of_jobs):
+def measure(number_of_jobs, architectures):
     """Registers by architecture and kernel, and complaints."""
-    found, complaints = {name: {} for name in ARCHITECTURES}, []
+    found, complaints = {name: {} for name in architectures}, []
     nvcc = find_nvcc()
     with concurrent.futures.ThreadPoolExecutor(number_of_jobs) as pool:
-        for name, text, seconds in pool.map(run, jobs(nvcc)):
+        for name, text, seconds in pool.map(run, jobs(nvcc, architectures)):
             print(f"cuda-check: {seconds:5.1f} s  {name}", flush=True)
             architecture = name.split()[0]
             if architecture == "host":
@@ -120,8 +122,8 @@ def measure(number_of_jobs):
 
 def compare(found, allowed):
     """What the table does not allow."""
-    for architecture in ARCHITECTURES:
-        ours, table = found[architecture], allowed.get(architecture, {})
+    for architecture, ours in found.items():
+        table = allowed.get(architecture, {})
         for kernel in sorted(ours.keys() - table.keys()):
             yield f"{architecture} {kernel}: not in {TABLE.name}"
         for kernel in sorted(table.keys() - ours.keys()):
@@ -136,9 +138,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--write", action="store_true", help="make the table anew")
     parser.add_argument("--jobs", type=int, default=2, help="compilations at once")
+    parser.add_argument(
+        "--architectures",
+        nargs="+",
+        choices=ARCHITECTURES,
+        metavar="SM",
+        default=list(ARCHITECTURES),
+        help="of %(choices)s; all by default",
+    )
     arguments = parser.parse_args()
+    if arguments.write and len(arguments.architectures) < len(ARCHITECTURES):
+        parser.error("--write makes the whole table: leave --architectures out")
     begin = time.monotonic()
-    found, complaints = measure(arguments.jobs)
+    found, complaints = measure(arguments.jobs, arguments.architectures)
     if not arguments.write:
         allowed = json.loads(TABLE.read_text())["registers"]
         complaints += compare(found, allowed)

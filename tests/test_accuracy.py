@@ -62,9 +62,7 @@ def test_sums_of_many_rows(cpu_target, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     wanted = [False, False, True, True]
-    d_params = call(
-        "layer_gradients", cell="rnn", d_gates=d_gates, batch=1, w_ih=[], weights_and_biases=wanted
-    )[1]
+    d_params = call("products", d_gates=d_gates, apart=0, batch=1, w_ih=[], wanted=wanted)[1]
     torch.set_num_threads(before)
     expected = d_gates[0].double().sum(0)
     for result in d_params[2:]:

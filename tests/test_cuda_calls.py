@@ -60,7 +60,7 @@ def on_shim(engine):
     engine.setattr(_extended, "_runs_on_kernels", lambda tensor: False)
     for name in NO_KERNEL:
         engine.setattr(_ops, name, functools.partial(no_kernel, name))
-    engine.setattr(_ops, "sample_gradients", _vmap._sample_gradients_by_torch)
+    engine.setattr(_ops, "sample_products", _vmap.sample_products_by_torch)
     return torch.device("cpu")
 
 

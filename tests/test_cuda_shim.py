@@ -72,7 +72,7 @@ def test_no_rows(shim, name):
     """A batch of none: tensors of the right shape, gradients of weights zero."""
 
     def none(t):
-        return t[:, :0] if t.dim() == 3 else t[:0] if name == "layer_gradients" else t
+        return t[:, :0] if t.dim() == 3 else t[:0] if name == "products" else t
 
     arguments = arguments_of(name, False, True)
     arguments = {n: none(a) if torch.is_tensor(a) else a for n, a in arguments.items()}
@@ -139,7 +139,7 @@ def test_single_packed(single, kind, lengths, hx):
     single(Case(kind, lengths=lengths, hx=hx, options=options))
 
 
-@pytest.mark.parametrize("name", [n for n in device_operators() if n != "layer_gradients"])
+@pytest.mark.parametrize("name", [n for n in device_operators() if n != "products"])
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 def test_regimes_agree(shim, monkeypatch, name, packed):
     """Every output, the saved ones too; the same sums in another order."""

@@ -100,12 +100,12 @@ def test_tangents_of_weights_for_each_sample(kind, lengths, directed):
     assert_same([vmap(vmap(f), (None, 0))(s.xs[:3], twice) for f in (ours, theirs)])
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("apart", [0, 17], ids=["together", "apart"])
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_sample_gradients(cell, packed, dtype, cpu_target):
+def test_sample_gradients(apart, packed, dtype, cpu_target):
     """Each sample's are those of its rows alone, bit for bit, whatever the number of threads."""
-    from fastrnn._vmap import _sample_gradients_by_torch
+    from fastrnn._vmap import sample_products_by_torch
 
     torch.manual_seed(0)
     samples, batch, features, hidden, size = 5, 3, 19, 17, 9
@@ -118,14 +118,14 @@ def test_sample_gradients(cell, packed, dtype, cpu_target):
     d_gates, h = random(2, rows * samples, 4 * hidden), random(2, rows * samples, size)
     input, h0 = random(rows * samples, features), random(2, batch * samples, size)
     wanted = [True] * 5 + [False, True, True]
-    values = {"cell": cell, "d_gates": d_gates, "samples": samples, "batch_sizes": batch_sizes,
+    values = {"apart": apart, "d_gates": d_gates, "samples": samples, "batch_sizes": batch_sizes,
               "batch": batch, "input": input, "hidden": h, "h0": h0, "w_ih": [],
-              "weights_and_biases": wanted}  # fmt: skip
-    arguments = in_order("sample_gradients", values).values()
+              "wanted": wanted}  # fmt: skip
+    arguments = in_order("sample_products", values).values()
     before, results = torch.get_num_threads(), []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        results.append(fastrnn._ops.sample_gradients(*arguments))
+        results.append(fastrnn._ops.sample_products(*arguments))
     torch.set_num_threads(before)
     split = {
         name: values[name].unflatten(-2, (-1, samples)).movedim(-2, 0)
@@ -133,13 +133,13 @@ def test_sample_gradients(cell, packed, dtype, cpu_target):
     }
     for sample in range(samples):
         own = values | {name: t[sample] for name, t in split.items()}
-        own = in_order("layer_gradients", own).values()
-        _, expected = fastrnn._ops.layer_gradients(*own)
+        own = in_order("products", own).values()
+        _, expected = fastrnn._ops.products(*own)
         for result in results:
             for a, b, w in zip(result, expected, wanted, strict=True):
                 assert torch.equal(a[sample], b) if w else a.shape == b.shape == (0,)
     if dtype is torch.float64:
-        assert_same((results[0], _sample_gradients_by_torch(*arguments)))
+        assert_same((results[0], sample_products_by_torch(*arguments)))
 
 
 @kinds
@@ -225,7 +225,7 @@ def test_vmap_is_one_call(name, monkeypatch):
     params = {n: p.detach() for n, p in module.named_parameters()}
     xs, stem, calls = torch.randn(64, 5, 3), name.lower(), []
     counted = (
-        f"{stem}_forward", f"{stem}_backward", "layer_gradients", "sample_gradients",
+        f"{stem}_forward", f"{stem}_backward", "products", "sample_products",
         "layer_tangent",
     )  # fmt: skip
 
@@ -241,7 +241,7 @@ def test_vmap_is_one_call(name, monkeypatch):
 
     with Count():
         vmap(grad(loss), (None, 0))(params, xs)
-    assert sorted(calls) == sorted([f"{stem}_forward", f"{stem}_backward", "sample_gradients"])
+    assert sorted(calls) == sorted([f"{stem}_forward", f"{stem}_backward", "sample_products"])
     calls.clear()
     with Count(), torch.no_grad():
         vmap(loss, (None, 0))(params, xs)

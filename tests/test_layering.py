@@ -23,7 +23,7 @@ IMPORTS = {
         "quantization",
         "variants",
     },
-    "__main__": {"", "_ops"},
+    "__main__": {"", "_extension", "_ops"},
     "_autograd": {
         "_by_reference",
         "_derivatives",
@@ -37,22 +37,24 @@ IMPORTS = {
     "_by_reference": {"reference"},
     "_derivatives": {"_by_reference", "_gradients", "_ops", "_rows", "_transforms", "_vmap"},
     "_extended": {"_ops", "_transforms", "variants_reference"},
-    "_gradients": {"_ops", "_transforms"},
-    "_ops": {"_C"},
+    "_gradients": {"_cells", "_ops", "_transforms"},
+    "_cells": {"_extension"},
+    "_extension": {"_C"},
+    "_ops": {"_cells", "_extension"},
     "_rows": set(),
     "_transforms": set(),
     "_version": set(),
     "conversion": {"modules"},
     "_vmap": {"_ops", "_rows"},
-    "initialization": set(),
+    "initialization": {"_cells"},
     "_options": {"_autograd", "_ops", "_transforms"},
-    "_overlap": {"_autograd", "_ops", "_transforms"},
+    "_overlap": {"_autograd", "_extension", "_transforms"},
     "_checks": set(),
-    "functional": {"_autograd", "_checkpoint", "_checks", "_ops", "_options", "_overlap"},
+    "functional": {"_autograd", "_cells", "_checkpoint", "_checks", "_ops", "_options", "_overlap"},
     "modules": {"_checks", "_options", "functional"},
     "onnx": {"_ops"},
-    "_panels": set(),
-    "quantization": {"_checks", "_ops", "_panels", "_transforms", "conversion"},
+    "_panels": {"_cells"},
+    "quantization": {"_cells", "_checks", "_ops", "_panels", "_transforms", "conversion"},
     "reference": set(),
     "_variants": {"_checks", "_extended", "functional", "modules"},
     "variants": {"_checks", "_extended", "_variants", "modules"},
@@ -66,9 +68,9 @@ OPTIONAL = {"onnx": {"onnxscript"}}
 TORCH = ("torch/", "ATen/", "c10/")
 INCLUDES = {
     "ops.cpp": ("torch/library.h",),
-    "module.cpp": (*TORCH, "cpu/dispatch.h", "cuda/plan.h"),
+    "module.cpp": (*TORCH, "cells/list.h", "cpu/dispatch.h", "cuda/plan.h"),
     "layer_shape.h": (),
-    "host": (*TORCH, "host/", "layer_shape.h"),
+    "host": (*TORCH, "cells/list.h", "host/", "layer_shape.h"),
     "cells": ("cells/", "layer_shape.h"),
     "cpu/params.h": ("layer_shape.h",),
     "cpu/quantized_params.h": ("cpu/params.h",),
@@ -105,7 +107,7 @@ INCLUDES = {
     "cpu/segments.cpp": (*TORCH, "cpu/team.h", "cpu/tensors.h"),
     "cuda/tiles.h": (),
     "cuda/plan.h": ("cuda/tiles.h", "layer_shape.h"),
-    "cuda/plan.cpp": ("cuda/plan.h", "cuda/step_costs.h"),
+    "cuda/plan.cpp": ("cells/list.h", "cuda/plan.h", "cuda/step_costs.h"),
     "cuda/step_costs.h": ("cuda/tiles.h",),
     "cuda/storage.h": (),
     "cuda/params.h": ("layer_shape.h",),
@@ -177,6 +179,43 @@ def test_imports(path):
     assert path.stem in IMPORTS, f"{path.name} has no row in IMPORTS, nor in docs/design.md"
     assert ours <= IMPORTS[path.stem]
     assert others <= {"torch"} | set(sys.stdlib_module_names) | OPTIONAL.get(path.stem, set())
+
+
+def private_names(path):
+    """Private names of other modules of ours that a file uses."""
+    modules, found = set(), set()
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    for node in nodes:
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        package = node.module or ""  # relative: of the folder itself
+        if node.level == 0 and package.split(".")[0] not in OURS:
+            continue
+        for alias in node.names:
+            if not package or (ROOT / package.replace(".", "/")).is_dir():
+                modules.add(alias.asname or alias.name)
+            elif is_private(alias.name):
+                found.add(f"{package}.{alias.name}")
+    for node in nodes:
+        of = getattr(node, "value", None)
+        if isinstance(node, ast.Attribute) and isinstance(of, ast.Name) and of.id in modules:
+            found |= {f"{of.id}.{node.attr}"} if is_private(node.attr) else set()
+    return found
+
+
+def is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+OURS = ("fastrnn", "benchmarks")
+
+
+def test_private_names_stay_in_their_files():
+    files = [path for folder in (*OURS, "examples") for path in (ROOT / folder).rglob("*.py")]
+    breaches = {
+        f"{path.relative_to(ROOT)}: {name}" for path in files for name in private_names(path)
+    }
+    assert breaches == set()
 
 
 def test_no_test_is_imported():

@@ -29,12 +29,12 @@ def by_one(values):
 
 
 def by_two(values):
-    """The same by layer_backward and layer_gradients."""
+    """The same by layer_backward and products."""
     d_gates, d_h0, d_c0, d_hidden, *_ = _ops.layer_backward(
         *of_layer("layer_backward", values).values()
     )
     values = values | {"d_gates": d_gates}
-    d_input, d_params = _ops.layer_gradients(*of_layer("layer_gradients", values).values())
+    d_input, d_params = _ops.products(*of_layer("products", values).values())
     return d_input, d_h0, d_c0, d_hidden, d_params
 
 
@@ -88,14 +88,14 @@ def test_only_what_is_wanted(cell, directions):
     """Each result alone has the value it has among all, and what nobody wants has size 0."""
     arguments = of_layer("layer_vjp", values_of(cell, SHAPES["last"], directions, torch.float64))
     d_input, d_h0, *_, d_params = _ops.layer_vjp(*arguments.values())
-    alone = dict(arguments, weights_and_biases=[False] * (4 * directions), hidden=None)
+    alone = dict(arguments, wanted=[False] * (4 * directions), hidden=None)
     alone["hidden"] = None if cell.startswith("lstm") else arguments["hidden"]
     results = _ops.layer_vjp(*dict(alone, input=None).values())
     assert torch.equal(results[0], d_input) and torch.equal(results[1], d_h0)
     assert all(t.shape == (0,) for t in results[4])
     for i, expected in enumerate(d_params):
         wanted = [k == i for k in range(4 * directions)]
-        results = _ops.layer_vjp(*dict(arguments, w_ih=[], weights_and_biases=wanted).values())
+        results = _ops.layer_vjp(*dict(arguments, w_ih=[], wanted=wanted).values())
         assert results[0].shape == (0,) and torch.equal(results[4][i], expected)
 
 
@@ -106,7 +106,7 @@ def test_checks():
         with pytest.raises(RuntimeError, match=message):
             _ops.layer_vjp(*dict(arguments, **changed).values())
 
-    refused("layer_vjp: expected 8 flags, got 4", weights_and_biases=[True] * 4)
+    refused("layer_vjp: expected 8 flags, got 4", wanted=[True] * 4)
     refused("expected input for d_w_ih, got None", input=None)
     refused("expected hidden, got None", hidden=None)
     refused("expected 2 w_ih, got 1", w_ih=arguments["w_ih"][:1])

@@ -63,12 +63,12 @@ def row_tiles_of(cell, way, regime, device):
     """Row tiles that a team, or for steps the whole batch, has; None where it cannot run."""
     if regime == "steps" or device.name == "cpu":
         return -(-cell.batch // 8)
-    from fastrnn import _ops, _overlap
+    from fastrnn import _extension, _overlap
 
     dtype, tf32 = measure.NUMERICS[cell.numeric]
     name = "rnn_tanh" if cell.cell == "RNN" else cell.cell.lower()
     try:
-        plan = _ops.cuda_plan(
+        plan = _extension.cuda_plan(
             name, way == "backward", str(dtype).removeprefix("torch."), tf32, cell.hidden,
             cell.batch, 1, False, cell.steps, _overlap.limits(0),
         )  # fmt: skip

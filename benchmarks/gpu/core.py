@@ -23,12 +23,12 @@ from benchmarks.gpu import cells, measure, peers, rows
 
 def plan_text(cell, way):
     """What the plan says of one layer of a cell, on the device."""
-    from fastrnn import _ops, _overlap
+    from fastrnn import _extension, _overlap
 
     dtype, tf32 = measure.NUMERICS[cell.numeric]
     names = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn_tanh" if not cell.variant else "rnn_relu"}
     directions = 2 if cell.variant == "bidirectional" else 1
-    return _ops.cuda_plan(
+    return _extension.cuda_plan(
         names[cell.cell], way == "backward", str(dtype).removeprefix("torch."), tf32, cell.hidden,
         cell.batch, directions, cell.variant == "projected", cell.steps, _overlap.limits(0),
     )["text"]  # fmt: skip

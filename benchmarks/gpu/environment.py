@@ -55,9 +55,9 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     row = {"stage": "environment", **facts()}
     try:
-        from fastrnn import _ops
+        from fastrnn import _extension, _ops
 
-        row["build"] = _ops.build_info()
+        row["build"] = _extension.build_info()
         row["fastrnn"] = _ops.__file__
         row["serves"] = options.device in _ops.DEVICE_TYPES
         row["serves"] &= options.device == "cpu" or torch.cuda.is_available()

@@ -1,5 +1,7 @@
 // The one list of cells. Kernels, checks, fakes and tests read it; a cell's number is its place.
 #pragma once
+#include <type_traits>
+
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"
@@ -10,20 +12,33 @@ namespace fastrnn::cells {
 // What host code needs to know of a cell; the contract in cell.h says what each is.
 struct Traits {
   const char* name;
-  int products, states, columns;
-  bool keeps_h;
+  int products, columns, states;
+  bool carries_h, keeps_h;
+
+  constexpr bool has_c() const { return states > 1; }
+  constexpr bool apart() const { return columns > products; }
+  // Columns that are saved besides the states.
+  constexpr int saved() const { return keeps_h ? 0 : columns; }
 };
 
 template <class... Each>
 struct List {
   static constexpr int kCount = sizeof...(Each);
-  static constexpr Traits kTraits[] = {
-      {Each::kName, Each::kProducts, Each::kStates, Each::kColumns, Each::kKeepsH}...};
+  static constexpr Traits kTraits[] = {{Each::kName, Each::kProducts, Each::kColumns, Each::kStates,
+                                        Each::kCarriesH, Each::kKeepsH}...};
 
   // f(Cell{}) of the cell of this kind.
   template <class F>
   static auto visit(CellKind kind, F&& f) {
     return visit_from<0, F, Each...>(static_cast<int>(kind), f);
+  }
+
+  template <class Cell>
+  static constexpr CellKind kind() {
+    constexpr bool kIs[] = {std::is_same_v<Cell, Each>...};
+    int place = 0;
+    while (!kIs[place]) ++place;
+    return static_cast<CellKind>(place);
   }
 
  private:
@@ -37,6 +52,10 @@ struct List {
 };
 
 using All = List<Lstm, Gru, RnnTanh, RnnRelu>;
+
+// The number of a cell.
+template <class Cell>
+inline constexpr CellKind kKind = All::kind<Cell>();
 
 constexpr const Traits& traits(CellKind kind) { return All::kTraits[static_cast<int>(kind)]; }
 

@@ -25,12 +25,14 @@ struct Extended {
   int64_t N() const { return layer.rows(); }
   int64_t B() const { return layer.batch(); }
   int64_t H() const { return layer.shape.hidden_size; }
-  int64_t GH() const { return layer.gates() * H(); }
-  int64_t saved() const { return layer.saved_gates() * H(); }
-  bool lstm() const { return layer.lstm(); }
+  int64_t GH() const { return layer.products() * H(); }
+  int64_t saved() const { return layer.columns() * H(); }
+  bool has_c() const { return layer.has_c(); }
   bool normalises() const { return options.norm != Norm::kNone; }
   // Whether the gradients of gates_x and of the product are two.
-  bool apart() const { return options.norm == Norm::kRecurrent || (layer.gru() && !normalises()); }
+  bool apart() const {
+    return options.norm == Norm::kRecurrent || (layer.cell().apart() && !normalises());
+  }
   at::TensorOptions compute_options() const {
     return layer.shape.dtype == DType::kDouble ? layer.options : layer.options.dtype(at::kFloat);
   }
@@ -55,33 +57,20 @@ Extended read(const char* op, c10::string_view cell, c10::string_view norm, cons
               const OptionalTensor& cell_gain, const OptionalTensor& cell_bias,
               const OptionalTensor& h_scale, const OptionalTensor& seed, int64_t layer_index,
               at::ArrayRef<double> rates, double eps) {
-  TORCH_CHECK(cell == "lstm" || cell == "gru" || cell == "rnn_tanh" || cell == "rnn_relu", op,
-              ": expected cell lstm, gru, rnn_tanh or rnn_relu, got ", cell);
   TORCH_CHECK(norm == "none" || norm == "recurrent" || norm == "joint", op,
               ": expected norm none, recurrent or joint, got ", norm);
-  const CellKind kind = cell == "lstm"       ? CellKind::kLstm
-                        : cell == "gru"      ? CellKind::kGru
-                        : cell == "rnn_tanh" ? CellKind::kRnnTanh
-                                             : CellKind::kRnnRelu;
   TORCH_CHECK(like.dim() == 3 && (like.size(0) == 1 || like.size(0) == 2), op,
               ": expected tensors of shape (directions, rows, values), got ", like.sizes());
   const int64_t D = like.size(0), N = like.size(1), B = batch.expect_int();
-  Extended e(Layer(op, like, kind, static_cast<int>(D), false));
+  Extended e(Layer(op, like, host::cell_kind(op, cell), static_cast<int>(D), false));
   LayerShape& shape = e.layer.shape;
-  const int64_t G = e.layer.gates();
+  const int64_t G = e.layer.products();
   TORCH_CHECK(w_hh.dim() == 3 && w_hh.size(2) > 0 && w_hh.size(1) == G * w_hh.size(2), op,
               ": expected w_hh of shape (directions, ", G, "*hidden_size, hidden_size), got ",
               w_hh.sizes());
   shape.hidden_size = shape.proj_size = w_hh.size(2);
   shape.input_size = 1;  // the input takes no part
-  if (batch_sizes) {
-    e.layer.set_packed(*batch_sizes, N);
-    TORCH_CHECK(e.layer.batch() == B, op, ": expected batch ", e.layer.batch(), ", got ", B);
-  } else {
-    TORCH_CHECK(B > 0 ? N % B == 0 : N == 0, op, ": expected a batch that divides ", N,
-                " rows, got ", B);
-    shape.steps = {B > 0 ? N / B : 0, B, N, nullptr, nullptr};
-  }
+  e.layer.set_steps(batch_sizes, N, B);
   const int64_t H = e.H(), GH = e.GH();
   TORCH_CHECK(rates.size() == 3, op, ": expected rates of zoneout of c, zoneout of h and dropout, ",
               "got ", rates.size());
@@ -94,7 +83,7 @@ Extended read(const char* op, c10::string_view cell, c10::string_view norm, cons
   TORCH_CHECK(gain.has_value() == e.normalises(), op, ": expected gain with normalisation alone");
   TORCH_CHECK(gain_x.has_value() == (o.norm == Norm::kRecurrent), op,
               ": expected gain_x with norm recurrent alone");
-  TORCH_CHECK(cell_gain.has_value() == cell_bias.has_value() && (e.lstm() || !cell_gain), op,
+  TORCH_CHECK(cell_gain.has_value() == cell_bias.has_value() && (e.has_c() || !cell_gain), op,
               ": expected cell_gain and cell_bias together, of an lstm");
   o.w_hh = e.pointer(w_hh, "w_hh", {D, GH, H});
   o.gain_x = e.pointer(gain_x, "gain_x", {D, GH});
@@ -134,15 +123,15 @@ Forward extended_forward(c10::string_view cell, c10::string_view norm, const Ten
   ExtendedForwardParams p{};
   p.gates_x = e.pointer(gates_x, "gates_x", {D, N, GH});
   p.h0 = e.pointer(h0, "h0", {D, B, H});
-  p.c0 = e.lstm() ? e.pointer(c0, "c0", {D, B, H}) : nullptr;
+  p.c0 = e.has_c() ? e.pointer(c0, "c0", {D, B, H}) : nullptr;
 
   const auto saved = [&](at::IntArrayRef size, bool exists = true) {
     return save && exists ? layer.empty(size) : layer.empty({0});
   };
   Tensor output = layer.empty({N, D * H}), h_n = layer.empty({D, B, H});
-  Tensor c_n = layer.empty(e.lstm() ? at::DimVector{D, B, H} : at::DimVector{0});
+  Tensor c_n = layer.empty(e.has_c() ? at::DimVector{D, B, H} : at::DimVector{0});
   Tensor gates = saved({D, N, e.saved()}), hidden = saved({D, N, H});
-  Tensor cells = saved({D, N, H}, e.lstm()), normed = saved({D, N, GH}, e.normalises());
+  Tensor cells = saved({D, N, H}, e.has_c()), normed = saved({D, N, GH}, e.normalises());
   const auto statistics = [&](at::IntArrayRef size, bool exists) {
     return empty(save && exists ? size : at::IntArrayRef({0}), e.compute_options());
   };
@@ -150,18 +139,18 @@ Forward extended_forward(c10::string_view cell, c10::string_view norm, const Ten
   Tensor moments_x = statistics({D, N, 2}, gain_x.has_value());
   if (N == 0) {
     h0 ? h_n.copy_(*h0) : h_n.zero_();
-    if (e.lstm()) c0 ? c_n.copy_(*c0) : c_n.zero_();
+    if (e.has_c()) c0 ? c_n.copy_(*c0) : c_n.zero_();
     return {output, h_n, c_n, gates, hidden, cells, normed, rstd, moments_x};
   }
   p.shape = layer.shape;
   p.options = e.options;
   p.output = output.mutable_data_ptr();
   p.h_n = h_n.mutable_data_ptr();
-  if (e.lstm()) p.c_n = c_n.mutable_data_ptr();
+  if (e.has_c()) p.c_n = c_n.mutable_data_ptr();
   if (save) {
     p.gates = gates.mutable_data_ptr();
     p.hidden = hidden.mutable_data_ptr();
-    if (e.lstm()) p.cells = cells.mutable_data_ptr();
+    if (e.has_c()) p.cells = cells.mutable_data_ptr();
     if (e.normalises()) {
       p.normed = normed.mutable_data_ptr();
       p.rstd = rstd.mutable_data_ptr();
@@ -188,8 +177,8 @@ Backward extended_backward(
   const int64_t D = e.D(), N = e.N(), B = e.B(), H = e.H(), GH = e.GH();
   ExtendedBackwardParams p{};
   p.gates = e.pointer(gates, "gates", {D, N, e.saved()});
-  p.hidden = layer.gru() ? e.pointer(hidden, "hidden", {D, N, H}) : nullptr;
-  p.cells = e.lstm() ? e.pointer(cells, "cells", {D, N, H}) : nullptr;
+  p.hidden = layer.cell().carries_h ? e.pointer(hidden, "hidden", {D, N, H}) : nullptr;
+  p.cells = e.has_c() ? e.pointer(cells, "cells", {D, N, H}) : nullptr;
   if (e.normalises()) {
     p.normed = e.pointer(normed, "normed", {D, N, GH});
     p.rstd = e.statistics(rstd, "rstd", {D, N});
@@ -201,24 +190,24 @@ Backward extended_backward(
     p.moments_x = e.statistics(moments_x, "moments_x", {D, N, 2});
   }
   p.h0 = e.pointer(h0, "h0", {D, B, H});
-  p.c0 = e.lstm() ? e.pointer(c0, "c0", {D, B, H}) : nullptr;
+  p.c0 = e.has_c() ? e.pointer(c0, "c0", {D, B, H}) : nullptr;
   p.d_output = e.pointer(d_output, "d_output", {N, D * H});
   p.d_h_n = e.pointer(d_h_n, "d_h_n", {D, B, H});
-  p.d_c_n = e.lstm() ? e.pointer(d_c_n, "d_c_n", {D, B, H}) : nullptr;
+  p.d_c_n = e.has_c() ? e.pointer(d_c_n, "d_c_n", {D, B, H}) : nullptr;
 
   const auto sized = [&](at::IntArrayRef size, bool exists) {
     return layer.empty(exists ? size : at::IntArrayRef({0}));
   };
   Tensor d_gates = layer.empty({D, N, GH});
   Tensor d_product = e.apart() ? layer.empty({D, N, GH}) : layer.empty({0});
-  Tensor d_h0 = layer.empty({D, B, H}), d_c0 = sized({D, B, H}, e.lstm());
+  Tensor d_h0 = layer.empty({D, B, H}), d_c0 = sized({D, B, H}, e.has_c());
   Tensor d_gain_x = sized({D, GH}, gain_x.has_value()), d_bias_x = sized({D, GH}, has_bias_x);
   Tensor d_bias = sized({D, GH}, has_bias), d_gain = sized({D, GH}, e.normalises());
   Tensor d_cell_gain = sized({D, H}, cell_gain.has_value());
   Tensor d_cell_bias = sized({D, H}, cell_gain.has_value());
   if (N == 0) {
     d_h_n ? d_h0.copy_(*d_h_n) : d_h0.zero_();
-    if (e.lstm()) d_c_n ? d_c0.copy_(*d_c_n) : d_c0.zero_();
+    if (e.has_c()) d_c_n ? d_c0.copy_(*d_c_n) : d_c0.zero_();
     for (Tensor* t : {&d_gain_x, &d_bias_x, &d_bias, &d_gain, &d_cell_gain, &d_cell_bias}) {
       t->zero_();
     }

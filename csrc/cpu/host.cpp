@@ -36,17 +36,18 @@ ForwardResult forward(const char* op, CellKind cell, const Tensor& input,
   }
   const int64_t N = layer.rows(), B = layer.batch(), D = layer.directions();
   const int64_t H = shape.hidden_size, P = shape.proj_size;
-  const bool lstm = cell == CellKind::kLstm, gated = lstm || cell == CellKind::kGru;
+  const bool has_c = layer.has_c(), gated = layer.saves_gates();
+  const int64_t SH = layer.columns() * H;
   const OptionalTensor h_start = layer.contiguous(h0, "h0", {D, B, P});
   const OptionalTensor c_start = layer.contiguous(c0, "c0", {D, B, H});
 
   ForwardResult r;
   r.output = batch_sizes ? layer.empty({N, D * P}) : layer.empty({input.size(0), B, D * P});
   r.h_n = layer.empty({D, B, P});
-  if (lstm) r.c_n = layer.empty({D, B, H});
-  if (gated) r.gates = save ? layer.empty({D, N, 4 * H}) : layer.empty({0});
+  if (has_c) r.c_n = layer.empty({D, B, H});
+  if (gated) r.gates = save ? layer.empty({D, N, SH}) : layer.empty({0});
   r.hidden = save ? layer.empty({D, N, P}) : layer.empty({0});
-  if (lstm) r.cells = save ? layer.empty({D, N, H}) : layer.empty({0});
+  if (has_c) r.cells = save ? layer.empty({D, N, H}) : layer.empty({0});
   if (N == 0) return r;
 
   ForwardParams p{};
@@ -59,11 +60,11 @@ ForwardResult forward(const char* op, CellKind cell, const Tensor& input,
   p.c0 = data(c_start);
   p.output = r.output.mutable_data_ptr();
   p.h_n = r.h_n.mutable_data_ptr();
-  if (lstm) p.c_n = r.c_n.mutable_data_ptr();
+  if (has_c) p.c_n = r.c_n.mutable_data_ptr();
   if (save) {
     if (gated) p.gates = r.gates.mutable_data_ptr();
     p.hidden = r.hidden.mutable_data_ptr();
-    if (lstm) p.cells = r.cells.mutable_data_ptr();
+    if (has_c) p.cells = r.cells.mutable_data_ptr();
   }
   const Kernels& k = kernels(shape.dtype);
   run(layer, p, shape.input_size, k.forward_workspace, k.forward);
@@ -84,10 +85,11 @@ BackwardResult backward(const char* op, CellKind cell, const OptionalTensor& d_o
   layer.set_backward_steps(saved, batch_sizes, d_output, d_h_n, d_c_n);
   const int64_t D = layer.directions(), H = shape.hidden_size, P = shape.proj_size;
   const int64_t N = layer.rows(), B = layer.batch();
-  const bool lstm = cell == CellKind::kLstm, gru = cell == CellKind::kGru;
-  layer.check(saved, lstm ? "cells" : "hidden", {D, N, H});
+  const bool has_c = layer.has_c();
+  const int64_t SH = layer.columns() * H;
+  layer.check(saved, has_c ? "cells" : "hidden", {D, N, H});
   const OptionalTensor gates_c =
-      gates ? layer.contiguous(gates, "gates", {D, N, 4 * H}) : std::nullopt;
+      gates ? layer.contiguous(gates, "gates", {D, N, SH}) : std::nullopt;
   const Tensor saved_c = saved.contiguous();
   const OptionalTensor d_out = layer.contiguous_d_output(d_output);
   const OptionalTensor d_h = layer.contiguous(d_h_n, "d_h_n", {D, B, P});
@@ -97,13 +99,13 @@ BackwardResult backward(const char* op, CellKind cell, const OptionalTensor& d_o
   const OptionalTensor c_start = layer.contiguous(c0, "c0", {D, B, H});
 
   BackwardResult r;
-  r.d_gates = layer.empty({D, N, lstm || gru ? 4 * H : H});
+  r.d_gates = layer.empty({D, N, SH});
   r.d_h0 = layer.empty({D, B, P});
-  if (lstm) r.d_c0 = layer.empty({D, B, H});
-  if (lstm) r.d_hidden = shape.projected ? layer.empty({D, N, P}) : layer.empty({0});
+  if (has_c) r.d_c0 = layer.empty({D, B, H});
+  if (has_c) r.d_hidden = shape.projected ? layer.empty({D, N, P}) : layer.empty({0});
   if (N == 0) {  // no step: the gradients of the final states are those of the initial ones
     d_h ? r.d_h0.copy_(*d_h) : r.d_h0.zero_();
-    if (lstm) d_c ? r.d_c0.copy_(*d_c) : r.d_c0.zero_();
+    if (has_c) d_c ? r.d_c0.copy_(*d_c) : r.d_c0.zero_();
     return r;
   }
 
@@ -117,27 +119,29 @@ BackwardResult backward(const char* op, CellKind cell, const OptionalTensor& d_o
   p.h0 = data(h_start);
   p.c0 = data(c_start);
   p.gates = data(gates_c);
-  (lstm ? p.cells : p.hidden) = data(saved_c);
+  (has_c ? p.cells : p.hidden) = data(saved_c);
   p.d_gates = r.d_gates.mutable_data_ptr();
   p.d_h0 = r.d_h0.mutable_data_ptr();
-  if (lstm) p.d_c0 = r.d_c0.mutable_data_ptr();
+  if (has_c) p.d_c0 = r.d_c0.mutable_data_ptr();
   if (shape.projected) p.d_hidden = r.d_hidden.mutable_data_ptr();
   const Kernels& k = kernels(shape.dtype);
   run(layer, p, 0, k.backward_workspace, k.backward);
   return r;
 }
 
-std::tuple<Tensor, std::vector<Tensor>> layer_gradients(
-    c10::string_view cell, const Tensor& d_gates, const OptionalTensor& batch_sizes,
-    c10::SymInt batch, const OptionalTensor& input, const OptionalTensor& hidden,
-    const OptionalTensor& h0, at::TensorList w_ih, const c10::List<bool>& wanted,
-    const OptionalTensor& resets, bool reset_to_hx) {
-  refuse("layer_gradients", {resets, reset_to_hx});
-  Layer layer(host::gradients_layer(cell, d_gates, batch_sizes, batch.expect_int(), input, hidden,
-                                    w_ih, wanted));
+std::tuple<Tensor, std::vector<Tensor>> products(const Tensor& d_gates, c10::SymInt apart,
+                                                 const OptionalTensor& batch_sizes,
+                                                 c10::SymInt batch, const OptionalTensor& input,
+                                                 const OptionalTensor& hidden,
+                                                 const OptionalTensor& h0, at::TensorList w_ih,
+                                                 const c10::List<bool>& wanted,
+                                                 const OptionalTensor& resets, bool reset_to_hx) {
+  refuse("products", {resets, reset_to_hx});
+  Layer layer(host::layer_of_products("products", d_gates, apart.expect_int(), batch_sizes,
+                                      batch.expect_int(), input, hidden, w_ih, wanted));
   const LayerShape& shape = layer.shape;
   const int64_t D = layer.directions(), N = layer.rows(), B = layer.batch(), I = shape.input_size,
-                P = shape.proj_size, GH = layer.gates() * shape.hidden_size;
+                P = shape.proj_size, GH = shape.hidden_size;
   const bool with_input = !w_ih.empty();
 
   ProductParams p{};
@@ -161,6 +165,7 @@ std::tuple<Tensor, std::vector<Tensor>> layer_gradients(
   d_params = empty_gradients(layer, wanted, p.gradients);
   if (N == 0) return result;
   p.shape = shape;
+  p.apart = apart.expect_int();
   const Kernels& k = kernels(shape.dtype);
   run(layer, p, I, k.products_workspace, k.products);
   return result;
@@ -169,7 +174,7 @@ std::tuple<Tensor, std::vector<Tensor>> layer_gradients(
 struct Engine {
   static constexpr auto forward = cpu::forward;
   static constexpr auto backward = cpu::backward;
-  static constexpr auto layer_gradients = cpu::layer_gradients;
+  static constexpr auto products = cpu::products;
 };
 
 }  // namespace

@@ -37,7 +37,7 @@ struct Layer : host::Layer {
 inline std::vector<Tensor> empty_gradients(const Layer& layer, const c10::List<bool>& wanted,
                                            Gradients (&targets)[2]) {
   const LayerShape& shape = layer.shape;
-  const int64_t rows = layer.gates() * shape.hidden_size;
+  const int64_t rows = layer.products() * shape.hidden_size;
   const at::DimVector sizes[] = {{rows, shape.input_size}, {rows, shape.proj_size}, {rows}, {rows}};
   std::vector<Tensor> gradients;
   for (size_t d = 0; d < static_cast<size_t>(shape.directions); ++d) {
@@ -61,7 +61,7 @@ inline std::vector<Tensor> empty_gradients(const Layer& layer, const c10::List<b
 // long against a barrier (0.2 us).
 inline int worthwhile_threads(const Layer& layer, int64_t input_size, bool meets_every_step) {
   const LayerShape& s = layer.shape;
-  const double unit = 2.0 * static_cast<double>(layer.gates() * s.hidden_size);
+  const double unit = 2.0 * static_cast<double>(layer.products() * s.hidden_size);
   const double all = unit * static_cast<double>(s.steps.rows * s.directions) *
                      static_cast<double>(input_size + s.proj_size);
   constexpr double kFlopsPerThread = 5e5;

@@ -103,9 +103,10 @@ struct Gradients {
 };
 
 struct ProductParams {
-  LayerShape shape;
+  LayerShape shape;     // but for hidden_size, which is G*H here: rows of w_ih and w_hh
+  int64_t apart;        // columns at the end of d_gates that are the recurrent product's alone
   Weights weights[2];   // w_ih alone, for d_input
-  const void* d_gates;  // [D, N, S*H]; RNN: [D, N, H]
+  const void* d_gates;  // [D, N, hidden_size + apart]
   const void* input;    // [N, I], for d_w_ih
   const void* hidden;   // [D, N, P], for d_w_hh
   const void* h0;       // [D, B, P] or null: zeros

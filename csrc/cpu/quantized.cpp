@@ -48,27 +48,19 @@ class Parameters {
   size_t next_ = 0;
 };
 
-CellKind kind_of(c10::string_view cell) {
-  if (cell == "lstm") return CellKind::kLstm;
-  if (cell == "gru") return CellKind::kGru;
-  TORCH_CHECK(cell == "rnn_tanh" || cell == "rnn_relu", kOp,
-              ": expected cell lstm, gru, rnn_tanh or rnn_relu, got ", cell);
-  return cell == "rnn_tanh" ? CellKind::kRnnTanh : CellKind::kRnnRelu;
-}
-
 std::tuple<Tensor, Tensor, Tensor> quantized_forward(c10::string_view cell, const Tensor& input,
                                                      const OptionalTensor& batch_sizes,
                                                      const OptionalTensor& h0,
                                                      const OptionalTensor& c0,
                                                      at::TensorList param_list, int64_t hidden_size,
                                                      int64_t proj_size, bool bidirectional) {
-  Layer layer(kOp, input, kind_of(cell), bidirectional ? 2 : 1, true);
+  Layer layer(kOp, input, host::cell_kind(kOp, cell), bidirectional ? 2 : 1, true);
   LayerShape& shape = layer.shape;
   const int64_t dim = batch_sizes ? 2 : 3;
   TORCH_CHECK(input.device().is_cpu() && input.dim() == dim && shape.dtype == DType::kFloat, kOp,
               ": expected float32 input with ", dim, " dimensions on cpu, got ",
               input.scalar_type(), " ", input.sizes(), " on ", input.device());
-  const int64_t D = shape.directions, G = layer.gates(), I = input.size(-1), H = hidden_size;
+  const int64_t D = shape.directions, G = layer.products(), I = input.size(-1), H = hidden_size;
   TORCH_CHECK(I > 0 && H > 0, kOp, ": expected input_size and hidden_size > 0, got ", I, " and ",
               H);
   const Tensor x = input.stride(-1) == 1 && input.stride(-2) >= 0 ? input : input.contiguous();
@@ -83,7 +75,7 @@ std::tuple<Tensor, Tensor, Tensor> quantized_forward(c10::string_view cell, cons
   QuantizedParams p{};
   Parameters params(param_list, layer.params);
   p.int8 = params.peek().scalar_type() == at::kChar;
-  TORCH_CHECK(proj_size >= 0 && (proj_size == 0 || layer.lstm()), kOp,
+  TORCH_CHECK(proj_size >= 0 && (proj_size == 0 || layer.has_c()), kOp,
               ": expected proj_size 0, or > 0 of an lstm, got ", proj_size);
   shape.projected = proj_size > 0;
   const size_t matrix = p.int8 ? 3 : 1, each = (shape.projected ? 3 : 2) * matrix + 1;
@@ -99,7 +91,8 @@ std::tuple<Tensor, Tensor, Tensor> quantized_forward(c10::string_view cell, cons
     QuantizedWeights& w = p.weights[d];
     w.w_ih = params.matrix("w_ih", p.int8, blocks, V, I);
     w.w_hh = params.matrix("w_hh", p.int8, blocks, V, P);
-    w.bias = params.take<float>("bias", at::kFloat, {blocks, layer.gru() ? 4 : V, kBlockLanes});
+    w.bias = params.take<float>("bias", at::kFloat,
+                                {blocks, layer.cell().apart() ? layer.columns() : V, kBlockLanes});
     if (shape.projected) {
       constexpr int64_t kValues = kSingleVectors * kBlockLanes;
       w.w_hr = params.matrix("w_hr", p.int8, (P + kValues - 1) / kValues, kSingleVectors, H);
@@ -111,7 +104,7 @@ std::tuple<Tensor, Tensor, Tensor> quantized_forward(c10::string_view cell, cons
   const Tensor output =
       batch_sizes ? layer.empty({N, D * P}) : layer.empty({input.size(0), B, D * P});
   const Tensor h_n = layer.empty({D, B, P});
-  const Tensor c_n = layer.lstm() ? layer.empty({D, B, H}) : layer.empty({0});
+  const Tensor c_n = layer.has_c() ? layer.empty({D, B, H}) : layer.empty({0});
   if (N == 0) return {output, h_n, c_n};
   p.shape = shape;
   p.input = x.const_data_ptr<float>();
@@ -121,7 +114,7 @@ std::tuple<Tensor, Tensor, Tensor> quantized_forward(c10::string_view cell, cons
   p.c0 = static_cast<const float*>(data(c_start));
   p.output = output.mutable_data_ptr<float>();
   p.h_n = h_n.mutable_data_ptr<float>();
-  if (layer.lstm()) p.c_n = c_n.mutable_data_ptr<float>();
+  if (layer.has_c()) p.c_n = c_n.mutable_data_ptr<float>();
   const QuantizedKernels& k = quantized_kernels();
   run(layer, p, I, k.forward_workspace, k.forward);
   return {output, h_n, c_n};

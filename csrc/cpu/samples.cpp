@@ -28,21 +28,21 @@ struct Rows {
   }
 };
 
-std::vector<Tensor> sample_gradients(c10::string_view cell, const Tensor& d_gates, int64_t samples,
-                                     const OptionalTensor& batch_sizes, c10::SymInt batch,
-                                     const OptionalTensor& input, const OptionalTensor& hidden,
-                                     const OptionalTensor& h0, const c10::List<bool>& wanted) {
+std::vector<Tensor> sample_products(const Tensor& d_gates, c10::SymInt apart, int64_t samples,
+                                    const OptionalTensor& batch_sizes, c10::SymInt batch,
+                                    const OptionalTensor& input, const OptionalTensor& hidden,
+                                    const OptionalTensor& h0, const c10::List<bool>& wanted) {
   TORCH_CHECK(samples > 0 && d_gates.dim() == 3 && d_gates.size(1) % samples == 0,
-              "sample_gradients: expected d_gates of shape (directions, rows*samples, gates) and "
+              "sample_products: expected d_gates of shape (directions, rows*samples, gates) and "
               "samples > 0, got ",
               d_gates.sizes(), " and ", samples);
   // As the first sample alone would be.
   const Tensor first = d_gates.unflatten(1, {-1, samples}).select(2, 0);
-  Layer layer(host::gradients_layer(cell, first, batch_sizes, batch.expect_int(), input, hidden, {},
-                                    wanted));
+  Layer layer(host::layer_of_products("sample_products", first, apart.expect_int(), batch_sizes,
+                                      batch.expect_int(), input, hidden, {}, wanted));
   const LayerShape& shape = layer.shape;
   const int64_t D = layer.directions(), N = layer.rows(), B = layer.batch(), I = shape.input_size,
-                P = shape.proj_size, GH = layer.gates() * shape.hidden_size;
+                P = shape.proj_size, GH = shape.hidden_size;
 
   size_t scratch_bytes = 0;
   const auto rows_of = [&](const Tensor& t, const char* name, int64_t groups, int64_t rows,
@@ -73,6 +73,7 @@ std::vector<Tensor> sample_gradients(c10::string_view cell, const Tensor& d_gate
   const Kernels& k = kernels(shape.dtype);
   ProductParams layout{};
   layout.shape = shape;
+  layout.apart = apart.expect_int();
   const size_t workspace_bytes = (k.products_workspace(layout, 1) + 63) / 64 * 64;
   const size_t thread_bytes = scratch_bytes + workspace_bytes;
   const int threads = static_cast<int>(
@@ -108,6 +109,6 @@ std::vector<Tensor> sample_gradients(c10::string_view cell, const Tensor& d_gate
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fastrnn, CPU, m) { m.impl("sample_gradients", sample_gradients); }
+TORCH_LIBRARY_IMPL(fastrnn, CPU, m) { m.impl("sample_products", sample_products); }
 
 }  // namespace fastrnn::cpu

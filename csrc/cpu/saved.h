@@ -11,9 +11,9 @@ struct Saved {
   Weights weights[2] = {};
   const void *h0 = nullptr, *c0 = nullptr, *gates = nullptr, *hidden = nullptr, *cells = nullptr;
   std::vector<Tensor> keep;  // what the pointers point into
-  const bool lstm, gru;
 
-  explicit Saved(Layer&& of) : layer(std::move(of)), lstm(layer.lstm()), gru(layer.gru()) {}
+  explicit Saved(Layer&& of) : layer(std::move(of)) {}
+  bool has_c() const { return layer.has_c(); }
 
   const void* pointer(const OptionalTensor& t, const char* name, at::IntArrayRef size) {
     if (!t) return nullptr;
@@ -49,39 +49,33 @@ inline Saved read(const char* op, c10::string_view cell, const OptionalTensor& b
                   const OptionalTensor& cells, at::TensorList w_hh, at::TensorList w_hr) {
   const OptionalTensor& sized = cells ? cells : hidden;
   TORCH_CHECK(sized && sized->dim() == 3, op, ": expected saved tensors of 3 dimensions");
-  TORCH_CHECK(cell == "lstm" || cell == "gru" || cell == "rnn_tanh" || cell == "rnn_relu", op,
-              ": expected cell lstm, gru, rnn_tanh or rnn_relu, got ", cell);
-  const CellKind kind = cell == "lstm"       ? CellKind::kLstm
-                        : cell == "gru"      ? CellKind::kGru
-                        : cell == "rnn_tanh" ? CellKind::kRnnTanh
-                                             : CellKind::kRnnRelu;
   TORCH_CHECK(w_hh.size() == 1 || w_hh.size() == 2, op,
               ": expected w_hh of 1 or 2 directions, got ", w_hh.size());
-  Saved s(Layer(op, *sized, kind, static_cast<int>(w_hh.size()), false));
+  Saved s(Layer(op, *sized, host::cell_kind(op, cell), static_cast<int>(w_hh.size()), false));
   Layer& layer = s.layer;
   LayerShape& shape = layer.shape;
   shape.projected = !w_hr.empty();
-  TORCH_CHECK(!shape.projected || (s.lstm && w_hr.size() == w_hh.size()), op,
+  TORCH_CHECK(!shape.projected || (s.has_c() && w_hr.size() == w_hh.size()), op,
               ": expected w_hr of no direction or, for the lstm, of each, got ", w_hr.size());
-  TORCH_CHECK(w_hh[0].dim() == 2 && w_hh[0].size(0) > 0 && w_hh[0].size(0) % layer.gates() == 0, op,
-              ": expected w_hh of shape (", layer.gates(), "*hidden_size, h_size), got ",
+  TORCH_CHECK(w_hh[0].dim() == 2 && w_hh[0].size(0) > 0 && w_hh[0].size(0) % layer.products() == 0,
+              op, ": expected w_hh of shape (", layer.products(), "*hidden_size, h_size), got ",
               w_hh[0].sizes());
-  const int64_t H = shape.hidden_size = w_hh[0].size(0) / layer.gates();
+  const int64_t H = shape.hidden_size = w_hh[0].size(0) / layer.products();
   const int64_t P = shape.proj_size = w_hh[0].size(1);
-  TORCH_CHECK(P > 0 && (shape.projected || P == H), op, ": expected w_hh of shape (", layer.gates(),
-              "*hidden_size, hidden_size), got ", w_hh[0].sizes());
+  TORCH_CHECK(P > 0 && (shape.projected || P == H), op, ": expected w_hh of shape (",
+              layer.products(), "*hidden_size, hidden_size), got ", w_hh[0].sizes());
   shape.input_size = 1;  // the input takes no part
   layer.set_steps(batch_sizes, sized->size(1), batch.expect_int());
   for (size_t d = 0; d < w_hh.size(); ++d) {
-    s.weights[d].w_hh = s.pointer(w_hh[d], "w_hh", {layer.gates() * H, P});
+    s.weights[d].w_hh = s.pointer(w_hh[d], "w_hh", {layer.products() * H, P});
     if (shape.projected) s.weights[d].w_hr = s.pointer(w_hr[d], "w_hr", {P, H});
   }
   s.h0 = s.pointer(h0, "h0", s.h_state());
-  s.c0 = s.lstm ? s.pointer(c0, "c0", s.c_state()) : nullptr;
-  const bool gated = s.lstm || s.gru;
-  s.gates = gated ? s.required(gates, "gates", s.rows_of(4 * H)) : nullptr;
-  s.hidden = s.lstm ? nullptr : s.required(hidden, "hidden", s.rows_of(H));
-  s.cells = s.lstm ? s.required(cells, "cells", s.rows_of(H)) : nullptr;
+  s.c0 = s.has_c() ? s.pointer(c0, "c0", s.c_state()) : nullptr;
+  s.gates =
+      layer.saves_gates() ? s.required(gates, "gates", s.rows_of(layer.columns() * H)) : nullptr;
+  s.hidden = s.has_c() ? nullptr : s.required(hidden, "hidden", s.rows_of(H));
+  s.cells = s.has_c() ? s.required(cells, "cells", s.rows_of(H)) : nullptr;
   return s;
 }
 
@@ -104,8 +98,9 @@ inline StateGradients fill(BackwardParams& p, Saved& s, const OptionalTensor& d_
   std::copy(s.weights, s.weights + 2, p.weights);
   p.d_output = s.output_gradient(d_output, "d_output");
   p.d_h_n = s.pointer(d_h_n, "d_h_n", s.h_state());
-  p.d_c_n = s.lstm ? s.pointer(d_c_n, "d_c_n", s.c_state()) : nullptr;
-  p.d_cells = s.lstm ? s.pointer(d_cells, "d_cells", s.rows_of(layer.shape.hidden_size)) : nullptr;
+  p.d_c_n = s.has_c() ? s.pointer(d_c_n, "d_c_n", s.c_state()) : nullptr;
+  p.d_cells =
+      s.has_c() ? s.pointer(d_cells, "d_cells", s.rows_of(layer.shape.hidden_size)) : nullptr;
   p.h0 = s.h0;
   p.c0 = s.c0;
   p.gates = s.gates;
@@ -113,16 +108,16 @@ inline StateGradients fill(BackwardParams& p, Saved& s, const OptionalTensor& d_
   p.cells = s.cells;
   StateGradients r;
   r.d_h0 = layer.empty(s.h_state());
-  r.d_c0 = layer.empty(s.lstm ? s.c_state() : at::DimVector{0});
+  r.d_c0 = layer.empty(s.has_c() ? s.c_state() : at::DimVector{0});
   r.d_hidden =
       layer.shape.projected ? layer.empty(s.rows_of(layer.shape.proj_size)) : layer.empty({0});
   if (layer.rows() == 0) {
     copy_or_zero(r.d_h0, d_h_n);
-    if (s.lstm) copy_or_zero(r.d_c0, d_c_n);
+    if (s.has_c()) copy_or_zero(r.d_c0, d_c_n);
     return r;
   }
   p.d_h0 = r.d_h0.mutable_data_ptr();
-  if (s.lstm) p.d_c0 = r.d_c0.mutable_data_ptr();
+  if (s.has_c()) p.d_c0 = r.d_c0.mutable_data_ptr();
   if (layer.shape.projected) p.d_hidden = r.d_hidden.mutable_data_ptr();
   return r;
 }

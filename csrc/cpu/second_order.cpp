@@ -21,7 +21,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_tangent(
   Saved s = read(op, cell, batch_sizes, batch, h0, c0, gates, hidden, cells, w_hh, w_hr);
   Layer& layer = s.layer;
   const int64_t D = layer.directions(), N = layer.rows(), H = layer.shape.hidden_size,
-                P = layer.shape.proj_size, GH = layer.gates() * H;
+                P = layer.shape.proj_size, GH = layer.products() * H;
   TORCH_CHECK(static_cast<int64_t>(w_ih.size()) == D && w_ih[0].dim() == 2, op,
               ": expected w_ih of ", D, " directions, got ", w_ih.size());
   TORCH_CHECK(static_cast<int64_t>(t_params.size()) == 4 * D, op, ": expected t_params of ", 4 * D,
@@ -48,7 +48,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_tangent(
   p.through_w_hh = s.pointer(through_w_hh, "through_w_hh", s.rows_of(GH));
   p.through_w_hr = s.pointer(through_w_hr, "through_w_hr", s.rows_of(P));
   p.t_h0 = s.pointer(t_h0, "t_h0", s.h_state());
-  p.t_c0 = s.lstm ? s.pointer(t_c0, "t_c0", s.c_state()) : nullptr;
+  p.t_c0 = s.has_c() ? s.pointer(t_c0, "t_c0", s.c_state()) : nullptr;
   p.h0 = s.h0;
   p.c0 = s.c0;
   p.gates = s.gates;
@@ -56,19 +56,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_tangent(
   p.cells = s.cells;
 
   Tensor t_hidden = layer.empty(s.rows_of(P)), t_h_n = layer.empty(s.h_state());
-  Tensor t_c_n = s.lstm ? layer.empty(s.c_state()) : layer.empty({0});
-  Tensor t_gates = save && s.gates ? layer.empty(s.rows_of(4 * H)) : layer.empty({0});
-  Tensor t_cells = save && s.lstm ? layer.empty(s.rows_of(H)) : layer.empty({0});
+  Tensor t_c_n = s.has_c() ? layer.empty(s.c_state()) : layer.empty({0});
+  Tensor t_gates = save && s.gates ? layer.empty(s.rows_of(layer.columns() * H)) : layer.empty({0});
+  Tensor t_cells = save && s.has_c() ? layer.empty(s.rows_of(H)) : layer.empty({0});
   if (layer.rows() == 0) {
     copy_or_zero(t_h_n, t_h0);
-    if (s.lstm) copy_or_zero(t_c_n, t_c0);
+    if (s.has_c()) copy_or_zero(t_c_n, t_c0);
     return {t_hidden, t_h_n, t_c_n, t_gates, t_cells};
   }
   p.t_hidden = t_hidden.mutable_data_ptr();
   p.t_h_n = t_h_n.mutable_data_ptr();
   if (save && s.gates) p.t_gates = t_gates.mutable_data_ptr();
-  if (save && s.lstm) p.t_cells = t_cells.mutable_data_ptr();
-  if (s.lstm) p.t_c_n = t_c_n.mutable_data_ptr();
+  if (save && s.has_c()) p.t_cells = t_cells.mutable_data_ptr();
+  if (s.has_c()) p.t_c_n = t_c_n.mutable_data_ptr();
   const Kernels& k = kernels(layer.shape.dtype);
   run(layer, p, terms, k.tangent_workspace, k.tangent);
   return {t_hidden, t_h_n, t_c_n, t_gates, t_cells};
@@ -84,7 +84,7 @@ SweepResult sweep(Saved& s, BackwardParams& p, const OptionalTensor& d_output,
                   const OptionalTensor& d_cells) {
   const Layer& layer = s.layer;
   SweepResult r{fill(p, s, d_output, d_h_n, d_c_n, d_cells),
-                layer.empty(s.rows_of(layer.saved_gates() * layer.shape.hidden_size))};
+                layer.empty(s.rows_of(layer.columns() * layer.shape.hidden_size))};
   if (layer.rows() == 0) return r;
   p.d_gates = r.d_gates.mutable_data_ptr();
   const Kernels& k = kernels(layer.shape.dtype);
@@ -102,11 +102,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_backward(
       read("layer_backward", cell, batch_sizes, batch, h0, c0, gates, hidden, cells, w_hh, w_hr);
   const int64_t H = s.layer.shape.hidden_size;
   Tensor d_cell_h = s.layer.empty(s.rows_of(H));
-  Tensor d_cell_c = s.lstm ? s.layer.empty(s.rows_of(H)) : s.layer.empty({0});
+  Tensor d_cell_c = s.has_c() ? s.layer.empty(s.rows_of(H)) : s.layer.empty({0});
   BackwardParams p{};
   if (s.layer.rows() > 0) {
     p.d_cell_h = d_cell_h.mutable_data_ptr();
-    if (s.lstm) p.d_cell_c = d_cell_c.mutable_data_ptr();
+    if (s.has_c()) p.d_cell_c = d_cell_c.mutable_data_ptr();
   }
   SweepResult r = sweep(s, p, d_output, d_h_n, d_c_n, d_cells);
   return {r.d_gates, r.d_h0, r.d_c0, r.d_hidden, d_cell_h, d_cell_c};
@@ -127,7 +127,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_backward_tangent(
   const int64_t H = s.layer.shape.hidden_size;
   BackwardDirection direction{};
   direction.d_cell_h = s.pointer(d_cell_h, "d_cell_h", s.rows_of(H));
-  if (s.lstm) {
+  if (s.has_c()) {
     direction.d_cell_c = s.required(d_cell_c, "d_cell_c", s.rows_of(H));
     direction.t_cells = s.required(t_cells, "t_cells", s.rows_of(H));
     direction.t_c0 = s.pointer(t_c0, "t_c0", s.c_state());
@@ -135,7 +135,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_backward_tangent(
     direction.t_hidden = s.required(t_hidden, "t_hidden", s.rows_of(H));
     direction.t_h0 = s.pointer(t_h0, "t_h0", s.h_state());
   }
-  if (s.gates) direction.t_gates = s.required(t_gates, "t_gates", s.rows_of(4 * H));
+  if (s.gates) direction.t_gates = s.required(t_gates, "t_gates", s.rows_of(s.layer.columns() * H));
   direction.through_w_hh =
       s.pointer(through_w_hh, "through_w_hh", s.rows_of(s.layer.shape.proj_size));
   direction.through_w_hr = s.pointer(through_w_hr, "through_w_hr", s.rows_of(H));

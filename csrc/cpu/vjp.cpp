@@ -25,7 +25,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_vjp(
   Layer& layer = s.layer;
   LayerShape& shape = layer.shape;
   const int64_t D = layer.directions(), N = layer.rows(), H = shape.hidden_size,
-                P = shape.proj_size, GH = layer.gates() * H;
+                P = shape.proj_size, GH = layer.products() * H;
   TORCH_CHECK(wanted.size() == static_cast<size_t>(4 * D), op, ": expected ", 4 * D, " flags, got ",
               wanted.size());
   TORCH_CHECK(w_ih.empty() || static_cast<int64_t>(w_ih.size()) == D, op, ": expected ", D,
@@ -58,8 +58,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_vjp(
   if (N == 0) return {d_input, r.d_h0, r.d_c0, r.d_hidden, d_params};
   if (!w_ih.empty()) products.d_input = d_input.mutable_data_ptr();
   products.shape = shape;
+  products.shape.hidden_size = GH;
+  products.apart = layer.columns() * H - GH;
   p.backward_threads = worthwhile_threads(layer, 0, true);
-  const int64_t row_bytes = layer.saved_gates() * H * static_cast<int64_t>(r.d_h0.element_size());
+  const int64_t row_bytes = layer.columns() * H * static_cast<int64_t>(r.d_h0.element_size());
   p.chunk_rows = std::clamp(kChunkBytes / row_bytes, kFewestChunkRows, kChunkRows);
   const Kernels& k = kernels(shape.dtype);
   run(layer, p, I, k.vjp_workspace, k.vjp);

@@ -80,10 +80,10 @@ host::ForwardResult forward(const char* op, CellKind cell, const Tensor& input,
   host::ForwardResult r;
   r.output = batch_sizes ? empty({N, D * P}) : empty({input.size(0), B, D * P});
   r.h_n = empty({D, B, P});
-  if (layer.lstm()) r.c_n = empty({D, B, H});
-  if (layer.lstm() || layer.gru()) r.gates = save ? empty({D, N, 4 * H}) : empty({0});
+  if (layer.has_c()) r.c_n = empty({D, B, H});
+  if (layer.saves_gates()) r.gates = save ? empty({D, N, layer.columns() * H}) : empty({0});
   r.hidden = save ? empty({D, N, P}) : empty({0});
-  if (layer.lstm()) r.cells = save ? empty({D, N, H}) : empty({0});
+  if (layer.has_c()) r.cells = save ? empty({D, N, H}) : empty({0});
   const ForwardCall call{layer,
                          input.contiguous().view({N, shape.input_size}),
                          layer.contiguous(h0, "h0", {D, B, P}),
@@ -117,13 +117,13 @@ host::BackwardResult backward(const char* op, CellKind cell, const OptionalTenso
   const LayerShape& shape = layer.shape;
   const int64_t D = layer.directions(), N = layer.rows(), B = layer.batch(), H = shape.hidden_size,
                 P = shape.proj_size;
-  layer.check(saved, layer.lstm() ? "cells" : "hidden", {D, N, H});
+  layer.check(saved, layer.has_c() ? "cells" : "hidden", {D, N, H});
   const auto empty = [&](at::IntArrayRef size) { return at::empty(size, layer.options); };
   host::BackwardResult r;
-  r.d_gates = empty({D, N, layer.saved_gates() * H});
+  r.d_gates = empty({D, N, layer.columns() * H});
   r.d_h0 = empty({D, B, P});
-  if (layer.lstm()) r.d_c0 = empty({D, B, H});
-  if (layer.lstm()) r.d_hidden = shape.projected ? empty({D, N, P}) : empty({0});
+  if (layer.has_c()) r.d_c0 = empty({D, B, H});
+  if (layer.has_c()) r.d_hidden = shape.projected ? empty({D, N, P}) : empty({0});
   const BackwardCall call{layer,
                           layer.contiguous_d_output(d_output),
                           layer.contiguous(d_h_n, "d_h_n", {D, B, P}),
@@ -131,12 +131,12 @@ host::BackwardResult backward(const char* op, CellKind cell, const OptionalTenso
                           layer.contiguous(d_cells, "d_cells", {D, N, H}),
                           layer.contiguous(h0, "h0", {D, B, P}),
                           layer.contiguous(c0, "c0", {D, B, H}),
-                          layer.contiguous(gates, "gates", {D, N, 4 * H}),
+                          layer.contiguous(gates, "gates", {D, N, layer.columns() * H}),
                           saved.contiguous(),
                           r};
   if (N == 0) {  // no step: the gradients of the final states are those of the initial ones
     call.d_h_n ? r.d_h0.copy_(*call.d_h_n) : r.d_h0.zero_();
-    if (layer.lstm()) call.d_c_n ? r.d_c0.copy_(*call.d_c_n) : r.d_c0.zero_();
+    if (layer.has_c()) call.d_c_n ? r.d_c0.copy_(*call.d_c_n) : r.d_c0.zero_();
     return r;
   }
   const Stream stream = current_stream();

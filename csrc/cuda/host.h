@@ -22,7 +22,7 @@ host::BackwardResult backward(const char* op, CellKind cell, const host::Optiona
 struct Engine {
   static constexpr auto forward = cuda::forward;
   static constexpr auto backward = cuda::backward;
-  static constexpr auto layer_gradients = cuda::layer_gradients;
+  static constexpr auto products = cuda::products;
 };
 
 }  // namespace fastrnn::cuda

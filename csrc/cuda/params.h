@@ -107,7 +107,6 @@ struct SinglePack {
 };
 
 struct SingleForward {
-  CellKind cell;
   Steps steps;                // pointers on the device
   int64_t hidden_size;        // H
   int directions;             // D
@@ -126,7 +125,6 @@ struct SingleForward {
 };
 
 struct SingleBackward {
-  CellKind cell;
   Steps steps;
   int64_t hidden_size;
   int directions;

@@ -38,7 +38,8 @@ struct TeamMemoryOnDevice {
 TeamMemoryOnDevice team_memory_on_device(const host::Layer& layer, Pass pass, const Plan& plan) {
   TeamMemoryOnDevice device{{plan.blocks, plan.row_tiles, nullptr, nullptr, wait_note()}, {}};
   if (plan.regime == Regime::kCluster) return device;
-  const TeamTile tile = team_tile(static_cast<int>(layer.gates()), pass, plan.numeric, plan.hidden);
+  const TeamTile tile =
+      team_tile(static_cast<int>(layer.products()), pass, plan.numeric, plan.hidden);
   const int64_t row_tiles = layer.directions() * plan.replicas * plan.row_tiles;
   const int64_t counters = row_tiles * kCounterStride;
   // Zeroed in stream order, in every call and every replay of a graph: what an earlier launch left
@@ -56,7 +57,6 @@ template <class Params>
 SinglePack fill(Params& p, const host::Layer& layer, const DeviceSteps& steps,
                 const Tensor& packed) {
   TORCH_CHECK(layer.shape.steps.seq_len <= INT32_MAX, layer.op, ": expected fewer than 2^31 steps");
-  p.cell = layer.shape.cell;
   p.steps = steps.steps;
   p.hidden_size = layer.shape.hidden_size;
   p.directions = layer.shape.directions;
@@ -69,7 +69,7 @@ SinglePack fill(Params& p, const host::Layer& layer, const DeviceSteps& steps,
 }
 
 Tensor packed_memory(const host::Layer& layer, Pass pass, const Plan& plan) {
-  const int gates = static_cast<int>(layer.gates());
+  const int gates = static_cast<int>(layer.products());
   const size_t bytes = plan.regime == Regime::kSingle
                            ? single_tile(gates, pass, plan.numeric, plan.hidden).packed_bytes
                            : team_tile(gates, pass, plan.numeric, plan.hidden).packed_bytes *
@@ -90,7 +90,10 @@ void add_through_products(const host::Layer& layer, const host::BackwardResult& 
     const Tensor behind = all.narrow(0, d == 0 ? 1 : 0, others);
     // Filled, not multiplied: what is not finite elsewhere in the sequence stays there.
     Tensor sum = at::sum(behind.masked_fill(others_stay, 0), {0}, false, at::kFloat);
-    if (layer.gru()) sum = at::cat({sum.narrow(1, 0, 2 * H), sum.narrow(1, 3 * H, H)}, 1);
+    if (layer.cell().apart()) {
+      const int64_t GH = layer.products() * H;
+      sum = at::cat({sum.narrow(1, 0, GH - H), sum.narrow(1, GH, H)}, 1);
+    }
     r.d_h0.select(0, d).add_(at::mm(sum, layer.params_of(d)[1].to(at::kFloat)));
   }
 }
@@ -130,7 +133,7 @@ int64_t team_capacity(const host::Layer& layer, Pass pass, const Plan& plan) {
 
 bool forward_persistent(const ForwardCall& call, const Plan& plan, Stream stream) {
   const host::Layer& layer = call.layer;
-  const int64_t D = layer.directions(), GH = layer.gates() * layer.shape.hidden_size;
+  const int64_t D = layer.directions(), GH = layer.products() * layer.shape.hidden_size;
   Tensor input_product = at::empty({D, layer.rows(), GH}, layer.options);
   for (int d = 0; d < D; ++d) {
     Tensor target = input_product.select(0, d);
@@ -150,19 +153,19 @@ bool forward_persistent(const ForwardCall& call, const Plan& plan, Stream stream
   p.c0 = host::data(call.c0);
   p.output = r.output.mutable_data_ptr();
   p.h_n = r.h_n.mutable_data_ptr();
-  if (layer.lstm()) p.c_n = r.c_n.mutable_data_ptr();
+  if (layer.has_c()) p.c_n = r.c_n.mutable_data_ptr();
   if (call.save) {
     if (r.gates.defined()) p.gates = r.gates.mutable_data_ptr();
     p.hidden = r.hidden.mutable_data_ptr();
-    if (layer.lstm()) p.cells = r.cells.mutable_data_ptr();
+    if (layer.has_c()) p.cells = r.cells.mutable_data_ptr();
   }
   if (plan.regime == Regime::kSingle) {
-    const SingleKernels& kernels = single_kernels(p.cell, plan.numeric);
+    const SingleKernels& kernels = single_kernels(layer.shape.cell, plan.numeric);
     return launched(layer, kernels.forward[column_of(kSingleHidden, plan)](pack, p, stream));
   }
   const TeamMemoryOnDevice device = team_memory_on_device(layer, Pass::kForward, plan);
   return launched(
-      layer, team_kernels(p.cell, plan)
+      layer, team_kernels(layer.shape.cell, plan)
                  .forward(pack, {p, device.team}, team_size(plan, layer.shape.directions), stream));
 }
 
@@ -179,23 +182,23 @@ bool backward_persistent(const BackwardCall& call, const Plan& plan, Stream stre
   p.h0 = host::data(call.h0);
   p.c0 = host::data(call.c0);
   p.gates = host::data(call.gates);
-  (layer.lstm() ? p.cells : p.hidden) = host::data(call.saved);
+  (layer.has_c() ? p.cells : p.hidden) = host::data(call.saved);
   p.d_gates = r.d_gates.mutable_data_ptr();
   p.d_h0 = r.d_h0.mutable_data_ptr();
-  if (layer.lstm()) p.d_c0 = r.d_c0.mutable_data_ptr();
+  if (layer.has_c()) p.d_c0 = r.d_c0.mutable_data_ptr();
   Tensor of_resets;  // what they add to d_h0 and d_c0 past the product
   if (layer.shape.steps.resets != nullptr && layer.shape.steps.to_initial) {
     of_resets = at::zeros({2, r.d_h0.numel()}, layer.options.dtype(at::kFloat));
     p.reset_d_h = of_resets.mutable_data_ptr<float>();
-    if (layer.lstm()) p.reset_d_c = p.reset_d_h + r.d_h0.numel();
+    if (layer.has_c()) p.reset_d_c = p.reset_d_h + r.d_h0.numel();
   }
   const auto run = [&] {
     if (plan.regime == Regime::kSingle) {
-      const SingleKernels& kernels = single_kernels(p.cell, plan.numeric);
+      const SingleKernels& kernels = single_kernels(layer.shape.cell, plan.numeric);
       return launched(layer, kernels.backward[column_of(kSingleHidden, plan)](pack, p, stream));
     }
     const TeamMemoryOnDevice device = team_memory_on_device(layer, Pass::kBackward, plan);
-    return launched(layer, team_kernels(p.cell, plan)
+    return launched(layer, team_kernels(layer.shape.cell, plan)
                                .backward(pack, {p, device.team},
                                          team_size(plan, layer.shape.directions), stream));
   };

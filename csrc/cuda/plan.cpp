@@ -4,12 +4,13 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "cells/list.h"
 #include "cuda/step_costs.h"
 
 namespace fastrnn::cuda {
 namespace {
 
-int gates_of(CellKind cell) { return cell == CellKind::kLstm ? 4 : cell == CellKind::kGru ? 3 : 1; }
+int gates_of(CellKind cell) { return cells::traits(cell).products; }
 
 int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

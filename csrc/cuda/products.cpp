@@ -1,4 +1,4 @@
-// layer_gradients on CUDA: torch's products and sums over all steps at once. Each
+// `products` on CUDA: torch's products and sums over all steps at once. Each
 // gradient is one product, so that it is accumulated in the matrix product's
 // own precision and rounded once.
 #include "cuda/products.h"
@@ -49,22 +49,25 @@ DeviceSteps upload_steps(const host::Layer& layer, Stream stream) {
   return device;
 }
 
-std::tuple<Tensor, std::vector<Tensor>> layer_gradients(
-    c10::string_view cell, const Tensor& d_gates, const OptionalTensor& batch_sizes,
-    c10::SymInt batch, const OptionalTensor& input, const OptionalTensor& hidden,
-    const OptionalTensor& h0, at::TensorList w_ih, const c10::List<bool>& wanted,
-    const OptionalTensor& resets, bool reset_to_hx) {
-  const char* op = "layer_gradients";
+std::tuple<Tensor, std::vector<Tensor>> products(const Tensor& d_gates, c10::SymInt apart_columns,
+                                                 const OptionalTensor& batch_sizes,
+                                                 c10::SymInt batch, const OptionalTensor& input,
+                                                 const OptionalTensor& hidden,
+                                                 const OptionalTensor& h0, at::TensorList w_ih,
+                                                 const c10::List<bool>& wanted,
+                                                 const OptionalTensor& resets, bool reset_to_hx) {
+  const char* op = "products";
   TORCH_CHECK(is_ours(d_gates), op, ": expected d_gates on ", kDeviceName, ", got ",
               d_gates.device());
   const DeviceGuard device(d_gates.device());
   const at::AutoDispatchBelowADInplaceOrView below;
-  host::Layer layer(host::gradients_layer(cell, d_gates, batch_sizes, batch.expect_int(), input,
-                                          hidden, w_ih, wanted));
+  const int64_t apart = apart_columns.expect_int();
+  host::Layer layer(host::layer_of_products(op, d_gates, apart, batch_sizes, batch.expect_int(),
+                                            input, hidden, w_ih, wanted));
   layer.set_resets({resets, reset_to_hx});
   const LayerShape& shape = layer.shape;
   const int64_t D = layer.directions(), N = layer.rows(), B = layer.batch(), I = shape.input_size,
-                H = shape.hidden_size, P = shape.proj_size, GH = layer.gates() * H;
+                P = shape.proj_size, GH = shape.hidden_size;
   const Tensor gradients = d_gates.contiguous();
   const OptionalTensor x = layer.contiguous(input, "input", {N, I});
   const OptionalTensor h = layer.contiguous(hidden, "hidden", {D, N, P});
@@ -94,14 +97,14 @@ std::tuple<Tensor, std::vector<Tensor>> layer_gradients(
         target.zero_();
         continue;
       }
-      // A GRU's recurrent products have d_r, d_z and, apart from them, d_n times r.
-      const int64_t together = layer.gru() && k % 2 == 1 ? 2 * H : GH;
+      // Of recurrent products the last may be apart.
+      const int64_t together = k % 2 == 1 ? GH - apart : GH;
       const auto parts = [&](auto product) {
         Tensor part = target.narrow(0, 0, together);
         product(part, all.narrow(1, 0, together));
         if (together == GH) return;
-        part = target.narrow(0, together, H);
-        product(part, all.narrow(1, 3 * H, H));
+        part = target.narrow(0, together, apart);
+        product(part, all.narrow(1, GH, apart));
       };
       if (k == 0) {
         at::mm_out(target, of_input.t(), *x);

@@ -107,7 +107,7 @@ void forward_by_steps(const ForwardCall& call, Stream stream) {
   const LayerShape& shape = layer.shape;
   const Steps& steps = shape.steps;
   const int64_t D = layer.directions(), N = steps.rows, H = shape.hidden_size, P = shape.proj_size,
-                B = steps.batch, GH = layer.gates() * H;
+                B = steps.batch, GH = layer.products() * H;
   const StepKernels& kernels = step_kernels(shape.dtype);
   const host::ForwardResult& r = call.result;
   const bool gates_saved = call.save && r.gates.defined();
@@ -120,8 +120,8 @@ void forward_by_steps(const ForwardCall& call, Stream stream) {
     Tensor h = r.h_n.select(0, d);
     call.h0 ? h.copy_(call.h0->select(0, d)) : h.zero_();
     Tensor state;
-    if (layer.lstm()) state = initial_state(layer, call.c0, d, H);
-    if (layer.gru()) state = initial_state(layer, call.h0, d, H);
+    if (layer.has_c()) state = initial_state(layer, call.c0, d, H);
+    if (layer.cell().carries_h) state = initial_state(layer, call.h0, d, H);
     Tensor before_projection = shape.projected ? at::empty({B, H}, layer.options) : h;
     Rows buffers({at::empty({B, GH}, layer.options), h, before_projection});
     InputProduct input_product(layer, call.input, w[0], reverse);
@@ -141,7 +141,7 @@ void forward_by_steps(const ForwardCall& call, Stream stream) {
     if (steps.to_initial && call.c0) reset_c = call.c0->select(0, d);
     if (!shape.projected) {
       p.reset_h = host::data(reset_h);
-      p.reset_state = layer.lstm() ? host::data(reset_c) : p.reset_h;
+      p.reset_state = layer.has_c() ? host::data(reset_c) : p.reset_h;
     }
     for (int64_t s = 0; s < steps.seq_len; ++s) {
       const int64_t t = step_at(steps, s, reverse), row = steps.offset(t);
@@ -158,8 +158,8 @@ void forward_by_steps(const ForwardCall& call, Stream stream) {
         p.output = at_element_mutable(output, row * D * P + d * P);
         p.hidden = call.save ? at_element_mutable(r.hidden, (d * N + row) * P) : nullptr;
       }
-      if (gates_saved) p.gates = at_element_mutable(r.gates, (d * N + row) * 4 * H);
-      if (call.save && layer.lstm()) p.cells = at_element_mutable(r.cells, (d * N + row) * H);
+      if (gates_saved) p.gates = at_element_mutable(r.gates, (d * N + row) * layer.columns() * H);
+      if (call.save && layer.has_c()) p.cells = at_element_mutable(r.cells, (d * N + row) * H);
       const int64_t next = step_at(steps, s + 1, reverse);
       const bool may_reset = steps.resets != nullptr && s + 1 < steps.seq_len;
       p.resets = may_reset && !shape.projected ? parted(steps, t, next) : nullptr;
@@ -174,7 +174,7 @@ void forward_by_steps(const ForwardCall& call, Stream stream) {
         }
       }
     }
-    if (layer.lstm()) r.c_n.select(0, d).copy_(state);
+    if (layer.has_c()) r.c_n.select(0, d).copy_(state);
   }
 }
 
@@ -183,7 +183,7 @@ void backward_by_steps(const BackwardCall& call, Stream stream) {
   const LayerShape& shape = layer.shape;
   const Steps& steps = shape.steps;
   const int64_t D = layer.directions(), N = steps.rows, H = shape.hidden_size, P = shape.proj_size,
-                B = steps.batch, SH = layer.saved_gates() * H;
+                B = steps.batch, SH = layer.columns() * H;
   const StepKernels& kernels = step_kernels(shape.dtype);
   const host::BackwardResult& r = call.result;
   for (int d = 0; d < D; ++d) {
@@ -192,26 +192,27 @@ void backward_by_steps(const BackwardCall& call, Stream stream) {
     const Tensor* w = layer.params_of(d);
     const Tensor w_hr = shape.projected ? w[layer.has_biases ? 4 : 2] : Tensor();
     Tensor carried = initial_state(layer, call.d_h_n, d, P);
-    Tensor d_c = layer.lstm() ? initial_state(layer, call.d_c_n, d, H) : Tensor();
+    Tensor d_c = layer.has_c() ? initial_state(layer, call.d_c_n, d, H) : Tensor();
     Tensor product = at::empty({B, P}, layer.options);
     Tensor d_before_projection = shape.projected ? at::empty({B, H}, layer.options) : product;
-    Tensor d_recurrent = layer.gru() ? at::empty({B, 3 * H}, layer.options) : product;
+    Tensor d_recurrent =
+        layer.cell().apart() ? at::empty({B, layer.products() * H}, layer.options) : product;
     Rows buffers({product, d_before_projection, d_recurrent});
 
     PointwiseBackward p{};
     p.cell = shape.cell;
     p.hidden_size = H;
-    p.d_c = layer.lstm() ? d_c.mutable_data_ptr() : nullptr;
-    p.d_recurrent = layer.gru() ? d_recurrent.mutable_data_ptr() : nullptr;
+    p.d_c = layer.has_c() ? d_c.mutable_data_ptr() : nullptr;
+    p.d_recurrent = layer.cell().apart() ? d_recurrent.mutable_data_ptr() : nullptr;
     IncomingGradient d_h{nullptr, D * P,  product.const_data_ptr(), 0, carried.mutable_data_ptr(),
                          nullptr, nullptr};
-    const OptionalTensor& initial = layer.lstm() ? call.c0 : call.h0;
+    const OptionalTensor& initial = layer.has_c() ? call.c0 : call.h0;
     // What resets to the initial state add to its gradients.
     Tensor reset_d_h, reset_d_c;
     if (steps.resets != nullptr && steps.to_initial) {
       reset_d_h = initial_state(layer, std::nullopt, d, P);
       d_h.reset = reset_d_h.mutable_data_ptr();
-      if (layer.lstm()) {
+      if (layer.has_c()) {
         reset_d_c = initial_state(layer, std::nullopt, d, H);
         p.reset_d_c = reset_d_c.mutable_data_ptr();
       }
@@ -240,7 +241,7 @@ void backward_by_steps(const BackwardCall& call, Stream stream) {
                     known ? steps.count(before) : 0, at_element(initial, d * B * H),
                     known ? parted(steps, t, before) : nullptr,
                     steps.to_initial ? at_element(initial, d * B * H) : nullptr};
-      p.gates = at_element(call.gates, (d * N + row) * 4 * H);
+      p.gates = at_element(call.gates, (d * N + row) * SH);
       p.current = at_element(call.saved, (d * N + row) * H);
       p.d_gates = at_element_mutable(r.d_gates, (d * N + row) * SH);
       if (call.d_cells) {
@@ -255,7 +256,8 @@ void backward_by_steps(const BackwardCall& call, Stream stream) {
       check_launch(layer.op, kernels.backward(p, stream));
       Tensor product_rows = first[0];
       at::mm_out(product_rows,
-                 layer.gru() ? first[2] : r.d_gates.select(0, d).narrow(0, row, p.rows), w[1]);
+                 layer.cell().apart() ? first[2] : r.d_gates.select(0, d).narrow(0, row, p.rows),
+                 w[1]);
       d_h.product_rows = p.rows;
     }
     // By now every row has had a step, and keeps the product of its last one.
@@ -266,7 +268,7 @@ void backward_by_steps(const BackwardCall& call, Stream stream) {
     check_launch(layer.op, kernels.gradient_sum(sum, stream));
     if (reset_d_h.defined()) r.d_h0.select(0, d).add_(reset_d_h);
     if (reset_d_c.defined()) d_c.add_(reset_d_c);
-    if (layer.lstm()) r.d_c0.select(0, d).copy_(d_c);
+    if (layer.has_c()) r.d_c0.select(0, d).copy_(d_c);
   }
 }
 

@@ -5,7 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
 
-#include "layer_shape.h"
+#include "host/cells.h"
 
 namespace fastrnn::host {
 
@@ -31,12 +31,6 @@ inline DType dtype_of(const char* op, const Tensor& t) {
 
 inline const void* data(const Tensor& t) { return t.const_data_ptr(); }
 inline const void* data(const OptionalTensor& t) { return t ? t->const_data_ptr() : nullptr; }
-
-inline CellKind rnn_kind(const char* op, std::string_view nonlinearity) {
-  TORCH_CHECK(nonlinearity == "tanh" || nonlinearity == "relu", op,
-              ": expected nonlinearity \"tanh\" or \"relu\", got \"", nonlinearity, "\"");
-  return nonlinearity == "tanh" ? CellKind::kRnnTanh : CellKind::kRnnRelu;
-}
 
 // Where a layer forgets what came before, and what it starts from there.
 struct Resets {
@@ -65,10 +59,11 @@ struct Layer {
   Layer(Layer&&) = default;
   Layer(const Layer&) = delete;
 
-  bool lstm() const { return shape.cell == CellKind::kLstm; }
-  bool gru() const { return shape.cell == CellKind::kGru; }
-  int64_t gates() const { return lstm() ? 4 : gru() ? 3 : 1; }
-  int64_t saved_gates() const { return lstm() || gru() ? 4 : 1; }  // columns of d_gates, times H
+  const cells::Traits& cell() const { return cells::traits(shape.cell); }
+  bool has_c() const { return cell().has_c(); }
+  int64_t products() const { return cell().products; }
+  int64_t columns() const { return cell().columns; }  // of d_gates, times H
+  bool saves_gates() const { return cell().saved() > 0; }
   int64_t rows() const { return shape.steps.rows; }
   int64_t batch() const { return shape.steps.batch; }
   int64_t directions() const { return shape.directions; }
@@ -95,18 +90,19 @@ struct Layer {
                 each, " (or ", each + 1, " with projection) params for each of ", count,
                 " directions, got ", list.size());
     shape.projected = list.size() == count * (each + 1);
-    TORCH_CHECK(!shape.projected || lstm(), op, ": expected no projection weight");
+    TORCH_CHECK(!shape.projected || has_c(), op, ": expected no projection weight");
     const Tensor& w_ih = list[0];
     const Tensor& w_hh = list[1];
-    TORCH_CHECK(w_ih.dim() == 2 && w_hh.dim() == 2 && w_hh.size(0) % gates() == 0, op,
-                ": expected w_ih and w_hh of shape (", gates(), "*hidden_size, input_size) and (",
-                gates(), "*hidden_size, h_size), got ", w_ih.sizes(), " and ", w_hh.sizes());
+    TORCH_CHECK(w_ih.dim() == 2 && w_hh.dim() == 2 && w_hh.size(0) % products() == 0, op,
+                ": expected w_ih and w_hh of shape (", products(),
+                "*hidden_size, input_size) and (", products(), "*hidden_size, h_size), got ",
+                w_ih.sizes(), " and ", w_hh.sizes());
     shape.input_size = input_size >= 0 ? input_size : w_ih.size(1);
-    shape.hidden_size = w_hh.size(0) / gates();
+    shape.hidden_size = w_hh.size(0) / products();
     shape.proj_size = w_hh.size(1);
-    const int64_t H = shape.hidden_size, P = shape.proj_size, GH = gates() * H;
+    const int64_t H = shape.hidden_size, P = shape.proj_size, GH = products() * H;
     TORCH_CHECK(H > 0 && P > 0 && shape.input_size > 0 && (shape.projected || P == H), op,
-                ": expected w_hh of shape (", gates(), "*hidden_size, hidden_size), got ",
+                ": expected w_hh of shape (", products(), "*hidden_size, hidden_size), got ",
                 w_hh.sizes());
     params.reserve(list.size());
     for (size_t i = 0; i < list.size(); ++i) {
@@ -217,26 +213,20 @@ struct Layer {
   }
 };
 
-// The layer whose products layer_gradients computes, all arguments checked but
-// for the shapes of the tensors.
-inline Layer gradients_layer(c10::string_view cell, const Tensor& d_gates,
-                             const OptionalTensor& batch_sizes, int64_t B,
-                             const OptionalTensor& input, const OptionalTensor& hidden,
-                             at::TensorList w_ih, const c10::List<bool>& wanted) {
-  const char* op = "layer_gradients";
-  TORCH_CHECK(cell == "lstm" || cell == "gru" || cell == "rnn", op,
-              ": expected cell lstm, gru or rnn, got ", cell);
+// The layer whose products over all steps `products` computes, all arguments checked but for the
+// shapes of the tensors. apart: how many columns at the end of d_gates are the recurrent product's
+// alone; as many before them are then the input product's alone.
+inline Layer layer_of_products(const char* op, const Tensor& d_gates, int64_t apart,
+                               const OptionalTensor& batch_sizes, int64_t B,
+                               const OptionalTensor& input, const OptionalTensor& hidden,
+                               at::TensorList w_ih, const c10::List<bool>& wanted) {
   TORCH_CHECK(d_gates.dim() == 3 && (d_gates.size(0) == 1 || d_gates.size(0) == 2), op,
-              ": expected d_gates of shape (directions, rows, gates), got ", d_gates.sizes());
-  const CellKind kind = cell == "lstm"  ? CellKind::kLstm
-                        : cell == "gru" ? CellKind::kGru
-                                        : CellKind::kRnnTanh;
-  Layer layer(op, d_gates, kind, static_cast<int>(d_gates.size(0)), false);
+              ": expected d_gates of shape (directions, rows, columns), got ", d_gates.sizes());
+  Layer layer(op, d_gates, cells::kKind<cells::RnnTanh>, static_cast<int>(d_gates.size(0)), false);
   layer.check(d_gates, "d_gates", d_gates.sizes());
   const int64_t D = d_gates.size(0), N = d_gates.size(1), columns = d_gates.size(2);
-  TORCH_CHECK(columns > 0 && columns % layer.saved_gates() == 0, op,
-              ": expected d_gates with 4*hidden_size columns, got ", columns);
-  const int64_t H = columns / layer.saved_gates();
+  TORCH_CHECK(columns > 0 && apart >= 0 && 2 * apart <= columns, op,
+              ": expected d_gates with at least 2*apart = ", 2 * apart, " columns, got ", columns);
   TORCH_CHECK(wanted.size() == static_cast<size_t>(4 * D), op, ": expected ", 4 * D, " flags, got ",
               wanted.size());
   TORCH_CHECK(w_ih.empty() || w_ih.size() == static_cast<size_t>(D), op, ": expected ", D,
@@ -249,8 +239,9 @@ inline Layer gradients_layer(c10::string_view cell, const Tensor& d_gates,
   }
   LayerShape& shape = layer.shape;
   layer.set_steps(batch_sizes, N, B);
-  shape.hidden_size = H;
-  shape.proj_size = hidden ? hidden->size(-1) : H;
+  // To products a layer has one block of as many rows as each of its weights.
+  shape.hidden_size = columns - apart;
+  shape.proj_size = hidden ? hidden->size(-1) : 1;
   shape.input_size = input ? input->size(-1) : !w_ih.empty() ? w_ih[0].size(1) : 1;
   return layer;
 }

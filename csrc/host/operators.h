@@ -4,7 +4,7 @@
 //                         bidirectional, save, resets)
 //   BackwardResult backward(op, cell, d_output, d_h_n, d_c_n, d_cells, batch_sizes, h0, c0, gates,
 //                           saved, params, has_biases, bidirectional, resets)
-//   layer_gradients, as the operator
+//   products, as the operator
 // where `saved` is hidden, or for the LSTM cells. docs/design.md has the shapes; what a cell does
 // not have is left undefined.
 #pragma once
@@ -25,8 +25,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward(
     const Tensor& input, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
     const OptionalTensor& c0, at::TensorList params, bool has_biases, bool bidirectional, bool save,
     const OptionalTensor& resets, bool reset_to_hx) {
-  auto r = Engine::forward("lstm_forward", CellKind::kLstm, input, batch_sizes, h0, c0, params,
-                           has_biases, bidirectional, save, {resets, reset_to_hx});
+  auto r = Engine::forward("lstm_forward", cells::kKind<cells::Lstm>, input, batch_sizes, h0, c0,
+                           params, has_biases, bidirectional, save, {resets, reset_to_hx});
   return {r.output, r.h_n, r.c_n, r.gates, r.hidden, r.cells};
 }
 
@@ -36,9 +36,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_backward(
     const OptionalTensor& d_cells, const OptionalTensor& batch_sizes, const OptionalTensor& c0,
     const Tensor& gates, const Tensor& cells, at::TensorList params, bool has_biases,
     bool bidirectional, const OptionalTensor& resets, bool reset_to_hx) {
-  auto r = Engine::backward("lstm_backward", CellKind::kLstm, d_output, d_h_n, d_c_n, d_cells,
-                            batch_sizes, std::nullopt, c0, gates, cells, params, has_biases,
-                            bidirectional, {resets, reset_to_hx});
+  auto r = Engine::backward("lstm_backward", cells::kKind<cells::Lstm>, d_output, d_h_n, d_c_n,
+                            d_cells, batch_sizes, std::nullopt, c0, gates, cells, params,
+                            has_biases, bidirectional, {resets, reset_to_hx});
   return {r.d_gates, r.d_h0, r.d_c0, r.d_hidden};
 }
 
@@ -47,8 +47,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gru_forward(
     const Tensor& input, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
     at::TensorList params, bool has_biases, bool bidirectional, bool save,
     const OptionalTensor& resets, bool reset_to_hx) {
-  auto r = Engine::forward("gru_forward", CellKind::kGru, input, batch_sizes, h0, std::nullopt,
-                           params, has_biases, bidirectional, save, {resets, reset_to_hx});
+  auto r =
+      Engine::forward("gru_forward", cells::kKind<cells::Gru>, input, batch_sizes, h0, std::nullopt,
+                      params, has_biases, bidirectional, save, {resets, reset_to_hx});
   return {r.output, r.h_n, r.gates, r.hidden};
 }
 
@@ -58,10 +59,17 @@ std::tuple<Tensor, Tensor> gru_backward(const OptionalTensor& d_output, const Op
                                         const Tensor& gates, const Tensor& hidden,
                                         at::TensorList params, bool has_biases, bool bidirectional,
                                         const OptionalTensor& resets, bool reset_to_hx) {
-  auto r = Engine::backward("gru_backward", CellKind::kGru, d_output, d_h_n, std::nullopt,
+  auto r = Engine::backward("gru_backward", cells::kKind<cells::Gru>, d_output, d_h_n, std::nullopt,
                             std::nullopt, batch_sizes, h0, std::nullopt, gates, hidden, params,
                             has_biases, bidirectional, {resets, reset_to_hx});
   return {r.d_gates, r.d_h0};
+}
+
+inline CellKind rnn_kind(const char* op, c10::string_view cell) {
+  const CellKind kind = cell_kind(op, cell);
+  TORCH_CHECK(kind == cells::kKind<cells::RnnTanh> || kind == cells::kKind<cells::RnnRelu>, op,
+              ": expected cell rnn_tanh or rnn_relu, got ", cell);
+  return kind;
 }
 
 template <class Engine>
@@ -69,9 +77,9 @@ std::tuple<Tensor, Tensor, Tensor> rnn_forward(const Tensor& input,
                                                const OptionalTensor& batch_sizes,
                                                const OptionalTensor& h0, at::TensorList params,
                                                bool has_biases, bool bidirectional,
-                                               c10::string_view nonlinearity, bool save,
+                                               c10::string_view cell, bool save,
                                                const OptionalTensor& resets, bool reset_to_hx) {
-  const CellKind kind = rnn_kind("rnn_forward", {nonlinearity.data(), nonlinearity.size()});
+  const CellKind kind = rnn_kind("rnn_forward", cell);
   auto r = Engine::forward("rnn_forward", kind, input, batch_sizes, h0, std::nullopt, params,
                            has_biases, bidirectional, save, {resets, reset_to_hx});
   return {r.output, r.h_n, r.hidden};
@@ -81,9 +89,9 @@ template <class Engine>
 std::tuple<Tensor, Tensor> rnn_backward(const OptionalTensor& d_output, const OptionalTensor& d_h_n,
                                         const OptionalTensor& batch_sizes, const Tensor& hidden,
                                         at::TensorList params, bool has_biases, bool bidirectional,
-                                        c10::string_view nonlinearity, const OptionalTensor& resets,
+                                        c10::string_view cell, const OptionalTensor& resets,
                                         bool reset_to_hx) {
-  const CellKind kind = rnn_kind("rnn_backward", {nonlinearity.data(), nonlinearity.size()});
+  const CellKind kind = rnn_kind("rnn_backward", cell);
   auto r = Engine::backward("rnn_backward", kind, d_output, d_h_n, std::nullopt, std::nullopt,
                             batch_sizes, std::nullopt, std::nullopt, std::nullopt, hidden, params,
                             has_biases, bidirectional, {resets, reset_to_hx});
@@ -98,7 +106,7 @@ void implement(torch::Library& m) {
   m.impl("gru_backward", gru_backward<Engine>);
   m.impl("rnn_forward", rnn_forward<Engine>);
   m.impl("rnn_backward", rnn_backward<Engine>);
-  m.impl("layer_gradients", +Engine::layer_gradients);
+  m.impl("products", +Engine::products);
 }
 
 }  // namespace fastrnn::host

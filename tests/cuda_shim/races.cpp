@@ -17,6 +17,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "cells/list.h"
 #include "cuda/launchers.h"
 #include "cuda/primitives.h"
 
@@ -180,9 +181,9 @@ enum class Kind { kSingle, kCluster, kGrid };
 
 // Runs one pass of a layer; p lacks only the weights.
 template <class Params, class TeamParams>
-const char* run_pass(Kind kind, Pass pass, Numeric numeric, Buffer (&w_hh)[2], Params& p) {
-  const CellKind cell = p.cell;
-  const int gates = cell == CellKind::kLstm ? 4 : cell == CellKind::kGru ? 3 : 1;
+const char* run_pass(Kind kind, CellKind cell, Pass pass, Numeric numeric, Buffer (&w_hh)[2],
+                     Params& p) {
+  const int gates = cells::traits(cell).products;
   const int64_t H = p.hidden_size, D = p.directions;
   const bool single = kind == Kind::kSingle, cluster = kind == Kind::kCluster;
   size_t column = 0;
@@ -219,8 +220,8 @@ const char* run_pass(Kind kind, Pass pass, Numeric numeric, Buffer (&w_hh)[2], P
 }
 
 void run(Kind kind, CellKind cell, Numeric numeric, int64_t H, bool packed) {
-  const int gates = cell == CellKind::kLstm ? 4 : cell == CellKind::kGru ? 3 : 1;
-  const int64_t D = 2, S = cell == CellKind::kLstm || cell == CellKind::kGru ? 4 : 1;
+  const int gates = cells::traits(cell).products;
+  const int64_t D = 2, S = cells::traits(cell).columns;
   const std::vector<int64_t> counts = {11, 11, 3}, offsets = {0, 11, 22};
   const int64_t B = 11, T = 3, N = packed ? 25 : 33;
   const Steps steps{T, B, N, packed ? counts.data() : nullptr, packed ? offsets.data() : nullptr};
@@ -239,7 +240,6 @@ void run(Kind kind, CellKind cell, Numeric numeric, int64_t H, bool packed) {
   };
 
   SingleForward f{};
-  f.cell = cell;
   f.steps = steps;
   f.hidden_size = H;
   f.directions = static_cast<int>(D);
@@ -253,7 +253,8 @@ void run(Kind kind, CellKind cell, Numeric numeric, int64_t H, bool packed) {
   f.gates = saved.data();
   f.hidden = hidden.data();
   f.cells = cells.data();
-  launch_or_exit(run_pass<SingleForward, TeamForward>(kind, Pass::kForward, numeric, w_hh, f));
+  launch_or_exit(
+      run_pass<SingleForward, TeamForward>(kind, cell, Pass::kForward, numeric, w_hh, f));
   expect_written("output", numeric, output, N * D * H);
   expect_written("h_n", numeric, h_n, D * B * H);
   expect_written("hidden", numeric, hidden, D * N * H);
@@ -261,7 +262,6 @@ void run(Kind kind, CellKind cell, Numeric numeric, int64_t H, bool packed) {
   Buffer d_gates = buffer(numeric, D * N * S * H, false), d_h0 = buffer(numeric, D * B * H, false);
   Buffer d_c0 = buffer(numeric, D * B * H, false), d_output = buffer(numeric, N * D * H, true);
   SingleBackward b{};
-  b.cell = cell;
   b.steps = steps;
   b.hidden_size = H;
   b.directions = static_cast<int>(D);
@@ -276,7 +276,8 @@ void run(Kind kind, CellKind cell, Numeric numeric, int64_t H, bool packed) {
   b.d_gates = d_gates.data();
   b.d_h0 = d_h0.data();
   b.d_c0 = d_c0.data();
-  launch_or_exit(run_pass<SingleBackward, TeamBackward>(kind, Pass::kBackward, numeric, w_hh, b));
+  launch_or_exit(
+      run_pass<SingleBackward, TeamBackward>(kind, cell, Pass::kBackward, numeric, w_hh, b));
   expect_written("d_gates", numeric, d_gates, D * N * S * H);
   expect_written("d_h0", numeric, d_h0, D * B * H);
 }
@@ -290,11 +291,12 @@ int main() {
     return 1;
   }
   int cases = 0;
-  for (const CellKind cell : {CellKind::kLstm, CellKind::kGru, CellKind::kRnnTanh}) {
+  for (const CellKind cell :
+       {cells::kKind<cells::Lstm>, cells::kKind<cells::Gru>, cells::kKind<cells::RnnTanh>}) {
     for (const Numeric numeric :
          {Numeric::kFloat, Numeric::kTf32, Numeric::kBFloat16, Numeric::kHalf}) {
       for (const bool packed : {false, true}) {
-        if (!packed && cell != CellKind::kLstm) continue;
+        if (!packed && cell != cells::kKind<cells::Lstm>) continue;
         run(Kind::kSingle, cell, numeric, 19, packed);
         ++cases;
       }
@@ -304,10 +306,10 @@ int main() {
       }
     }
   }
-  run(Kind::kSingle, CellKind::kLstm, Numeric::kBFloat16, 64, true);
-  run(Kind::kSingle, CellKind::kGru, Numeric::kFloat, 40, true);
-  run(Kind::kCluster, CellKind::kLstm, Numeric::kBFloat16, 80, false);
-  run(Kind::kGrid, CellKind::kGru, Numeric::kTf32, 80, false);
+  run(Kind::kSingle, cells::kKind<cells::Lstm>, Numeric::kBFloat16, 64, true);
+  run(Kind::kSingle, cells::kKind<cells::Gru>, Numeric::kFloat, 40, true);
+  run(Kind::kCluster, cells::kKind<cells::Lstm>, Numeric::kBFloat16, 80, false);
+  run(Kind::kGrid, cells::kKind<cells::Gru>, Numeric::kTf32, 80, false);
   std::printf("cuda shim: %d cases without a race\n", cases + 4);
   return 0;
 }

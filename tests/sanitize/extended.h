@@ -66,7 +66,7 @@ void normalise_row(Values& x) {
 ExtendedResults extended_reference(const ExtendedConfig& e, const ExtendedTensors& t) {
   const Config& c = e.c;
   const int64_t H = c.H, D = c.directions, GH = c.gates() * H, N = c.rows;
-  const bool lstm = c.cell == CellKind::kLstm, gru = c.cell == CellKind::kGru;
+  const bool lstm = c.cell == cells::kKind<cells::Lstm>, gru = c.cell == cells::kKind<cells::Gru>;
   ExtendedResults r{Values(N * D * H), t.h0, t.c0};
   for (int64_t d = 0; d < D; ++d) {
     for (int64_t s = 0; s < c.T; ++s) {
@@ -120,7 +120,7 @@ ExtendedResults extended_reference(const ExtendedConfig& e, const ExtendedTensor
             fresh_h[j] = (1 - z) * n + z * h[j];
           } else {
             const double a = gate(0);
-            fresh_h[j] = c.cell == CellKind::kRnnTanh ? std::tanh(a) : a > 0 ? a : 0;
+            fresh_h[j] = c.cell == cells::kKind<cells::RnnTanh> ? std::tanh(a) : a > 0 ? a : 0;
           }
         }
         if (lstm) {
@@ -154,16 +154,17 @@ void run_extended(const Config& config, const std::string& name) {
   ExtendedConfig e{config,
                    static_cast<Norm>(generator() % 3),
                    generator() % 2 != 0,
-                   config.cell == CellKind::kLstm && generator() % 2 != 0,
+                   config.cell == cells::kKind<cells::Lstm> && generator() % 2 != 0,
                    generator() % 2 != 0,
                    generator() % 2 != 0,
-                   config.cell == CellKind::kLstm && generator() % 2 != 0 ? 0.25 : 0,
+                   config.cell == cells::kKind<cells::Lstm> && generator() % 2 != 0 ? 0.25 : 0,
                    generator() % 2 != 0 ? 0.5 : 0,
                    generator() % 2 != 0 ? 0.375 : 0};
-  if (config.cell == CellKind::kRnnTanh || config.cell == CellKind::kRnnRelu) e.dropout = 0;
+  if (config.cell == cells::kKind<cells::RnnTanh> || config.cell == cells::kKind<cells::RnnRelu>)
+    e.dropout = 0;
   const Config& c = e.c;
   const int64_t D = c.directions, N = c.rows, H = c.H, GH = c.gates() * H, BH = D * c.B * H;
-  const bool lstm = c.cell == CellKind::kLstm, gru = c.cell == CellKind::kGru;
+  const bool lstm = c.cell == cells::kKind<cells::Lstm>, gru = c.cell == cells::kKind<cells::Gru>;
   const bool norms = e.norm != Norm::kNone, norms_x = e.norm == Norm::kRecurrent;
   const std::string where = name + " extended norm=" + std::to_string(static_cast<int>(e.norm)) +
                             (e.random ? " random" : "") + (e.cell_norm ? " cell" : "") +
@@ -303,7 +304,7 @@ void run_extended(const Config& config, const std::string& name) {
   }
   // Each argument by itself, so that none hides behind a larger one. A quotient across a kink of
   // relu has no slope to compare with.
-  if (c.cell == CellKind::kRnnRelu) return;
+  if (c.cell == cells::kKind<cells::RnnRelu>) return;
   const bool moves[10] = {
       true,   c.initial, c.initial && lstm, true,       norms_x, norms_x && e.bias,
       e.bias, norms,     e.cell_norm,       e.cell_norm};

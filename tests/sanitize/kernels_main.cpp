@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "cells/list.h"
 #include "cpu/dispatch.h"
 #include "cpu/kernels/types.h"
 #include "cpu/params.h"
@@ -135,8 +136,8 @@ struct Config {
   std::vector<int64_t> counts, offsets;
   int64_t rows;
 
-  int64_t gates() const { return cell == CellKind::kLstm ? 4 : cell == CellKind::kGru ? 3 : 1; }
-  int64_t saved() const { return cell == CellKind::kLstm || cell == CellKind::kGru ? 4 : 1; }
+  int64_t gates() const { return cells::traits(cell).products; }
+  int64_t saved() const { return cells::traits(cell).columns; }
 };
 
 struct Tensors {
@@ -161,7 +162,7 @@ void multiply_transposed(const double* w, const double* v, int64_t m, int64_t n,
 
 void reference(const Config& c, Tensors& t) {
   const int64_t H = c.H, P = c.P, D = c.directions, G = c.gates(), N = c.rows;
-  const bool lstm = c.cell == CellKind::kLstm, gru = c.cell == CellKind::kGru;
+  const bool lstm = c.cell == cells::kKind<cells::Lstm>, gru = c.cell == cells::kKind<cells::Gru>;
   t.output.assign(N * D * P, 0);
   t.hidden.assign(D * N * P, 0);
   t.cells.assign(D * N * H, 0);
@@ -197,7 +198,7 @@ void reference(const Config& c, Tensors& t) {
             m[j] = (1 - g[H + j]) * g[2 * H + j] + g[H + j] * h[j];
           } else {
             const double a = in[j] + rec[j];
-            m[j] = c.cell == CellKind::kRnnTanh ? std::tanh(a) : a > 0 ? a : 0;
+            m[j] = c.cell == cells::kKind<cells::RnnTanh> ? std::tanh(a) : a > 0 ? a : 0;
           }
         }
         if (c.projected) {
@@ -265,7 +266,9 @@ void reference(const Config& c, Tensors& t) {
             skip[j] = d_m[j] * z;
           } else {
             const double h = t.hidden[(d * N + row) * H + j];
-            d_in[j] = c.cell == CellKind::kRnnTanh ? d_m[j] * (1 - h * h) : h > 0 ? d_m[j] : 0;
+            d_in[j] = c.cell == cells::kKind<cells::RnnTanh> ? d_m[j] * (1 - h * h)
+                      : h > 0                                ? d_m[j]
+                                                             : 0;
           }
         }
         d_rec = d_in;
@@ -355,7 +358,7 @@ template <class S>
 void run_kernels(const Config& c, const Tensors& t, const std::string& where) {
   const Kernels& k = kernels(Info<S>::dtype);
   const int64_t D = c.directions, N = c.rows, H = c.H, P = c.P, G = c.gates(), S4 = c.saved();
-  const bool lstm = c.cell == CellKind::kLstm, gru = c.cell == CellKind::kGru;
+  const bool lstm = c.cell == cells::kKind<cells::Lstm>, gru = c.cell == cells::kKind<cells::Gru>;
   Buffers<S> memory;
   LayerShape shape{
       c.cell,
@@ -429,6 +432,8 @@ void run_kernels(const Config& c, const Tensors& t, const std::string& where) {
 
   ProductParams p{};
   p.shape = shape;
+  p.shape.hidden_size = G * H;
+  p.apart = (c.saved() - G) * H;
   std::copy(weights, weights + 2, p.weights);
   p.d_gates = d_gates;
   p.input = x;
@@ -489,13 +494,13 @@ void run_kernels(const Config& c, const Tensors& t, const std::string& where) {
 
 Config random_config() {
   Config c;
-  c.cell = static_cast<CellKind>(generator() % 4);
+  c.cell = static_cast<CellKind>(generator() % cells::All::kCount);
   c.T = pick({1, 2, 3, 7, 20, 50});
   c.B = pick({1, 2, 3, 5, 8, 13, 17});
   c.I = pick({1, 3, 15, 16, 17, 40});
   c.H = pick({1, 2, 7, 8, 15, 16, 17, 33, 64, 70, 80});
   c.directions = static_cast<int>(pick({1, 2}));
-  c.projected = c.cell == CellKind::kLstm && c.H > 1 && generator() % 3 == 0;
+  c.projected = c.cell == cells::kKind<cells::Lstm> && c.H > 1 && generator() % 3 == 0;
   c.P = c.projected ? 1 + static_cast<int64_t>(generator() % (c.H - 1)) : c.H;
   c.biases = generator() % 4 != 0;
   c.initial = generator() % 2 != 0;

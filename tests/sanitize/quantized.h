@@ -60,7 +60,7 @@ PackedWeight pack_weight(const Values& w, int64_t gates, int64_t rows, int64_t t
 void run_quantized(const Config& c, const Tensors& t, const std::string& where) {
   const QuantizedKernels& k = quantized_kernels();
   const int64_t D = c.directions, N = c.rows, H = c.H, P = c.P, G = c.gates();
-  const bool lstm = c.cell == CellKind::kLstm, gru = c.cell == CellKind::kGru;
+  const bool lstm = c.cell == cells::kKind<cells::Lstm>, gru = c.cell == cells::kKind<cells::Gru>;
   const int64_t biases = gru ? 4 : G;
   for (const bool int8 : {true, false}) {
     Buffers<float> memory;

@@ -52,7 +52,7 @@ struct Brought {
 
 Brought bring(const Config& c, const Tensors& t, const Direction& u) {
   const int64_t H = c.H, P = c.P, N = c.rows, GH = c.gates() * H, S = c.saved();
-  const bool lstm = c.cell == CellKind::kLstm, gru = c.cell == CellKind::kGru;
+  const bool lstm = c.cell == cells::kKind<cells::Lstm>, gru = c.cell == cells::kKind<cells::Gru>;
   Brought b;
   b.t_input.assign(c.directions * N * GH, 0);
   b.t_recurrent.assign(c.directions * N * GH, 0);
@@ -117,7 +117,8 @@ template <class S>
 void run_tangents(const Config& c, const Tensors& t, const std::string& where) {
   const Kernels& k = kernels(Info<S>::dtype);
   const int64_t D = c.directions, N = c.rows, H = c.H, P = c.P, S4 = c.saved();
-  const bool lstm = c.cell == CellKind::kLstm, gated = lstm || c.cell == CellKind::kGru;
+  const bool lstm = c.cell == cells::kKind<cells::Lstm>,
+             gated = lstm || c.cell == cells::kKind<cells::Gru>;
   const Direction u = random_direction(c, t);
   constexpr double kStep = 1e-5;
   const Tensors after = moved(c, t, u, kStep), before = moved(c, t, u, -kStep);
@@ -154,7 +155,7 @@ void run_tangents(const Config& c, const Tensors& t, const std::string& where) {
   const void* cells = lstm ? in(t.cells) : nullptr;
   const auto check = [&](const char* what, const S* got, const Values& a, const Values& b) {
     // A difference quotient is exact to about 1e-9, and none is taken across a kink.
-    if (c.cell == CellKind::kRnnRelu) return;
+    if (c.cell == cells::kKind<cells::RnnRelu>) return;
     compare(what, got, quotient(a, b, kStep), where, 4 * std::fmax(Info<S>::tolerance, 1e-7));
   };
 

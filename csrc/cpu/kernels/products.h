@@ -7,7 +7,6 @@
 // block's sum starts from zero and is then added to the total, which keeps the
 // rounding error of a long sequence as small as that of a blocked product.
 #pragma once
-#include "cpu/kernels/cells.h"
 #include "cpu/kernels/pack.h"
 #include "cpu/kernels/plan.h"
 
@@ -39,10 +38,9 @@ class Products {
         s_(p.shape),
         N_(s_.steps.rows),
         I_(s_.input_size),
-        H_(s_.hidden_size),
         P_(s_.proj_size),
-        gates_(cells::traits(s_.cell).products * H_),
-        columns_(cells::traits(s_.cell).columns * H_) {
+        gates_(s_.hidden_size),
+        columns_(gates_ + p.apart) {
     direct_ = !kConverts && N_ < kDirectRows && I_ % L == 0;
     Arena arena(workspace);
     const int64_t padded = ceil_div(I_, L) * L;
@@ -245,9 +243,10 @@ class Products {
       out[0] = {{0, columns_}, true, true, 0};
       return 1;
     }
-    out[0] = {{0, gates_ - H_}, true, true, 0};
-    out[1] = {{gates_ - H_, gates_}, true, false, 0};
-    out[2] = {{gates_, columns_}, false, true, H_};
+    const int64_t apart = columns_ - gates_;
+    out[0] = {{0, gates_ - apart}, true, true, 0};
+    out[1] = {{gates_ - apart, gates_}, true, false, 0};
+    out[2] = {{gates_, columns_}, false, true, apart};
     return 3;
   }
 
@@ -439,8 +438,8 @@ class Products {
 
   const ProductParams& p_;
   const LayerShape& s_;
-  const int64_t N_, I_, H_, P_;
-  const int64_t gates_;    // G * H
+  const int64_t N_, I_, P_;
+  const int64_t gates_;    // rows of w_ih and w_hh
   const int64_t columns_;  // of d_gates
   bool direct_;            // w_ih is read where it lies
   int64_t panel_elements_, converted_elements_, partial_elements_, sum_elements_;

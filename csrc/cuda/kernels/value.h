@@ -100,7 +100,8 @@ FASTRNN_DEVICE A step_forward(A (&a)[Cell::kColumns], const A (&recurrent)[Cell:
   V kept[Cell::kColumns], before[Cell::kStates], after[Cell::kStates];
   FASTRNN_UNROLL
   for (int k = 0; k < Cell::kColumns; ++k) kept[k] = {a[k]};
-  before[0] = before[Cell::kStates - 1] = {state};
+  before[0] = {state};
+  if constexpr (kHasC<Cell>) before[1] = {state};
   cells::forward<Cell>(kept, before, after);
   FASTRNN_UNROLL
   for (int k = 0; k < Cell::kColumns; ++k) a[k] = kept[k].v;

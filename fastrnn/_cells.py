@@ -1,0 +1,46 @@
+"""The table of cells: what csrc/cells/list.h says of each, under the name that operators take."""
+
+from typing import NamedTuple
+
+from torch import nn
+
+from fastrnn import _extension
+
+
+class Cell(NamedTuple):
+    """A cell; csrc/cells/cell.h is the contract that these numbers are of."""
+
+    name: str
+    products: int  # blocks of hidden_size rows in w_ih and w_hh
+    columns: int  # values of a unit before activation; of d_gates, and of the saved gates
+    states: int  # h, and c
+    carries_h: bool  # whether h reaches the next h past the product too
+    keeps_h: bool  # whether h is all that is saved
+
+    @property
+    def has_c(self) -> bool:
+        return self.states > 1
+
+    @property
+    def apart(self) -> bool:
+        """Whether the last recurrent product has a column of its own, the last."""
+        return self.columns > self.products
+
+    @property
+    def function(self) -> str:
+        """The name of the function and, in capitals, the module: the cell's up to a "_"."""
+        return self.name.partition("_")[0]
+
+
+CELLS = {cell.name: cell for cell in (Cell(*values) for values in _extension.cells())}
+
+
+def cell_of(module: nn.RNNBase | nn.RNNCellBase) -> Cell:
+    """The cell of a layer or cell of torch.nn or ours.
+
+    Raises KeyError for an RNNCell whose nonlinearity there is no cell of.
+    """
+    if isinstance(module, nn.RNNBase):
+        return CELLS[module.mode.lower()]
+    products = module.weight_hh.shape[0] // module.hidden_size
+    return CELLS[f"rnn_{module.nonlinearity}" if products == 1 else {4: "lstm", 3: "gru"}[products]]
