@@ -1,9 +1,9 @@
 // The Python module fastrnn._C. Importing it loads the operators (ops.cpp).
 #include <torch/extension.h>
 
-#include "cells/list.h"
 #include "cpu/dispatch.h"
 #include "cuda/plan.h"
+#include "host/cells.h"
 
 #ifndef FASTRNN_BUILD_CUDA
 #define FASTRNN_BUILD_CUDA "unknown"
@@ -33,10 +33,9 @@ Value one_of(const char* what, const std::string& name, const std::map<std::stri
 }
 
 fastrnn::CellKind cell_of(const std::string& name) {
-  for (int i = 0; i < cells::All::kCount; ++i) {
-    if (name == cells::All::kTraits[i].name) return static_cast<fastrnn::CellKind>(i);
-  }
-  throw pybind11::value_error("cell: got " + name);
+  const auto kind = fastrnn::host::find_cell(name);
+  if (!kind) throw pybind11::value_error("cell: got " + name);
+  return *kind;
 }
 
 // (name, products, columns, states, carries_h, keeps_h) of every cell.

@@ -43,4 +43,6 @@ def cell_of(module: nn.RNNBase | nn.RNNCellBase) -> Cell:
     if isinstance(module, nn.RNNBase):
         return CELLS[module.mode.lower()]
     products = module.weight_hh.shape[0] // module.hidden_size
-    return CELLS[f"rnn_{module.nonlinearity}" if products == 1 else {4: "lstm", 3: "gru"}[products]]
+    if products == 1:
+        return CELLS[f"rnn_{module.nonlinearity}"]
+    return {CELLS[name].products: CELLS[name] for name in ("lstm", "gru")}[products]

@@ -103,7 +103,7 @@ def test_tangents_of_weights_for_each_sample(kind, lengths, directed):
 @pytest.mark.parametrize("apart", [0, 17], ids=["together", "apart"])
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_sample_gradients(apart, packed, dtype, cpu_target):
+def test_sample_products(apart, packed, dtype, cpu_target):
     """Each sample's are those of its rows alone, bit for bit, whatever the number of threads."""
     from fastrnn._vmap import sample_products_by_torch
 

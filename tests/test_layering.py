@@ -68,7 +68,7 @@ OPTIONAL = {"onnx": {"onnxscript"}}
 TORCH = ("torch/", "ATen/", "c10/")
 INCLUDES = {
     "ops.cpp": ("torch/library.h",),
-    "module.cpp": (*TORCH, "cells/list.h", "cpu/dispatch.h", "cuda/plan.h"),
+    "module.cpp": (*TORCH, "cpu/dispatch.h", "cuda/plan.h", "host/cells.h"),
     "layer_shape.h": (),
     "host": (*TORCH, "cells/list.h", "host/", "layer_shape.h"),
     "cells": ("cells/", "layer_shape.h"),

@@ -5,11 +5,10 @@
 // A cell is a struct of constants
 //   kName       as users and operators call it
 //   kProducts   G: blocks of H rows of w_ih and w_hh
-//   kColumns    S: a unit's values before activation, so of what is kept and of d_gates. Products
-//   of
-//               the input and of h add up in columns of their own number; with one column more than
-//               products, the last product of h is apart, in the last column
-//   kStates     states of a unit; state 0 is h, which the recurrent product multiplies
+//   kColumns    S: a unit's values before activation, so of what is kept and of d_gates. A product
+//               of the input and one of h add up in the column of their number; with one column
+//               more than products, the last product of h is apart, in the last column
+//   kStates     1: h, which the recurrent product multiplies; 2: h and c
 //   kCarriesH   whether update reads h, so that its gradient goes past the product too
 //   kKeepsH     whether column 0 of what is kept is h itself, and need not be saved beside it
 //   kCandidate  the column that recurrent dropout multiplies; -1: none

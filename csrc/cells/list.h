@@ -1,4 +1,4 @@
-// The one list of cells. Kernels, checks, fakes and tests read it; a cell's number is its place.
+// The one list of cells. Kernels, host code and Python read it; a cell's number is its place.
 #pragma once
 #include <type_traits>
 
@@ -52,6 +52,19 @@ struct List {
 };
 
 using All = List<Lstm, Gru, RnnTanh, RnnRelu>;
+
+// What kernels take for granted: whoever adds another kind of cell has to teach them first.
+constexpr bool are_known_kinds() {
+  for (const Traits& cell : All::kTraits) {
+    const bool fits_tiles = cell.products >= 1 && cell.products <= 4;
+    const bool fits_columns = cell.columns == cell.products || cell.columns == cell.products + 1;
+    const bool fits_states = cell.states == 1 || (cell.states == 2 && !cell.carries_h);
+    const bool fits_saved = !cell.keeps_h || (cell.columns == 1 && cell.states == 1);
+    if (!fits_tiles || !fits_columns || !fits_states || !fits_saved) return false;
+  }
+  return true;
+}
+static_assert(are_known_kinds(), "a cell that the kernels cannot run; see are_known_kinds");
 
 // The number of a cell.
 template <class Cell>

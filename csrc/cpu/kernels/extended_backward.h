@@ -255,6 +255,7 @@ class ExtendedBackward {
       Unit u;
       load_unit(step, n, b, v, masks, u);
       V d_states[Cell::kStates], d_before[Cell::kStates], d[K];
+      d_states[0] = V::zero();
       if (normalises_c) {
         for (int i = 0; i < K; ++i) d[i] = V::load(row.d_a + i * stride_ + v * L);
         d_before[0] = V::zero();

@@ -1,9 +1,10 @@
 // The forward recurrence of one layer, all directions, any cell.
 //
-// Per step, a tile of rows x one block of units accumulates h_prev w_hh^T in
-// registers; it goes through memory to the cell, which adds bias + x w_ih^T and
-// makes the new states, so that a cell is compiled once and not once a tile shape.
-// The input part is computed just before, or for a chunk of steps beforehand.
+// Per step, a tile of rows x one block of units accumulates
+//   bias + x w_ih^T and, apart, h_prev w_hh^T
+// in registers. Their sums go through memory to the cell, which makes the new states:
+// it is compiled once and not once a tile shape. The input part is computed in the
+// same tile, or for a chunk of steps beforehand.
 //
 // Invariants: the state h has two slots, step s reads slot s % 2 and writes the
 // other; a thread writes h and c of its own rows and units only. Rows that are

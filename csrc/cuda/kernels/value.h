@@ -63,10 +63,10 @@ FASTRNN_DEVICE void store(void* tensor, int64_t i, Compute<T> x) {
 
 FASTRNN_DEVICE int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// What a backward step reads for a unit and row besides d_output: what the forward pass kept and,
-// where the cell's equations ask for it, c and what c or h was a step before.
 template <class Cell>
 inline constexpr bool kHasC = Cell::kStates > 1;
+// What a backward step reads for a unit and row besides d_output: what the forward pass kept and,
+// where the cell's equations ask for it, c and what c or h was a step before.
 template <class Cell>
 inline constexpr bool kReadsPrevious = kHasC<Cell> || Cell::kCarriesH;
 template <class Cell>
