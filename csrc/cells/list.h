@@ -24,8 +24,8 @@ struct Traits {
 template <class... Each>
 struct List {
   static constexpr int kCount = sizeof...(Each);
-  static constexpr Traits kTraits[] = {{Each::kName, Each::kProducts, Each::kColumns, Each::kStates,
-                                        Each::kCarriesH, Each::kKeepsH}...};
+  static constexpr Traits kTraits[kCount] = {{Each::kName, Each::kProducts, Each::kColumns,
+                                              Each::kStates, Each::kCarriesH, Each::kKeepsH}...};
 
   // f(Cell{}) of the cell of this kind.
   template <class F>
