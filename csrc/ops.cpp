@@ -1,27 +1,113 @@
-// The map: every operator of fastrnn, one schema each. docs/design.md says what
-// the tensors are; csrc/cpu/ and csrc/cuda/ implement them.
+// The map: every operator of fastrnn, one schema each, and what its tensors are. csrc/host/,
+// csrc/cpu/ and csrc/cuda/ implement them, fastrnn/_ops.py has a fake kernel of each.
+//
+// Only what is sequential, and the products beside it, is an operator. One call is one layer with
+// all its directions; layers, dropout and the permutation of packed sequences are Python.
+//
+// Letters: T seq_len, B batch, N rows of all steps together (T*B, or the sum of batch_sizes), I
+// input_size, H hidden_size, P the size of h (proj_size or H), D directions; of a cell
+// (csrc/cells/cell.h) G products and S columns of a unit.
+//
+// cell: its name in csrc/cells/list.h. batch_sizes: int64 [T] on the CPU, never increasing, of
+// packed data, None of padded; batch: B. weights: of each direction w_ih [G*H, I], w_hh [G*H, P]
+// and, projected, w_hr [P, H]. states: initial h [D, B, P] and, of a cell that has it, c
+// [D, B, H]; None for each is zeros. (Not an empty list, which AOTInductor
+// turns into None; nor None for all, for the dispatcher does not look into Tensor[]?.) saved: gates
+// [D, N, S*H] of a cell that saves them, every step's h (hidden [D, N, P]) and c (cells [D, N, H]).
+// resets: bool [T, B] of padded data (CUDA; the CPU has segments). Where it is not false a
+// direction's step starts from zeros, or from states if reset_to_hx, and not from the step on the
+// other side of that point in time; of the first step it says nothing. dtypes: float64, float32,
+// bfloat16, float16; the last two compute in float32.
+//
+// vmap puts a mapped dimension behind the rows of every tensor and calls an operator once
+// (fastrnn/_rows.py, fastrnn/_vmap.py).
 #include <torch/library.h>
 
 // clang-format off
 TORCH_LIBRARY(fastrnn, m) {
   m.set_python_module("fastrnn._ops");
-  m.def("lstm_forward(Tensor input, Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] params, bool has_biases, bool bidirectional, bool save, Tensor? resets=None, bool reset_to_hx=False) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor hidden, Tensor cells)");
-  m.def("lstm_backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor? d_cells, Tensor? batch_sizes, Tensor? c0, Tensor gates, Tensor cells, Tensor[] params, bool has_biases, bool bidirectional, Tensor? resets=None, bool reset_to_hx=False) -> (Tensor d_gates, Tensor d_h0, Tensor d_c0, Tensor d_hidden)");
-  m.def("gru_forward(Tensor input, Tensor? batch_sizes, Tensor? h0, Tensor[] params, bool has_biases, bool bidirectional, bool save, Tensor? resets=None, bool reset_to_hx=False) -> (Tensor output, Tensor h_n, Tensor gates, Tensor hidden)");
-  m.def("gru_backward(Tensor? d_output, Tensor? d_h_n, Tensor? batch_sizes, Tensor? h0, Tensor gates, Tensor hidden, Tensor[] params, bool has_biases, bool bidirectional, Tensor? resets=None, bool reset_to_hx=False) -> (Tensor d_gates, Tensor d_h0)");
-  m.def("rnn_forward(Tensor input, Tensor? batch_sizes, Tensor? h0, Tensor[] params, bool has_biases, bool bidirectional, str cell, bool save, Tensor? resets=None, bool reset_to_hx=False) -> (Tensor output, Tensor h_n, Tensor hidden)");
-  m.def("rnn_backward(Tensor? d_output, Tensor? d_h_n, Tensor? batch_sizes, Tensor hidden, Tensor[] params, bool has_biases, bool bidirectional, str cell, Tensor? resets=None, bool reset_to_hx=False) -> (Tensor d_gates, Tensor d_h0)");
+
+  // One layer. input [T, B, I] or [N, I], of any strides; params: weights, with b_ih [G*H] and b_hh
+  // [G*H] before w_hr or without both, in the order of nn.RNNBase._flat_weights. Returns output [T,
+  // B, D*P] or [N, D*P], the final states (as states) and, if save, what is saved: LSTM gates i, f,
+  // g, o, GRU r, z, n after their nonlinearity and W_hn h + b_hn. No result shares memory.
+  m.def("layer_forward(str cell, Tensor input, Tensor? batch_sizes, Tensor?[] states, Tensor[] params, bool bidirectional, bool save, Tensor? resets=None, bool reset_to_hx=False) -> Tensor[]");
+
+  // Its backward pass: what gate_gradients and products make of each other, on the CPU a chunk of
+  // at most 2048 rows at a time, without d_gates as a whole. d_results: of output, every final
+  // state and, of a cell with c, every step's c [D, N, H]; None is zeros, and the list may end
+  // earlier. wanted: a flag for input, every state and every param (params without biases have no
+  // flags of them). Returns those gradients, in this order; that of input in its shape. input may
+  // be None where nobody wants d_w_ih, hidden of an LSTM where nobody wants d_w_hh.
+  m.def("layer_backward(str cell, Tensor?[] d_results, Tensor? input, Tensor? batch_sizes, SymInt batch, Tensor?[] states, Tensor?[] saved, Tensor[] weights, bool[] wanted, Tensor? resets=None, bool reset_to_hx=False) -> Tensor[]");
+
+  // The recurrence of the backward pass alone. Returns d_gates [D, N, S*H], the gradients of the
+  // states, of a projected layer that of every step's h behind the projection [D, N, P], and, if
+  // received (CPU), those of h and c as each cell received them [D, N, H]: of h before the
+  // projection, of c without what its own h brings. d_gates are of the values before activation: of
+  // a GRU d_r, d_z, d_n of the input product, and d_n times r, that of the recurrent product.
+  m.def("gate_gradients(str cell, Tensor?[] d_results, Tensor? batch_sizes, SymInt batch, Tensor?[] states, Tensor?[] saved, Tensor[] weights, bool received, Tensor? resets=None, bool reset_to_hx=False) -> Tensor[]");
+
+  // The two below (CPU) serve forward mode and second derivatives. t_ is the tangent of what
+  // follows, in one direction of all arguments; None is zeros.
+  //
+  // The derivative of the forward pass. t_params: of w_ih, w_hh, b_ih, b_hh of each direction.
+  // through: what a caller has made of tangents of weights: what those of w_ih and b_ih, and of
+  // w_hh and b_hh, bring to the gates [D, N, G*H], as vmap does where each sample has its own, and
+  // what that of w_hr brings to h [D, N, P]. Returns the tangents of the final states and, if save,
+  // of all that is saved, else of hidden alone.
+  m.def("layer_tangent(str cell, Tensor? t_input, Tensor?[] t_states, Tensor?[] t_params, Tensor?[] through, Tensor? input, Tensor? batch_sizes, SymInt batch, Tensor?[] states, Tensor?[] saved, Tensor[] weights, bool save) -> Tensor[]");
+
+  // The derivative of gate_gradients, whose d_results, received and results it takes and returns as
+  // tangents. through: what t_w_hh, d_gates t_w_hh [D, N, P], and t_w_hr [D, N, H] bring.
+  m.def("gate_gradients_tangent(str cell, Tensor?[] t_d_results, Tensor?[] through, Tensor?[] t_states, Tensor?[] t_saved, Tensor[] received, Tensor? batch_sizes, SymInt batch, Tensor?[] states, Tensor?[] saved, Tensor[] weights) -> Tensor[]");
+
+  // The products over all steps, of any cell: d_gates [D, N, G*H + apart], of which the last apart
+  // columns are the recurrent product's alone, and as many before them the input's (GRU: H). input
+  // [N, I], hidden [D, N, P], h0 [D, B, P]. d_input [N, I] where w_ih is given, and, four flags a
+  // direction, the gradients of w_ih, w_hh, b_ih, b_hh; of size 0 where not asked for. One pass
+  // over d_gates serves all of them. That of w_hr has the form of d_w_ih, and a product with a
+  // matrix that of d_input.
   m.def("products(Tensor d_gates, SymInt apart, Tensor? batch_sizes, SymInt batch, Tensor? input, Tensor? hidden, Tensor? h0, Tensor[] w_ih, bool[] wanted, Tensor? resets=None, bool reset_to_hx=False) -> (Tensor d_input, Tensor[] d_params)");
+
+  // The same of each of samples that share a call: row n of sample v is row n*samples + v of every
+  // tensor, batch_sizes and batch are those of one. Results begin with the sample.
   m.def("sample_products(Tensor d_gates, SymInt apart, int samples, Tensor? batch_sizes, SymInt batch, Tensor? input, Tensor? hidden, Tensor? h0, bool[] wanted) -> Tensor[] d_params");
-  m.def("layer_tangent(str cell, Tensor? t_input, Tensor?[] t_params, Tensor? through_w_ih, Tensor? through_w_hh, Tensor? through_w_hr, Tensor? t_h0, Tensor? t_c0, Tensor? input, Tensor? batch_sizes, SymInt batch, Tensor? h0, Tensor? c0, Tensor? gates, Tensor? hidden, Tensor? cells, Tensor[] w_ih, Tensor[] w_hh, Tensor[] w_hr, bool save) -> (Tensor t_hidden, Tensor t_h_n, Tensor t_c_n, Tensor t_gates, Tensor t_cells)");
-  m.def("quantized_forward(str cell, Tensor input, Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] params, int hidden_size, int proj_size, bool bidirectional) -> (Tensor output, Tensor h_n, Tensor c_n)");
+
+  // layer_forward for inference, in float32, with weights packed once in int8 or bfloat16; params:
+  // csrc/cpu/quantized_params.h has their shapes. No backward and no rule for vmap.
+  m.def("quantized_forward(str cell, Tensor input, Tensor? batch_sizes, Tensor?[] states, Tensor[] params, int hidden_size, int proj_size, bool bidirectional) -> Tensor[]");
+
+  // A layer whose input product is made (gates_x [D, N, G*H]; h0, c0, h_n and c_n: its states),
+  // with what fastrnn.variants puts inside the recurrence (CPU). norm: none, recurrent (w_hh h is
+  // normalised, and gates_x by itself, with gain_x and bias_x [D, G*H]) or joint (the sum of both
+  // is), with gain and bias [D, G*H]; cell_gain and cell_bias [D, H] of an LSTM's normalised cell;
+  // h_scale [D, B, H] for h before the product; rates of zoneout of c, zoneout of h and recurrent
+  // dropout, with masks from seed (Philox, with the stream of layer; without a seed: what eval
+  // does). Saved: gates as above (RNN [D, N, H], h before zoneout), hidden, cells, normed [D, N,
+  // G*H] (what is normalised, before its gain), rstd [D, N] and moments_x [D, N, 2], mean and rstd
+  // of gates_x's rows. d_product [D, N, G*H] is the gradient of w_hh h where it is another than
+  // d_gates; products makes d_w_hh of it. fastrnn/variants_reference.py has the equations.
   m.def("extended_forward(str cell, str norm, Tensor gates_x, Tensor? batch_sizes, SymInt batch, Tensor? h0, Tensor? c0, Tensor w_hh, Tensor? gain_x, Tensor? bias_x, Tensor? bias, Tensor? gain, Tensor? cell_gain, Tensor? cell_bias, Tensor? h_scale, Tensor? seed, int layer, float[] rates, float eps, bool save) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor hidden, Tensor cells, Tensor normed, Tensor rstd, Tensor moments_x)");
   m.def("extended_backward(str cell, str norm, Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor? batch_sizes, SymInt batch, Tensor? h0, Tensor? c0, Tensor? gates_x, Tensor gates, Tensor hidden, Tensor cells, Tensor normed, Tensor rstd, Tensor moments_x, Tensor w_hh, Tensor? gain_x, bool has_bias_x, bool has_bias, Tensor? gain, Tensor? cell_gain, Tensor? cell_bias, Tensor? h_scale, Tensor? seed, int layer, float[] rates, float eps) -> (Tensor d_gates, Tensor d_product, Tensor d_h0, Tensor d_c0, Tensor d_gain_x, Tensor d_bias_x, Tensor d_bias, Tensor d_gain, Tensor d_cell_gain, Tensor d_cell_bias)");
+
+  // Zeroes elements of weights [R, C] with probability rate and divides the others by 1 - rate, the
+  // same ones for the same seed and stream (CPU); it is its own derivative.
   m.def("drop_weights(Tensor weights, Tensor seed, int stream, float rate) -> Tensor");
-  m.def("layer_vjp(str cell, Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor? d_cells, Tensor? input, Tensor? batch_sizes, SymInt batch, Tensor? h0, Tensor? c0, Tensor? gates, Tensor? hidden, Tensor? cells, Tensor[] w_ih, Tensor[] w_hh, Tensor[] w_hr, bool[] wanted) -> (Tensor d_input, Tensor d_h0, Tensor d_c0, Tensor d_hidden, Tensor[] d_params)");
-  m.def("layer_backward(str cell, Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor? d_cells, Tensor? batch_sizes, SymInt batch, Tensor? h0, Tensor? c0, Tensor? gates, Tensor? hidden, Tensor? cells, Tensor[] w_hh, Tensor[] w_hr) -> (Tensor d_gates, Tensor d_h0, Tensor d_c0, Tensor d_hidden, Tensor d_cell_h, Tensor d_cell_c)");
-  m.def("layer_backward_tangent(str cell, Tensor? t_d_output, Tensor? t_d_h_n, Tensor? t_d_c_n, Tensor? t_d_cells, Tensor? through_w_hh, Tensor? through_w_hr, Tensor? t_h0, Tensor? t_c0, Tensor? t_gates, Tensor? t_hidden, Tensor? t_cells, Tensor d_cell_h, Tensor? d_cell_c, Tensor? batch_sizes, SymInt batch, Tensor? h0, Tensor? c0, Tensor? gates, Tensor? hidden, Tensor? cells, Tensor[] w_hh, Tensor[] w_hr) -> (Tensor t_d_gates, Tensor t_d_h0, Tensor t_d_c0, Tensor t_d_hidden)");
+
+  // Splits padded rows where resets [T, B] has true and where sequences end (lengths [B]): the
+  // segments as packed data (CPU). int64, -1 for none: rows [1, N], the padded row of each packed
+  // row, and the other way places [1, T, B]; owners [S], the sequence of each segment. For each
+  // direction starts [D, S], the sequence whose initial state a segment starts from, and the other
+  // way started [D, B]; ends [D, B], the segment that a sequence's final state comes from, and the
+  // other way ended [D, S]. Without any row, one that is in no place. With none_if_whole all
+  // results have size 0 where there is nothing to split or to cut off; starts alone has its shape,
+  // without values, where the first step has a reset.
   m.def("segments(Tensor? resets, Tensor? lengths, SymInt seq_len, SymInt batch, int directions, bool none_if_whole) -> (Tensor batch_sizes, Tensor rows, Tensor places, Tensor owners, Tensor starts, Tensor started, Tensor ends, Tensor ended)");
+
+  // Takes rows [Y, *M] (indices) of each of inputs [X, R, C], zeros for -1, group x by the row x %
+  // Y of its index: [X, *M, C]; where Y is 1 also of [R, C]: [*M, C] (CPU). Where no row is taken
+  // twice, its derivative is the same with the inverse.
   m.def("gather_rows(Tensor[] inputs, Tensor[] indices) -> Tensor[]");
 }
 // clang-format on

@@ -9,8 +9,6 @@ import torch
 
 from fastrnn import reference
 
-_RESULTS = 4  # output, h_n, c_n and every step's cells
-
 
 def serves(tensor):
     """Whether the operators that these derivatives are made of have no kernel for the tensor."""
@@ -18,33 +16,24 @@ def serves(tensor):
 
 
 def tangents(layer, t_arguments, batch_sizes, resets, arguments):
-    """J u: `(t_output, t_h_n)`, t_c_n of an LSTM and, if layer.keep, t_cells.
-
-    Arguments, and their tangents u or None: input, h0, c0, every parameter.
-    """
-    slots = (0, 1, 2, 3) if layer.keep else (0, 1, 2) if layer.cell == "lstm" else (0, 1)
-    flags = [slot in slots for slot in range(_RESULTS)]
-    nothing = (None,) * _RESULTS
+    """J u. Arguments may be None, and their tangents u."""
+    nothing = (None,) * layer.results
+    flags = (True,) * layer.results, (), ()
     return tuple(
-        result
-        for result in second_order(
-            layer, (flags, (), ()), nothing, nothing, t_arguments, batch_sizes, resets, arguments
-        )[0]
-        if result is not None
+        second_order(layer, flags, nothing, nothing, t_arguments, batch_sizes, resets, arguments)[0]
     )
 
 
 def second_order(layer, flags, v, t_v, u, batch_sizes, resets, arguments):
     """`(J u, J^T v, the derivative of J^T v in the direction (t_v, u))`, None where not wanted.
 
-    flags: which of each are. v and its tangents t_v are of output, h_n, c_n and every step's cells;
-    arguments and u are input, h0, c0, every parameter. Each may be None.
+    flags: which of each are. v and its tangents t_v are of results. Each tensor may be None.
     """
     of_results, of_first, of_second = flags
     here = [i for i, argument in enumerate(arguments) if argument is not None]
     slots = [
         slot
-        for slot in range(_RESULTS)
+        for slot in range(layer.results)
         if v[slot] is not None or t_v[slot] is not None or (of_results and of_results[slot])
     ]
     dtype = arguments[0].dtype
@@ -57,7 +46,7 @@ def second_order(layer, flags, v, t_v, u, batch_sizes, resets, arguments):
         every = [None] * len(arguments)
         for i, argument in zip(here, present, strict=True):
             every[i] = argument
-        results = _run(layer, 3 in slots, batch_sizes, resets, *every)
+        results = _run(layer, batch_sizes, resets, *every)
         return tuple(results[slot] for slot in slots)
 
     def pulled(gradients, present):
@@ -70,9 +59,9 @@ def second_order(layer, flags, v, t_v, u, batch_sizes, resets, arguments):
             )
         )
 
-    def in_order(count, values):
-        """Values of slots or of arguments that are there, by the place of each."""
-        found = dict(zip(slots if count == _RESULTS else here, values, strict=True))
+    def in_order(places, count, values):
+        """Values of the slots or the arguments that are there, by the place of each."""
+        found = dict(zip(places, values, strict=True))
         return [found.get(i) for i in range(count)]
 
     def chosen(wanted, values):
@@ -109,40 +98,37 @@ def second_order(layer, flags, v, t_v, u, batch_sizes, resets, arguments):
     if any(of_second) and any(t is not None for t in t_v):
         more = pulled(t_v, present)
         second = more if second is None else [a + b for a, b in zip(second, more)]
-    counts = _RESULTS, len(arguments), len(arguments)
-    return [
-        [None] * len(wanted)
-        if not any(wanted)
-        else chosen(wanted, in_order(count, values))
-        if values is not None
-        else _zeros(wanted, count, arguments)
-        for wanted, count, values in zip(flags, counts, (results, first, second))
-    ]
+    every = []
+    if results is None:
+        every.append([None] * len(of_results))
+    else:
+        every.append(chosen(of_results, in_order(slots, layer.results, results)))
+    for wanted, values in ((of_first, first), (of_second, second)):
+        if not any(wanted):
+            found = wanted
+        elif values is None:  # nothing has brought anything to them
+            found = [None if a is None else torch.zeros_like(a) for a in arguments]
+        else:
+            found = in_order(here, len(arguments), values)
+        every.append(chosen(wanted, found))
+    return every
 
 
-def _zeros(wanted, count, arguments):
-    """What nothing has brought anything to."""
-    assert count == len(arguments)  # of results nobody asks without a direction
-    return [torch.zeros_like(a) if w and a is not None else None for w, a in zip(wanted, arguments)]
-
-
-def _run(layer, keep, batch_sizes, resets, input, h0, c0, *params):
-    """`(output, h_n, c_n, cells)` of the reference; None what a cell has not."""
+def _run(layer, batch_sizes, resets, input, *tensors):
+    """The layer's results by the reference."""
+    states, params = tensors[: layer.states], tensors[layer.states :]
     options = {
-        "has_biases": "b_ih" in layer.stems,
+        "has_biases": layer.has_biases,
         "bidirectional": layer.directions == 2,
         "batch_sizes": batch_sizes,
         "resets": resets,
         "reset_to": "hx" if layer.to_hx else "zeros",
+        "return_states": layer.keep,
     }
     if layer.cell == "lstm":
-        hx = None if h0 is None else (h0, c0)
-        output, (h_n, c_n), *states = reference.lstm(
-            input, hx, params, return_states=keep, **options
-        )
-        return output, h_n, c_n, states[0][1].flatten(1, -2) if keep else None
+        hx = None if states[0] is None else states
+        output, finals, *each = reference.lstm(input, hx, params, **options)
+        return output, *finals, *(cells.flatten(1, -2) for _, cells, _ in each)
     if layer.cell == "gru":
-        output, h_n = reference.gru(input, h0, params, **options)
-    else:
-        output, h_n = reference.rnn(input, h0, params, nonlinearity=layer.cell[4:], **options)
-    return output, h_n, None, None
+        return reference.gru(input, states[0], params, **options)
+    return reference.rnn(input, states[0], params, nonlinearity=layer.cell[4:], **options)

@@ -22,6 +22,15 @@ class Cell(NamedTuple):
         return self.states > 1
 
     @property
+    def saves_gates(self) -> bool:
+        return not self.keeps_h
+
+    @property
+    def saved(self) -> int:
+        """How many tensors a forward pass saves: gates, if at all, and every step's states."""
+        return self.saves_gates + self.states
+
+    @property
     def apart(self) -> bool:
         """Whether the last recurrent product has a column of its own, the last."""
         return self.columns > self.products

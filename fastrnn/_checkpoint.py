@@ -11,17 +11,18 @@ the plain layer up to the order in which the weights' gradients are added. In 16
 from chunk to chunk is rounded, as states are that a user passes on.
 """
 
+from dataclasses import replace
+
 import torch
 from torch.autograd import Function
 
-from fastrnn import _autograd, _derivatives, _gradients, _ops
-from fastrnn._gradients import Layer, Saved
-from fastrnn._transforms import apply, in_forward_mode, transforms_active
+from fastrnn import _autograd, _derivatives, _ops
+from fastrnn._cells import CELLS
+from fastrnn._gradients import Record, gradients, layer_of
+from fastrnn._transforms import apply, batched_levels, in_forward_mode, transforms_active
 
 
-def layer(
-    run, cell, every, input, batch_sizes, states, params, has_biases, bidirectional, keep=False
-):
+def layer(run, cell, every, input, batch_sizes, states, params, bidirectional, keep=False):
     """One layer: what `run`, its plain form in fastrnn._autograd, returns for the same arguments.
 
     Where nothing is to be saved or everything is asked for (keep), for packed data, and for what
@@ -36,24 +37,13 @@ def layer(
         or in_forward_mode()
         or transforms_active()
     ):
-        return run(input, batch_sizes, states, params, has_biases, bidirectional, keep)
-    h0, c0 = states if len(states) == 2 else (states[0], None)
-    return apply(_Checkpointed, input, h0, c0, cell, every, has_biases, bidirectional, *params)
+        return run(input, batch_sizes, states, params, bidirectional, keep)
+    return apply(_Checkpointed, cell, every, bidirectional, input, *states, *params)
 
 
-def _run(cell, input, h, c, params, has_biases, save, bidirectional=False):
-    """One chunk, of one direction by default: `(output, h_n, c_n, gates, hidden, cells)`."""
-    if cell == "lstm":
-        return _ops.lstm_forward(input, None, h, c, params, has_biases, bidirectional, save)
-    if cell == "gru":
-        output, h_n, gates, hidden = _ops.gru_forward(
-            input, None, h, params, has_biases, bidirectional, save
-        )
-        return output, h_n, None, gates, hidden, None
-    output, h_n, hidden = _ops.rnn_forward(
-        input, None, h, params, has_biases, bidirectional, cell, save
-    )
-    return output, h_n, None, None, hidden, None
+def _run(layer, input, states, params, save):
+    """One chunk: output, final states and, if save, what backward needs."""
+    return _ops.layer_forward(layer.cell, input, None, states, params, layer.directions == 2, save)
 
 
 def _chunks(seq_len, every, direction):
@@ -68,133 +58,110 @@ def _turned(steps, direction):
 
 
 def _part(states, direction):
-    return None if states is None else states[direction : direction + 1]
+    return [None if s is None else s[direction : direction + 1] for s in states]
 
 
 class _Checkpointed(Function):
     @staticmethod
-    def forward(ctx, input, h0, c0, cell, every, has_biases, bidirectional, *params):
+    def forward(ctx, cell, every, bidirectional, input, *tensors):
+        count = CELLS[cell].states
+        initial, params = tensors[:count], tensors[count:]
+        whole = layer_of(cell, bidirectional, len(params), input.shape)
+        chunk = replace(whole, directions=1)
         seq_len, batch, _ = input.shape
-        directions = 2 if bidirectional else 1
-        each, size = len(params) // directions, params[1].shape[1]
-        output = input.new_empty((seq_len, batch, directions * size))
+        each, size = len(whole.stems), params[1].shape[1]
+        output = input.new_empty((seq_len, batch, whole.directions * size))
         starts, finals = [], []  # starts: of every chunk but a direction's first
-        for d in range(directions):
-            h, c = _part(h0, d), _part(c0, d)
+        for d in range(whole.directions):
+            states, own = _part(initial, d), params[d * each : (d + 1) * each]
             for index, (begin, end) in enumerate(_chunks(seq_len, every, d)):
                 if index:
-                    starts += [h] if c is None else [h, c]
-                chunk, h, c, *_ = _run(
-                    cell, _turned(input[begin:end], d), h, c, params[d * each : (d + 1) * each],
-                    has_biases, False,
-                )  # fmt: skip
-                output[begin:end, :, d * size : (d + 1) * size] = _turned(chunk, d)
-            finals.append([h] if c is None else [h, c])
-        ctx.save_for_backward(input, h0, c0, *params, *starts)
+                    starts += states
+                part, *states = _run(chunk, _turned(input[begin:end], d), states, own, False)
+                output[begin:end, :, d * size : (d + 1) * size] = _turned(part, d)
+            finals.append(states)
+        ctx.save_for_backward(input, *tensors, *starts)
         ctx.set_materialize_grads(False)
-        ctx.cell, ctx.every, ctx.has_biases, ctx.bidirectional = (
-            cell, every, has_biases, bidirectional,
-        )  # fmt: skip
-        ctx.params = len(params)
-        if directions == 1:
+        ctx.layer, ctx.every = whole, every
+        if whole.directions == 1:
             return output, *finals[0]
         return output, *(torch.cat([a, b]) for a, b in zip(*finals))
 
     @staticmethod
-    def backward(ctx, d_output, d_h_n, d_c_n=None):
-        if d_output is None and d_h_n is None and d_c_n is None:
+    def backward(ctx, *d_results):
+        if all(d is None for d in d_results):
             return (None,) * len(ctx.needs_input_grad)
-        needs = (*ctx.needs_input_grad[:3], *ctx.needs_input_grad[7:])
-        tensors = ctx.saved_tensors
-        arguments, starts = tensors[: 3 + ctx.params], tensors[3 + ctx.params :]
-        if torch.is_grad_enabled():
-            results = _differentiable(ctx, needs, arguments, d_output, d_h_n, d_c_n)
+        wanted, count = ctx.needs_input_grad[3:], ctx.layer.arguments
+        arguments, starts = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        if torch.is_grad_enabled() or batched_levels():
+            results = _differentiable(ctx.layer, wanted, arguments, d_results)
         else:
             with torch.autocast("cpu", enabled=False):
-                results = _chunk_gradients(ctx, needs, arguments, starts, d_output, d_h_n, d_c_n)
-        return *results[:3], None, None, None, None, *results[3:]
+                results = _chunk_gradients(
+                    ctx.layer, ctx.every, wanted, arguments, starts, d_results
+                )
+        return None, None, None, *results
 
 
-def _chunk_gradients(ctx, needs, arguments, starts, d_output, d_h_n, d_c_n):
-    """`[d_input, d_h0, d_c0, *d_params]`, None where needs has False."""
-    input, h0, c0, *params = arguments
-    directions = 2 if ctx.bidirectional else 1
-    each, size, lstm = len(params) // directions, params[1].shape[1], ctx.cell == "lstm"
-    stems = _gradients.stems(ctx.has_biases, each)
-    d_input = torch.empty_like(input) if needs[0] else None
-    d_starts, d_params = [], []
-    # Of every chunk, forward's order; the first of a direction starts from h0 and c0.
-    for d in range(directions):
-        chunks = _chunks(input.shape[0], ctx.every, d)
-        kept = (len(chunks) - 1) * (2 if lstm else 1)
-        before = starts[d * kept : (d + 1) * kept]
-        d_h, d_c = _part(d_h_n, d), _part(d_c_n, d)
-        mine = params[d * each : (d + 1) * each]
-        wanted = needs[0], True, lstm, *needs[3 + d * each : 3 + (d + 1) * each]
+def _chunk_gradients(layer, every, wanted, arguments, starts, d_results):
+    """The gradient of each argument, None where nobody asks."""
+    input, *tensors = arguments
+    count, each = layer.states, len(layer.stems)
+    initial, params = tensors[:count], tensors[count:]
+    of_params, size = wanted[1 + count :], params[1].shape[1]
+    d_output, *d_finals = d_results
+    d_input = torch.empty_like(input) if wanted[0] else None
+    d_initial, d_params = [], []
+    for d in range(layer.directions):
+        chunks = _chunks(input.shape[0], every, d)
+        kept = (len(chunks) - 1) * count
+        # The states that each chunk starts from, in forward's order.
+        before = [*_part(initial, d), *starts[d * kept : (d + 1) * kept]]
+        d_states = _part(d_finals, d)
+        own = params[d * each : (d + 1) * each]
+        flags = wanted[0], *(True,) * count, *of_params[d * each : (d + 1) * each]
         sums = [None] * each
         for index in reversed(range(len(chunks))):
             begin, end = chunks[index]
-            if index == 0:
-                h, c = _part(h0, d), _part(c0, d)
-            elif lstm:
-                h, c = before[2 * index - 2 : 2 * index]
-            else:
-                h, c = before[index - 1], None
+            states = before[index * count : (index + 1) * count]
             x = _turned(input[begin:end], d)
             d_out = None
             if d_output is not None:
                 d_out = _turned(d_output[begin:end, :, d * size : (d + 1) * size], d)
-            _, _, _, gates, hidden, cells = _run(ctx.cell, x, h, c, mine, ctx.has_biases, True)
-            part = Layer(ctx.cell, 1, stems, x.shape)
-            saved = Saved(part, (x, None, hidden, h, c, gates, cells, None, *part.weights(mine)))
-            del gates, hidden, cells
-            d_x, d_h, d_c, *found = _gradients.gradients(part, saved, wanted, d_out, d_h, d_c, None)
-            del saved  # before the next chunk's
-            if needs[0]:
-                d_x = _turned(d_x, d)
+            chunk = replace(layer, directions=1, input_shape=x.shape)
+            saved = _run(chunk, x, states, own, True)[1 + count :]
+            record = Record(chunk, (x, None, None, *states, *saved, *chunk.weights(own)))
+            del saved
+            found = iter(gradients(chunk, record, flags, (d_out, *d_states)))
+            del record  # before the next chunk's
+            if wanted[0]:
+                d_x = _turned(next(found), d)
                 if d == 0:
                     d_input[begin:end] = d_x
                 else:
                     d_input[begin:end] += d_x
-            for i, gradient in enumerate(found):
-                if gradient is not None:
+            d_states = [next(found) for _ in range(count)]
+            for i, needed in enumerate(flags[1 + count :]):
+                if needed:
+                    gradient = next(found)
                     # Many chunks: a sum in 16 bits would lose most of them.
                     wide = torch.promote_types(gradient.dtype, torch.float32)
                     sums[i] = gradient.to(wide) if sums[i] is None else sums[i].add_(gradient)
-        d_starts.append((d_h, d_c))
+        d_initial.append(d_states)
         d_params += [None if g is None else g.to(input.dtype) for g in sums]
-    d_h0 = torch.cat([d_h for d_h, _ in d_starts]) if needs[1] else None
-    d_c0 = torch.cat([d_c for _, d_c in d_starts]) if needs[2] else None
-    return [d_input, d_h0, d_c0, *d_params]
+    d_states = [
+        torch.cat(parts) if needed else None
+        for needed, parts in zip(wanted[1 : 1 + count], zip(*d_initial, strict=True), strict=True)
+    ]
+    return d_input, *d_states, *d_params
 
 
-def _differentiable(ctx, needs, arguments, d_output, d_h_n, d_c_n):
+def _differentiable(layer, wanted, arguments, d_results):
     """The same as a Function with derivatives, which wants what the plain layer saves."""
-    input, h0, c0, *params = arguments
+    input, *tensors = arguments
+    states, params = tensors[: layer.states], tensors[layer.states :]
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        _, _, _, *saved = _run(
-            ctx.cell, input, h0, c0, params, ctx.has_biases, True, ctx.bidirectional
-        )
-    gates, hidden, cells = saved
-    directions = 2 if ctx.bidirectional else 1
-    stems = _gradients.stems(ctx.has_biases, len(params) // directions)
-    layer = Layer(ctx.cell, directions, stems, input.shape, needs)
-    found = iter(
-        _derivatives.Gradients.apply(
-            layer,
-            d_output,
-            d_h_n,
-            d_c_n,
-            None,
-            input,
-            None,
-            hidden,
-            h0,
-            c0,
-            gates,
-            cells,
-            None,
-            *params,
-        )  # fmt: skip
-    )
-    return [next(found) if needed else None for needed in needs]
+        saved = _run(layer, input, states, params, True)[1 + layer.states :]
+    record = input, None, None, *states, *saved, *params
+    found = iter(_derivatives.gradients(layer, wanted, *d_results, *record))
+    return [next(found) if needed else None for needed in wanted]

@@ -2,7 +2,7 @@
 
 Write J for the Jacobian of a layer at its arguments p (input, states, parameters), v for gradients
 of its results and u for tangents of its arguments.
-* `Gradients` is J^T v, the backward pass of `fastrnn._gradients`.
+* `gradients` is J^T v, the backward pass of `fastrnn._gradients`.
 * `_tangents` is J u. The only sequential part is `w_hh t_h`; what input, weights and biases bring
   to the gates is a product over all steps.
 * Second derivatives are those of <J u, v> = <u, J^T v>. With respect to v that is J u, to u it is
@@ -14,7 +14,7 @@ Each of them is a Function, so that transforms nest. vmap goes through to the op
 operators of tangents and second order have no kernels, `fastrnn._by_reference` takes their place.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch.autograd import Function
@@ -23,20 +23,17 @@ from fastrnn import _by_reference, _ops, _vmap
 from fastrnn._gradients import (
     PRODUCTS,
     Layer,
-    Saved,
+    Record,
     apart_columns,
     batch_of,
-    gradients,
+    gate_gradients,
     matmul,
     outer,
     products_of,
     unprojected,
 )
-from fastrnn._rows import fold, unfold
+from fastrnn._gradients import gradients as first_order
 from fastrnn._transforms import in_forward_mode, no_autocast, requires_grad, transforms_active
-
-_RESULTS = 4  # of a layer, with derivatives: output, h_n and, LSTM, c_n and every step's cells
-
 
 # -- The derivative in a direction --------------------------------------------------------------
 
@@ -45,9 +42,9 @@ class _Tangents:
     """Tangents of a layer's arguments by name, None for zeros; those of `_sweep` come later."""
 
     def __init__(self, layer, tensors):
-        self.input, self.h0, self.c0, *params = tensors
+        self.input, *rest = tensors
+        self.states, params = rest[: layer.states], rest[layer.states :]
         each, stems = len(layer.stems), layer.stems
-        self.any = any(t is not None for t in tensors)
 
         def every(stem):
             if stem not in stems:
@@ -56,7 +53,7 @@ class _Tangents:
 
         self.w_ih, self.w_hh, self.w_hr = every("w_ih"), every("w_hh"), every("w_hr")
         self.b_ih, self.b_hh = every("b_ih"), every("b_hh")
-        self.hidden = self.gates = self.cells = None
+        self.saved = self.hidden = None
 
 
 def _stack(parts):
@@ -69,21 +66,27 @@ def _stack(parts):
     return torch.stack([torch.zeros_like(known[0]) if p is None else p for p in parts])
 
 
-def _sweep(layer, saved, tangents, batch, save):
-    """Fills in the tangents of hidden and, if save, gates and cells: `(t_h_n, t_c_n)`."""
-    s, t = saved, tangents
-    sizes = (s.hidden if s.cells is None else s.cells).shape[1], layer.input_shape[-1]
+def _sweep(layer, record, tangents, batch, save):
+    """Fills in the tangents of hidden and, if save, all that is saved: those of final states."""
+    r, t = record, tangents
+    sizes = r.saved[-1].shape[1], layer.input_shape[-1]
     projected = [
-        None if w is None else matmul(unprojected(s, d), w.t().contiguous())
+        None if w is None else matmul(unprojected(r, d), w.t().contiguous())
         for d, w in enumerate(t.w_hr)
     ]
     t_params = [p for each in zip(t.w_ih, t.w_hh, t.b_ih, t.b_hh) for p in each]
-    t.hidden, t_h_n, t_c_n, t.gates, t.cells = _ops.layer_tangent(
-        layer.cell, None if t.input is None else t.input.reshape(sizes), t_params, None, None,
-        _stack(projected), t.h0, t.c0, None if s.input is None else s.input.reshape(sizes),
-        s.batch_sizes, batch, s.h0, s.c0, s.gates, s.hidden, s.cells, s.w_ih, s.w_hh, s.w_hr, save,
+    found = _ops.layer_tangent(
+        layer.cell, None if t.input is None else t.input.reshape(sizes), t.states, t_params,
+        (None, None, _stack(projected)), None if r.input is None else r.input.reshape(sizes),
+        r.batch_sizes, batch, r.states, r.saved, r.weights, save,
     )  # fmt: skip
-    return t_h_n, t_c_n
+    t_finals, saved = found[: layer.states], found[layer.states :]
+    if save:
+        t.saved = saved
+        t.hidden = saved[len(r.saved) - layer.states]
+    else:
+        (t.hidden,) = saved
+    return t_finals
 
 
 def _output(layer, hidden):
@@ -94,25 +97,20 @@ def _output(layer, hidden):
 
 @no_autocast
 def _tangents(layer, *tensors):
-    """`(t_output, t_h_n)`, t_c_n of an LSTM and, if layer.keep, t_cells."""
-    count = 3 + len(layer.stems) * layer.directions
-    saved = Saved(layer, _without_biases(layer, tensors[count:]))
-    tangents = _Tangents(layer, tensors[:count])
-    batch = batch_of(layer, saved, tangents.h0)
-    t_h_n, t_c_n = _sweep(layer, saved, tangents, batch, layer.keep)
-    t_output = _output(layer, tangents.hidden)
-    if layer.cell != "lstm":
-        return t_output, t_h_n
-    return (t_output, t_h_n, t_c_n, tangents.cells) if layer.keep else (t_output, t_h_n, t_c_n)
+    """Of the layer's results."""
+    record = Record(layer, _without_biases(layer, tensors[layer.arguments :]))
+    tangents = _Tangents(layer, tensors[: layer.arguments])
+    batch = batch_of(layer, record, tangents.states[0])
+    t_finals = _sweep(layer, record, tangents, batch, layer.keep)
+    kept = tangents.saved[-1:] if layer.keep else ()
+    return _output(layer, tangents.hidden), *t_finals, *kept
 
 
 def tangents(layer, *tensors):
-    """J u of tangents, saved tensors and parameters, differentiable where somebody asks."""
-    count = 3 + len(layer.stems) * layer.directions
-    saved = tensors[count:]
-    if _by_reference.serves(saved[Saved.count]):
-        arguments = saved[1], saved[7], _of_arguments(saved)
-        return _by_reference.tangents(layer, tensors[:count], *arguments)
+    """J u of tangents and a record, differentiable where somebody asks."""
+    t_arguments, record = tensors[: layer.arguments], tensors[layer.arguments :]
+    if _by_reference.serves(record[layer.recorded]):
+        return _by_reference.tangents(layer, t_arguments, *_by_arguments(layer, record))
     if transforms_active() or requires_grad(*tensors):
         return _Tangent.apply(layer, *tensors)
     return _tangents(layer, *tensors)
@@ -125,47 +123,55 @@ class _Tangent(Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.layer = layer = inputs[0]
-        count = 4 + len(layer.stems) * layer.directions
+        count = 1 + layer.arguments
         tensors = *inputs[1:count], *_without_biases(layer, inputs[count:])
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, d_output, d_h_n, d_c_n=None, d_cells=None):
-        layer, count = ctx.layer, 3 + len(ctx.layer.stems) * ctx.layer.directions
-        v = d_output, d_h_n, d_c_n, d_cells
+    def backward(ctx, *v):
+        layer, count = ctx.layer, ctx.layer.arguments
         if all(d is None for d in v):
             return (None,) * len(ctx.needs_input_grad)
         needs = ctx.needs_input_grad[1:]
-        plan = _Plan(layer, (), needs[:count], _of_arguments(needs[count:]))
-        _, first, second = plan.apply(
-            v, (None,) * _RESULTS, ctx.saved_tensors[:count], ctx.saved_tensors[count:]
-        )
-        return None, *first, *_as_saved(second)
+        plan = _Plan(layer, (), needs[:count], _of_arguments(layer, needs[count:]))
+        tensors = ctx.saved_tensors
+        _, first, second = plan.apply(v, (None,) * layer.results, tensors[:count], tensors[count:])
+        return None, *first, *_as_record(layer, second)
 
     @staticmethod
     def jvp(ctx, *_):
         _refuse(ctx.layer, "forward mode twice")
 
 
-class _MappedGradients(Function):
-    """J^T v, of the arguments that `layer.needs` wants."""
+def gradients(layer, wanted, *tensors):
+    """J^T v of v and a record, differentiable; wanted: a flag for each argument."""
+    return _Gradients.apply(_Request(layer, wanted), *tensors)
 
+
+@dataclass(frozen=True)
+class _Request:  # one value: torch.func would take a tuple of flags apart
+    layer: Layer
+    wanted: tuple
+
+
+class _MappedGradients(Function):
     generate_vmap_rule = True
 
     @staticmethod
     @no_autocast
-    def forward(layer, *tensors):
-        v, saved = tensors[:_RESULTS], Saved(layer, _without_biases(layer, tensors[_RESULTS:]))
-        results = gradients(layer, saved, layer.needs, *v, layer.samples)
-        return tuple(d for d in results if d is not None)
+    def forward(request, *tensors):
+        layer = request.layer
+        v, record = tensors[: layer.results], tensors[layer.results :]
+        record = Record(layer, _without_biases(layer, record))
+        return tuple(first_order(layer, record, request.wanted, v))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.layer = inputs[0]
-        begin = 1 + _RESULTS
-        tensors = *inputs[1:begin], *_kept(ctx.layer, inputs[begin:])
+        request, *tensors = inputs
+        ctx.layer, ctx.wanted, begin = request.layer, request.wanted, request.layer.results
+        tensors = *tensors[:begin], *_kept(ctx.layer, tensors[begin:])
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
         ctx.set_materialize_grads(False)
@@ -174,72 +180,62 @@ class _MappedGradients(Function):
     def backward(ctx, *u):
         if all(t is None for t in u):
             return (None,) * len(ctx.needs_input_grad)
+        layer, begin, tensors = ctx.layer, ctx.layer.results, ctx.saved_tensors
         u = iter(u)
-        tangents = [next(u) if needed else None for needed in ctx.layer.needs]
+        tangents = [next(u) if needed else None for needed in ctx.wanted]
         needs = ctx.needs_input_grad[1:]
-        plan = _Plan(ctx.layer, needs[:_RESULTS], (), _of_arguments(needs[_RESULTS:]))
-        tensors = ctx.saved_tensors
-        results, _, second = plan.apply(
-            tensors[:_RESULTS], (None,) * _RESULTS, tangents, tensors[_RESULTS:]
-        )
-        return None, *results, *_as_saved(second)
+        plan = _Plan(layer, needs[:begin], (), _of_arguments(layer, needs[begin:]))
+        results, _, second = plan.apply(tensors[:begin], (None,) * begin, tangents, tensors[begin:])
+        return None, *results, *_as_record(layer, second)
 
     @staticmethod
     def jvp(ctx, _, *tangents):
-        v, u = tangents[:_RESULTS], _of_arguments(tangents[_RESULTS:])
-        tensors = ctx.saved_tensors
-        plan = _Plan(ctx.layer, (), (), ctx.layer.needs)
-        second = plan.apply(tensors[:_RESULTS], v, u, tensors[_RESULTS:])[2]
+        layer, begin, tensors = ctx.layer, ctx.layer.results, ctx.saved_tensors
+        plan = _Plan(layer, (), (), ctx.wanted)
+        u = _of_arguments(layer, tangents[begin:])
+        second = plan.apply(tensors[:begin], tangents[:begin], u, tensors[begin:])[2]
         return tuple(d for d in second if d is not None)
 
 
-class Gradients(_MappedGradients):
-    """The same, with a batching rule for where no derivative of it is asked for: more rows."""
+class _Gradients(_MappedGradients):
+    """The same, with a rule that costs less where no derivative of it is asked for."""
 
     generate_vmap_rule = False
 
     @staticmethod
-    def vmap(info, in_dims, layer, *tensors):
-        size, dims, begin = info.batch_size, in_dims[1:], _RESULTS + Saved.count
-        mapped = any(dim is not None for dim in dims[begin:])
-        if mapped or in_forward_mode() or requires_grad(*tensors):
-            return _vmap.through(_MappedGradients.apply, size, in_dims, (layer, *tensors))
-        _vmap.refuse_resets(tensors[begin - 1])
-        rows, weights = zip(tensors[:begin], dims), tensors[begin:]
-        folded = [None if t is None else fold(t, dim, size) for t, dim in rows]
-        sizes = begin - Saved.count + 1
-        _vmap.check_batch_sizes(dims[sizes])
-        folded[sizes] = None if tensors[sizes] is None else tensors[sizes] * size
-        *steps, rows, features = layer.input_shape
-        shape = torch.Size((*steps, rows * size, features))
-        more = replace(layer, input_shape=shape, samples=size)
-        results = _MappedGradients.forward(more, *folded, *weights)
-        count = sum(layer.needs[:3])  # those that have rows; of weights, samples come first
-        unfolded = [unfold(result, size) for result in results[:count]]
-        unfolded += [(result, 0) for result in results[count:]]
-        return tuple(t for t, _ in unfolded), tuple(dim for _, dim in unfolded)
+    def vmap(info, in_dims, request, *tensors):
+        call = _MappedGradients.forward
+        if in_forward_mode() or requires_grad(*tensors):
+            call = _MappedGradients.apply
+        return _vmap.through(call, info.batch_size, in_dims, (request, *tensors))
 
 
-def _kept(layer, tensors):
-    """What derivatives are computed from, of saved tensors and all parameters."""
-    by_reference = _by_reference.serves(tensors[Saved.count])
-    return tensors if by_reference else _without_biases(layer, tensors)
+def _kept(layer, record):
+    """What derivatives are computed from, of a record with all parameters."""
+    by_reference = _by_reference.serves(record[layer.recorded])
+    return record if by_reference else _without_biases(layer, record)
 
 
-def _without_biases(layer, tensors):
-    """Saved tensors and all parameters -> saved tensors and weights."""
-    return *tensors[: Saved.count], *layer.weights(tensors[Saved.count :])
+def _without_biases(layer, record):
+    """A record with all parameters -> one with weights."""
+    return *record[: layer.recorded], *layer.weights(record[layer.recorded :])
 
 
-def _of_arguments(values):
-    """One value for each of input, h0, c0, *params, from one for each tensor of Saved."""
-    return values[0], values[3], values[4], *values[Saved.count :]
+def _of_arguments(layer, values):
+    """One value for each argument, from one for each tensor of a record."""
+    return values[0], *values[3 : 3 + layer.states], *values[layer.recorded :]
 
 
-def _as_saved(values):
-    """The reverse; what is saved but no argument gets None."""
-    d_input, d_h0, d_c0, *d_params = values
-    return d_input, None, None, d_h0, d_c0, None, None, None, *d_params
+def _by_arguments(layer, record):
+    """What the reference takes: batch_sizes, resets and the arguments."""
+    return record[1], record[2], _of_arguments(layer, record)
+
+
+def _as_record(layer, values):
+    """The reverse of `_of_arguments`; what is no argument gets None."""
+    d_input, *rest = values
+    saved = layer.recorded - 3 - layer.states
+    return d_input, None, None, *rest[: layer.states], *(None,) * saved, *rest[layer.states :]
 
 
 # -- Second order -------------------------------------------------------------------------------
@@ -250,21 +246,21 @@ class _Plan:
     """Which results of the second-order sweeps are wanted: one flag for each tensor."""
 
     layer: Layer
-    results: tuple  # J u: t_output, t_h_n, t_c_n, t_cells
-    first: tuple  # J^T v: of input, h0, c0, *params
-    second: tuple  # the derivative of J^T v, of the same
+    results: tuple  # J u
+    first: tuple  # J^T v
+    second: tuple  # the derivative of J^T v
 
-    def apply(self, gradients, t_gradients, tangents, saved):
+    def apply(self, v, t_v, tangents, record):
         """`(results, first, second)`, each as long as its flags, None where nobody asks."""
         every = self.results, self.first, self.second
-        if all(t is None for t in (*t_gradients, *tangents)) and not any(self.first):
+        if all(t is None for t in (*t_v, *tangents)) and not any(self.first):
             return [[None] * len(flags) for flags in every]
-        if _by_reference.serves(saved[Saved.count]):
-            arguments = saved[1], saved[7], _of_arguments(saved)
+        layer = self.layer
+        if _by_reference.serves(record[layer.recorded]):
             return _by_reference.second_order(
-                self.layer, every, gradients, t_gradients, tangents, *arguments
+                layer, every, v, t_v, tangents, *_by_arguments(layer, record)
             )
-        flat = iter(_Second.apply(self, *gradients, *t_gradients, *tangents, *saved))
+        flat = iter(_Second.apply(self, *v, *t_v, *tangents, *record))
         return [[next(flat) if wanted else None for wanted in flags] for flags in every]
 
 
@@ -276,38 +272,37 @@ class _Second(Function):
     @staticmethod
     @no_autocast
     def forward(plan, *tensors):
-        layer = plan.layer
-        v, t_v, begin = tensors[:_RESULTS], tensors[_RESULTS : 2 * _RESULTS], 2 * _RESULTS
-        count = begin + 3 + len(layer.stems) * layer.directions
-        t, s = _Tangents(layer, tensors[begin:count]), Saved(layer, tensors[count:])
-        batch = batch_of(layer, s, *v[1:3], *t_v[1:3], t.h0)
-        sizes = s.batch_sizes, batch, s.h0, s.c0, s.gates, s.hidden, s.cells, s.w_hh, s.w_hr
-        t_h_n, t_c_n = _sweep(layer, s, t, batch, True)
-        results = [
-            flag and value() for flag, value in zip(
-                plan.results,
-                (lambda: _output(layer, t.hidden), lambda: t_h_n, lambda: t_c_n, lambda: t.cells),
-            )
-        ]  # fmt: skip
-        flat = [value for flag, value in zip(plan.results, results) if flag]
+        layer, begin = plan.layer, 2 * plan.layer.results
+        v, t_v = tensors[: layer.results], tensors[layer.results : begin]
+        count = begin + layer.arguments
+        t, r = _Tangents(layer, tensors[begin:count]), Record(layer, tensors[count:])
+        finals = slice(1, 1 + layer.states)
+        batch = batch_of(layer, r, *v[finals], *t_v[finals], t.states[0])
+        sizes = r.batch_sizes, batch, r.states, r.saved, r.weights
+        t_finals = _sweep(layer, r, t, batch, True)
+        flat = []
+        if any(plan.results):
+            results = _output(layer, t.hidden), *t_finals, *t.saved[-1:]
+            flat = _wanted(plan.results, results[: layer.results])
         if not any(plan.first) and not any(plan.second):
             return tuple(flat)
-        d_gates, d_h0, d_c0, d_hidden, d_cell_h, d_cell_c = _ops.layer_backward(
-            layer.cell, *v, *sizes
-        )
+        found = gate_gradients(layer, _ops.gate_gradients(layer.cell, v, *sizes, True))
         if any(plan.first):
-            d_input, d_params = products_of(layer, s, plan.first, d_gates, batch, d_hidden)
-            flat += _wanted(plan.first, (d_input, d_h0, d_c0, *d_params))
+            d_input, d_params = products_of(layer, r, plan.first, found, batch)
+            flat += _wanted(plan.first, (d_input, *found.states, *d_params))
         if any(plan.second):
-            t_d_gates, t_d_h0, t_d_c0, t_d_hidden = _ops.layer_backward_tangent(
-                layer.cell, *t_v, _through(_recurrent(layer, d_gates), t.w_hh),
-                _through(d_hidden, t.w_hr), t.h0, t.c0, t.gates, t.hidden, t.cells, d_cell_h,
-                d_cell_c, *sizes,
-            )  # fmt: skip
-            t_d_input, t_d_params = _products_tangent(
-                plan, s, t, (d_gates, d_hidden), (t_d_gates, t_d_hidden), batch
+            through = (
+                _through(_recurrent(layer, found.gates), t.w_hh),
+                _through(found.hidden, t.w_hr),
             )
-            flat += _wanted(plan.second, (t_d_input, t_d_h0, t_d_c0, *t_d_params))
+            t_found = gate_gradients(
+                layer,
+                _ops.gate_gradients_tangent(
+                    layer.cell, t_v, through, t.states, t.saved, found.received, *sizes
+                ),
+            )
+            t_d_input, t_d_params = _products_tangent(plan, r, t, found, t_found, batch)
+            flat += _wanted(plan.second, (t_d_input, *t_found.states, *t_d_params))
         return tuple(flat)
 
     @staticmethod
@@ -347,34 +342,34 @@ def _through(gradients, t_weights):
                    for d, w in enumerate(t_weights)])  # fmt: skip
 
 
-def _products_tangent(plan, saved, tangents, values, t_values, batch):
-    """The derivative of `products_of`, at d_gates and d_hidden (values), in direction t_values.
+def _products_tangent(plan, record, tangents, found, t_found, batch):
+    """The derivative of `products_of`, at GateGradients in the direction of others.
 
     Both factors of each product have tangents: two calls of it.
     """
-    layer, s, t = plan.layer, saved, tangents
-    (d_gates, d_hidden), (t_d_gates, t_d_hidden) = values, t_values
-    d_input, d_params = products_of(layer, s, plan.second, t_d_gates, batch, t_d_hidden)
-    each, rows = len(layer.stems), d_gates.shape[1]
-    w_ih = _zeros_for_none(t.w_ih, s.w_ih) if plan.second[0] else []
-    wanted, stems = [False] * (4 * layer.directions), layer.stems * layer.directions
+    layer, r, t = plan.layer, record, tangents
+    d_input, d_params = products_of(layer, r, plan.second, t_found, batch)
+    each, rows = len(layer.stems), found.gates.shape[1]
+    w_ih = _zeros_for_none(t.w_ih, r.w_ih) if plan.second[0] else []
+    flags, stems = [False] * (4 * layer.directions), layer.stems * layer.directions
+    needs = plan.second[1 + layer.states :]
     known = {"w_ih": t.input, "w_hh": t.hidden}
-    for i, (stem, needed) in enumerate(zip(stems, plan.second[3:], strict=True)):
+    for i, (stem, needed) in enumerate(zip(stems, needs, strict=True)):
         if needed and known.get(stem) is not None:
-            wanted[i // each * 4 + PRODUCTS.index(stem)] = True
-    if w_ih or any(wanted):
+            flags[i // each * 4 + PRODUCTS.index(stem)] = True
+    if w_ih or any(flags):
         input = None if t.input is None else t.input.reshape(rows, t.input.shape[-1])
         more, products = _ops.products(
-            d_gates, apart_columns(layer, d_gates), s.batch_sizes, batch, input, t.hidden, t.h0,
-            w_ih, wanted,
+            found.gates, apart_columns(layer, found.gates), r.batch_sizes, batch, input, t.hidden,
+            t.states[0], w_ih, flags,
         )  # fmt: skip
         d_input = d_input + more.view(layer.input_shape) if w_ih else d_input
         for i, stem in enumerate(stems):
-            if stem in known and wanted[i // each * 4 + PRODUCTS.index(stem)]:
+            if stem in known and flags[i // each * 4 + PRODUCTS.index(stem)]:
                 d_params[i] = d_params[i] + products[i // each * 4 + PRODUCTS.index(stem)]
     for i, stem in enumerate(stems):
-        if stem == "w_hr" and plan.second[3 + i]:
-            more = outer(d_hidden[i // each], _unprojected_tangent(s, t, i // each))
+        if stem == "w_hr" and needs[i]:
+            more = outer(found.hidden[i // each], _unprojected_tangent(r, t, i // each))
             d_params[i] = d_params[i] + more
     return d_input, d_params
 
@@ -386,12 +381,12 @@ def _zeros_for_none(tangents, weights):
     return [torch.zeros_like(w) if t is None else t for t, w in zip(tangents, weights)]
 
 
-def _unprojected_tangent(saved, tangents, direction):
-    cells, t_cells = saved.cells[direction], tangents.cells[direction]
+def _unprojected_tangent(record, tangents, direction):
+    cells, t_gates, t_cells = record.cells[direction], tangents.saved[0], tangents.saved[-1]
     o = slice(3 * cells.shape[1], None)
     tanh_c = torch.tanh(cells)
-    slope = saved.gates[direction][:, o] * (1 - tanh_c * tanh_c)
-    return tangents.gates[direction][:, o] * tanh_c + slope * t_cells
+    slope = record.gates[direction][:, o] * (1 - tanh_c * tanh_c)
+    return t_gates[direction][:, o] * tanh_c + slope * t_cells[direction]
 
 
 def _refuse(layer, what):

@@ -3,127 +3,185 @@
 A recurrence against time gives the gradients of the gates, products over all steps those of input
 and parameters. Nothing here is a Function: `fastrnn._autograd` calls `gradients` where no
 derivative of it is asked for, `fastrnn._derivatives` wraps it for where one is.
+
+Tensors of a layer are kept in lists, in this order:
+    arguments   input, every state (None: zeros), every parameter
+    results     output, every final state and, where a caller keeps them, every step's other states
+    saved       gates, of cells that save them, and every step's states
+    record      input, batch_sizes, resets, every state, saved, every parameter or weight
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from fastrnn import _ops
 from fastrnn._cells import CELLS
-from fastrnn._transforms import transforms_active
 
 PRODUCTS = ("w_ih", "w_hh", "b_ih", "b_hh")  # what the operator `products` computes, in its order
 
 
-class Saved:
-    """The saved tensors of a layer by name; None is what it has not, or what nobody needs."""
-
-    count = 8  # before the weights
-
-    def __init__(self, layer, tensors):
-        self.input, self.batch_sizes, self.hidden, self.h0, self.c0 = tensors[:5]
-        self.gates, self.cells, self.resets, *self.weights = tensors[5:]
-        each = len(self.weights) // layer.directions
-        self.w_ih, self.w_hh = self.weights[::each], self.weights[1::each]
-        self.w_hr = self.weights[2::each] if each == 3 else []
-
-
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: that takes three times as long to make
 class Layer:
-    """What is known of a layer besides its tensors. (A Function's ctx can stand in for it.)"""
+    """What is known of a layer besides its tensors. Nobody changes it."""
 
-    cell: str  # lstm, gru, rnn_tanh or rnn_relu
+    cell: str
     directions: int
-    stems: tuple  # of the parameters of one direction
-    input_shape: torch.Size
-    needs: tuple = ()  # results that are wanted
-    keep: bool = False  # an LSTM: whether every step's cells are results too
-    samples: int | None = None  # of Gradients: as in `gradients`
+    has_biases: bool
+    projected: bool
+    input_shape: tuple
+    keep: bool = False  # whether every step's states but h are results too
     to_hx: bool = False  # whether resets are to the initial states
+
+    @property
+    def states(self):
+        return CELLS[self.cell].states
+
+    @property
+    def stems(self):
+        """What the parameters of one direction are, in order."""
+        return _STEMS[self.has_biases, self.projected]
+
+    @property
+    def places(self):
+        """Where weights, and biases, are among the parameters."""
+        return PLACES[self.directions == 2, len(self.stems) * self.directions]
+
+    @property
+    def arguments(self):
+        return 1 + self.states + len(self.stems) * self.directions
+
+    @property
+    def results(self):
+        return self.states * 2 if self.keep else 1 + self.states
+
+    @property
+    def recorded(self):
+        """Tensors of a record before the parameters."""
+        return 3 + self.states + CELLS[self.cell].saved
 
     def weights(self, params):
         """Without the biases, which no derivative depends on once the gates are known."""
-        return [p for p, stem in zip(params, self.stems * self.directions) if stem[0] == "w"]
+        return [params[i] for i in self.places[0]]
+
+    def with_biases(self, weights, biases):
+        """The reverse."""
+        params = [None] * (len(weights) + len(biases))
+        for places, values in zip(self.places, (weights, biases)):
+            for i, value in zip(places, values, strict=True):
+                params[i] = value
+        return params
 
 
-def stems(has_biases, count):
-    """What the `count` parameters of one direction are, in order."""
-    biases = ("b_ih", "b_hh") if has_biases else ()
-    return ("w_ih", "w_hh", *biases, "w_hr")[:count]
+_STEMS = {
+    (has_biases, projected): (
+        "w_ih", "w_hh", *(("b_ih", "b_hh") if has_biases else ()), *(("w_hr",) * projected),
+    )
+    for has_biases in (False, True)
+    for projected in (False, True)
+}  # fmt: skip
 
 
-def gradients(layer, saved, needs, d_output, d_h_n, d_c_n, d_cells, samples=None):
-    """`[d_input, d_h0, d_c0, *d_params]`, None where needs (in the same order) has False.
-
-    samples: as many share the rows, and d_params come one for each: `[samples, ...]`.
-    """
-    s, bidirectional = saved, layer.directions == 2
-    if samples is None and _has_vjp(s):
-        batch, wanted = batch_of(layer, s, d_h_n, d_c_n), _flags(layer, needs)
-        d_input, d_h0, d_c0, d_hidden, products = _ops.layer_vjp(
-            layer.cell, d_output, d_h_n, d_c_n, d_cells, _rows(s), s.batch_sizes, batch, s.h0, s.c0,
-            s.gates, s.hidden, s.cells, s.w_ih if needs[0] else [], s.w_hh, s.w_hr, wanted,
-        )  # fmt: skip
-        d_input, d_params = _in_order(layer, s, needs, d_input, products, d_hidden, None)
-        return [d_input, d_h0 if needs[1] else None, d_c0 if needs[2] else None, *d_params]
-    d_c0 = d_hidden = None
-    resets = () if s.resets is None else (s.resets, layer.to_hx)
-    if layer.cell == "lstm":
-        if d_output is None and d_h_n is None and d_c_n is None and s.batch_sizes is None:
-            # Of the gradients, d_cells alone does not tell the batch.
-            sizes = layer.directions, batch_of(layer, s), d_cells.shape[2]
-            d_c_n = d_cells.new_zeros(sizes)
-        d_gates, d_h0, d_c0, d_hidden = _ops.lstm_backward(
-            d_output, d_h_n, d_c_n, d_cells, s.batch_sizes, s.c0, s.gates, s.cells, s.weights,
-            False, bidirectional, *resets,
-        )  # fmt: skip
-    elif layer.cell == "gru":
-        d_gates, d_h0 = _ops.gru_backward(
-            d_output, d_h_n, s.batch_sizes, s.h0, s.gates, s.hidden, s.weights, False,
-            bidirectional, *resets,
-        )  # fmt: skip
-    else:
-        d_gates, d_h0 = _ops.rnn_backward(
-            d_output, d_h_n, s.batch_sizes, s.hidden, s.weights, False, bidirectional,
-            layer.cell, *resets,
-        )  # fmt: skip
-    d_input, d_params = products_of(layer, s, needs, d_gates, d_h0.shape[1], d_hidden, samples)
-    return [d_input, d_h0 if needs[1] else None, d_c0 if needs[2] else None, *d_params]
+# By whether bidirectional and how many params: where weights, and biases, are among them.
+PLACES = {
+    (directions == 2, len(stems) * directions): tuple(
+        [i for i, stem in enumerate(stems * directions) if stem[0] == letter] for letter in "wb"
+    )
+    for stems in _STEMS.values()
+    for directions in (1, 2)
+}
 
 
-def _has_vjp(saved):
-    """Whether layer_vjp goes, which makes all in one call: it has neither a kernel on other devices
-    nor a batching rule."""
-    return saved.w_hh[0].is_cpu and not transforms_active()
+def layer_of(cell, bidirectional, params, input_shape, keep=False, to_hx=False):
+    """The Layer of so many params: biases come in pairs, a projection alone."""
+    each = params // (2 if bidirectional else 1)
+    keep = keep and CELLS[cell].has_c
+    return Layer(cell, 1 + bidirectional, each > 3, each % 2 == 1, input_shape, keep, to_hx)
 
 
-def products_of(layer, saved, needs, d_gates, batch, d_hidden, samples=None):
-    """`(d_input, [d_param, ...])` from the gradients of the gates and of the projected h.
+class Record:
+    """A record by name; None is what a layer has not, or what nobody needs."""
 
-    batch: rows of a state, of all samples together.
-    """
-    wanted = _flags(layer, needs)
-    apart = apart_columns(layer, d_gates)
-    states = _rows(saved), saved.hidden, None if saved.hidden is None else saved.h0
-    d_input, products = None, None
-    if samples is None:
-        d_input, products = _ops.products(
-            d_gates, apart, saved.batch_sizes, batch, *states, saved.w_ih if needs[0] else [],
-            wanted, *(() if saved.resets is None else (saved.resets, layer.to_hx)),
-        )  # fmt: skip
-    else:
-        if needs[0]:
-            d_input, _ = _ops.products(
-                d_gates, apart, saved.batch_sizes, batch, None, None, None, saved.w_ih,
-                [False] * len(wanted),
-            )  # fmt: skip
-        if any(wanted):
-            sizes = None if saved.batch_sizes is None else saved.batch_sizes // samples
-            products = _ops.sample_products(
-                d_gates, apart, samples, sizes, batch // samples, *states, wanted
-            )
-    return _in_order(layer, saved, needs, d_input, products, d_hidden, samples)
+    def __init__(self, layer, tensors):
+        cell = CELLS[layer.cell]
+        self.input, self.batch_sizes, self.resets, *rest = tensors
+        self.states, rest = rest[: cell.states], rest[cell.states :]
+        self.saved, self.weights = rest[: cell.saved], rest[cell.saved :]
+        self.gates = self.saved[0] if cell.saves_gates else None
+        self.hidden = self.saved[cell.saves_gates]
+        self.cells = self.saved[-1] if cell.has_c else None
+        each = len(self.weights) // layer.directions
+        self.w_ih, self.w_hh = self.weights[::each], self.weights[1::each]
+        self.w_hr = self.weights[2::each] if layer.projected else []
+
+
+def gradients(layer, record, wanted, d_results):
+    """Those gradients of the arguments that are wanted: a flag each."""
+    r = record
+    resets = () if r.resets is None else (r.resets, layer.to_hx)
+    return _ops.layer_backward(
+        layer.cell, d_results, r.input, r.batch_sizes,
+        batch_of(layer, r, *d_results[1 : 1 + layer.states]), r.states, r.saved, r.weights,
+        wanted, *resets,
+    )  # fmt: skip
+
+
+class GateGradients(NamedTuple):
+    """What a backward pass through the steps leaves."""
+
+    gates: torch.Tensor  # [D, N, S*H]
+    states: list
+    hidden: torch.Tensor | None  # [D, N, P] of h behind its projection
+    received: list  # [D, N, H] of every state, as each cell received it
+
+
+def gate_gradients(layer, found):
+    """By name, from the operator's list."""
+    gates, *rest = found
+    states, rest = rest[: layer.states], rest[layer.states :]
+    hidden = rest.pop(0) if layer.projected else None
+    return GateGradients(gates, states, hidden, rest)
+
+
+def by_products(layer, record, wanted, d_results, batch):
+    """As `gradients`, by the operators that layer_backward is made of."""
+    r = record
+    found = gate_gradients(
+        layer,
+        _ops.gate_gradients(
+            layer.cell, d_results, r.batch_sizes, batch, r.states, r.saved, r.weights, False
+        ),
+    )
+    d_input, d_params = products_of(layer, r, wanted, found, batch)
+    every = d_input, *found.states, *d_params
+    return [d for d, needed in zip(every, wanted, strict=True) if needed]
+
+
+def products_of(layer, record, wanted, found, batch):
+    """`(d_input, [d_param, ...])` from GateGradients, None where nobody asks."""
+    r, each = record, len(layer.stems)
+    flags = [False] * (4 * layer.directions)
+    for i, needed in enumerate(wanted[1 + layer.states :]):
+        stem = layer.stems[i % each]
+        if needed and stem != "w_hr":
+            flags[i // each * 4 + PRODUCTS.index(stem)] = True
+    input = None if r.input is None else r.input.reshape(-1, r.input.shape[-1])
+    d_input, products = _ops.products(
+        found.gates, apart_columns(layer, found.gates), r.batch_sizes, batch, input, r.hidden,
+        None if r.hidden is None else r.states[0], r.w_ih if wanted[0] else [], flags,
+        *(() if r.resets is None else (r.resets, layer.to_hx)),
+    )  # fmt: skip
+    d_params = []
+    for i, needed in enumerate(wanted[1 + layer.states :]):
+        direction, stem = i // each, layer.stems[i % each]
+        if not needed:
+            d_params.append(None)
+        elif stem == "w_hr":
+            d_params.append(outer(found.hidden[direction], unprojected(r, direction)))
+        else:
+            d_params.append(products[direction * 4 + PRODUCTS.index(stem)])
+    return d_input.view(layer.input_shape) if wanted[0] else None, d_params
 
 
 def apart_columns(layer, d_gates):
@@ -132,60 +190,28 @@ def apart_columns(layer, d_gates):
     return d_gates.shape[-1] // cell.columns if cell.apart else 0
 
 
-def _flags(layer, needs):
-    """Which results of the operator `products` are wanted."""
-    each, wanted = len(layer.stems), [False] * (4 * layer.directions)
-    for i, needed in enumerate(needs[3:]):
-        stem = layer.stems[i % each]
-        if needed and stem != "w_hr":
-            wanted[i // each * 4 + PRODUCTS.index(stem)] = True
-    return wanted
-
-
-def _rows(saved):
-    """Input `[N, I]`, None where it was not saved."""
-    return None if saved.input is None else saved.input.reshape(-1, saved.input.shape[-1])
-
-
-def _in_order(layer, saved, needs, d_input, products, d_hidden, samples):
-    """`(d_input, [d_param, ...])` in the order of needs, from what the operators return."""
-    each, d_params = len(layer.stems), []
-    for i, needed in enumerate(needs[3:]):
-        direction, stem = i // each, layer.stems[i % each]
-        if not needed:
-            d_params.append(None)
-        elif stem == "w_hr":
-            d_params.append(outer(d_hidden[direction], unprojected(saved, direction), samples))
-        else:
-            d_params.append(products[direction * 4 + PRODUCTS.index(stem)])
-    return d_input.view(layer.input_shape) if needs[0] else None, d_params
-
-
-def unprojected(saved, direction):
+def unprojected(record, direction):
     """Every step's h before its projection: o * tanh(c)."""
-    cells = saved.cells[direction]
-    return saved.gates[direction][:, 3 * cells.shape[1] :] * torch.tanh(cells)
+    cells = record.cells[direction]
+    return record.gates[direction][:, 3 * cells.shape[1] :] * torch.tanh(cells)
 
 
-def batch_of(layer, saved, *states):
+def batch_of(layer, record, *states):
     """Rows of a state."""
     if len(layer.input_shape) == 3:
         return layer.input_shape[1]
-    for state in (saved.h0, *states):
+    for state in (record.states[0], *states):
         if state is not None:
             return state.shape[1]
-    return int(saved.batch_sizes[0])
+    return int(record.batch_sizes[0])
 
 
 # Products in the kernels' own form: torch.mm would depend on the number of threads.
 
 
-def outer(a, b, samples=None):
-    """a^T b, of `[N, A]` and `[N, B]`; `[samples, A, B]` where samples is not None."""
+def outer(a, b):
+    """a^T b, of `[N, A]` and `[N, B]`."""
     flags = [True, False, False, False]
-    if samples is not None:
-        batch = len(a) // samples
-        return _ops.sample_products(a[None], 0, samples, None, batch, b, None, None, flags)[0]
     return _ops.products(a[None], 0, None, len(a), b, None, None, [], flags)[1][0]
 
 

@@ -1,6 +1,6 @@
 """The operators of csrc/ops.cpp: names them, registers their fake kernels.
 
-Shapes are those of docs/design.md. A fake kernel allocates what the kernel would return and
+Shapes are those of csrc/ops.cpp. A fake kernel allocates what the kernel would return and
 computes nothing; it also stands in for the kernel on the meta device, so it makes the same checks
 of devices and shapes that a wrong answer would follow from.
 """
@@ -14,18 +14,13 @@ from torch import Tensor
 from fastrnn import _extension  # noqa: F401  (registers the operators)
 from fastrnn._cells import CELLS
 
-lstm_forward = torch.ops.fastrnn.lstm_forward.default
-lstm_backward = torch.ops.fastrnn.lstm_backward.default
-gru_forward = torch.ops.fastrnn.gru_forward.default
-gru_backward = torch.ops.fastrnn.gru_backward.default
-rnn_forward = torch.ops.fastrnn.rnn_forward.default
-rnn_backward = torch.ops.fastrnn.rnn_backward.default
+layer_forward = torch.ops.fastrnn.layer_forward.default
+layer_backward = torch.ops.fastrnn.layer_backward.default
+gate_gradients = torch.ops.fastrnn.gate_gradients.default
+layer_tangent = torch.ops.fastrnn.layer_tangent.default
+gate_gradients_tangent = torch.ops.fastrnn.gate_gradients_tangent.default
 products = torch.ops.fastrnn.products.default
 sample_products = torch.ops.fastrnn.sample_products.default
-layer_tangent = torch.ops.fastrnn.layer_tangent.default
-layer_vjp = torch.ops.fastrnn.layer_vjp.default
-layer_backward = torch.ops.fastrnn.layer_backward.default
-layer_backward_tangent = torch.ops.fastrnn.layer_backward_tangent.default
 quantized_forward = torch.ops.fastrnn.quantized_forward.default
 extended_forward = torch.ops.fastrnn.extended_forward.default
 extended_backward = torch.ops.fastrnn.extended_backward.default
@@ -39,7 +34,7 @@ DTYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16}
 DEVICE_TYPES = frozenset({"meta"}) | {
     device_type
     for device_type, key in (("cpu", "CPU"), ("cuda", "CUDA"))
-    if torch._C._dispatch_has_kernel_for_dispatch_key("fastrnn::lstm_forward", key)
+    if torch._C._dispatch_has_kernel_for_dispatch_key("fastrnn::layer_forward", key)
 }
 
 
@@ -57,6 +52,9 @@ def _register_fake(op):
     def register(fake):
         names = list(inspect.signature(fake).parameters)
 
+        def what(arguments):
+            return arguments[0] if op == "layer_forward" else op  # the cell: what a user called
+
         @functools.wraps(fake)
         def checked(*arguments):
             first = None
@@ -70,7 +68,7 @@ def _register_fake(op):
                     _check(
                         tensor.device == first.device,
                         lambda name=name, tensor=tensor, first=first: (
-                            f"{op}: expected all tensors on one device, "
+                            f"{what(arguments)}: expected all tensors on one device, "
                             f"got {name} on {tensor.device} and others on {first.device}"
                         ),
                     )
@@ -83,135 +81,135 @@ def _register_fake(op):
 
 
 class _Layer:
-    """The sizes of one layer, read from its arguments and checked against each other."""
+    """The sizes of one layer, read from its cell and parameters and checked against each other.
 
-    def __init__(self, op, cell, params, has_biases, bidirectional):
+    params: of each direction w_ih, w_hh, b_ih and b_hh or neither, w_hr or not.
+    """
+
+    def __init__(self, op, cell, params, directions, like):
+        _check(
+            cell in CELLS,
+            lambda: f"{op}: expected cell to be one of {', '.join(CELLS)}, got {cell}",
+        )
+        self.op, self.cell, self.directions, self.like = op, CELLS[cell], directions, like
+        each = len(params) // directions
         w_ih, w_hh = params[:2]
-        gates = CELLS[cell].products
-        self.directions = 2 if bidirectional else 1
-        self.proj = len(params) == self.directions * (5 if has_biases else 3)
-        self.hidden_size = w_ih.shape[0] // gates
-        self.state_size = w_hh.shape[1]
-        per_direction = [("w_ih", gates * self.hidden_size), ("w_hh", gates * self.hidden_size)]
-        if has_biases:
-            per_direction += [
-                ("b_ih", gates * self.hidden_size),
-                ("b_hh", gates * self.hidden_size),
-            ]
-        if self.proj:
-            per_direction += [("w_hr", self.state_size)]
-        for (name, rows), param in zip(per_direction * self.directions, params, strict=True):
+        gates = self.cell.products
+        self.projected = each % 2 == 1
+        self.input_size = w_ih.shape[1]
+        self.hidden_size, self.state_size = w_hh.shape[0] // gates, w_hh.shape[1]
+        self.columns = self.cell.columns * self.hidden_size
+        rows = [("w_ih", gates * self.hidden_size), ("w_hh", gates * self.hidden_size)]
+        if each > 3:
+            rows += [("b_ih", gates * self.hidden_size), ("b_hh", gates * self.hidden_size)]
+        rows += [("w_hr", self.state_size)] * self.projected
+        for (name, count), param in zip(rows * directions, params, strict=True):
             _check(
-                param.shape[0] == rows,
-                lambda name=name, rows=rows, param=param: (
-                    f"{op}: expected {name} with {rows} rows, got shape {tuple(param.shape)}"
+                param.shape[0] == count,
+                lambda name=name, count=count, param=param: (
+                    f"{op}: expected {name} with {count} rows, got shape {tuple(param.shape)}"
                 ),
             )
 
-    def batch(self, batch_sizes, padded, *states):
-        """Rows of a state, from whatever carries them."""
-        for state in states:
-            if state is not None:
-                return state.shape[1]
-        if batch_sizes is None:
-            return padded.shape[1]
-        if type(batch_sizes) is Tensor and batch_sizes.device.type == "cpu":
-            return int(batch_sizes[0])
-        return torch.library.get_ctx().new_dynamic_size()
+    def rows_of(self, rows, columns):
+        return self.like.new_empty((self.directions, rows, columns))
+
+    def states(self, batch):
+        sizes = (self.state_size, self.hidden_size)[: self.cell.states]
+        return [self.rows_of(batch, size) for size in sizes]
+
+    def saved(self, rows):
+        gates = [self.rows_of(rows, self.columns)] if self.cell.saves_gates else []
+        return [*gates, *self.states(rows)]
 
 
-def _forward(op, cell, input, batch_sizes, h0, c0, params, has_biases, bidirectional):
-    layer = _Layer(op, cell, params, has_biases, bidirectional)
+def _saved_layer(op, cell, saved, weights):
+    """The sizes of a layer, and its rows, by what a forward pass saved."""
+    directions = 2 if len(weights) > 3 else 1
+    return _Layer(op, cell, weights, directions, saved[-1]), saved[-1].shape[1]
+
+
+def _batch(input, batch_sizes, states):
+    """Rows of a state, from whatever carries them."""
+    if states[0] is not None:
+        return states[0].shape[1]
+    if batch_sizes is None:
+        return input.shape[1]
+    if type(batch_sizes) is Tensor and batch_sizes.device.type == "cpu":
+        return int(batch_sizes[0])
+    return torch.library.get_ctx().new_dynamic_size()
+
+
+@_register_fake("layer_forward")
+def _(
+    cell, input, batch_sizes, states, params, bidirectional, save, resets=None, reset_to_hx=False
+):
+    op = cell  # what a user called
+    layer = _Layer(op, cell, params, 2 if bidirectional else 1, input)
     _check(
-        input.shape[-1] == params[0].shape[1],
+        input.shape[-1] == layer.input_size,
         lambda: (
-            f"{op}: expected input of size(-1) = input_size = {params[0].shape[1]}, "
+            f"{op}: expected input of size(-1) = input_size = {layer.input_size}, "
             f"got shape {tuple(input.shape)}"
         ),
     )
-    batch = layer.batch(batch_sizes, input, h0, c0)
-    rows = input.shape[0] if batch_sizes is not None else input.shape[0] * input.shape[1]
     output = input.new_empty((*input.shape[:-1], layer.directions * layer.state_size))
-    h_n = input.new_empty((layer.directions, batch, layer.state_size))
-    return layer, batch, rows, output, h_n
+    rows = input.shape[0] if batch_sizes is not None else input.shape[0] * input.shape[1]
+    finals = layer.states(_batch(input, batch_sizes, states))
+    return [output, *finals, *(layer.saved(rows) if save else ())]
 
 
-def _saved(like, save, *shapes):
-    return tuple(like.new_empty(shape if save else (0,)) for shape in shapes)
-
-
-@_register_fake("lstm_forward")
+@_register_fake("layer_backward")
 def _(
-    input, batch_sizes, h0, c0, params, has_biases, bidirectional, save, resets=None,
+    cell, d_results, input, batch_sizes, batch, states, saved, weights, wanted, resets=None,
     reset_to_hx=False,
 ):  # fmt: skip
-    layer, batch, rows, output, h_n = _forward(
-        "lstm", "lstm", input, batch_sizes, h0, c0, params, has_biases, bidirectional
-    )
-    d, h = layer.directions, layer.hidden_size
-    saved = _saved(input, save, (d, rows, 4 * h), (d, rows, layer.state_size), (d, rows, h))
-    return output, h_n, input.new_empty((d, batch, h)), *saved
+    layer, rows = _saved_layer("layer_backward", cell, saved, weights)
+    first = 1 + layer.cell.states
+    each = len(wanted[first:]) // layer.directions
+    biases = [(weights[0].shape[0],)] * 2 if each > 3 else []
+    sizes = [weights[0].shape, weights[1].shape, *biases]
+    sizes += [weights[2].shape] if layer.projected else []
+    d_input = layer.like.new_empty((rows, layer.input_size) if input is None else input.shape)
+    d_params = [layer.like.new_empty(size) for size in sizes * layer.directions]
+    every = d_input, *layer.states(batch), *d_params
+    return [d for d, needed in zip(every, wanted, strict=True) if needed]
 
 
-@_register_fake("gru_forward")
+@_register_fake("gate_gradients")
 def _(
-    input, batch_sizes, h0, params, has_biases, bidirectional, save, resets=None,
+    cell, d_results, batch_sizes, batch, states, saved, weights, received, resets=None,
     reset_to_hx=False,
 ):  # fmt: skip
-    layer, _, rows, output, h_n = _forward(
-        "gru", "gru", input, batch_sizes, h0, None, params, has_biases, bidirectional
-    )
-    d, h = layer.directions, layer.hidden_size
-    return output, h_n, *_saved(input, save, (d, rows, 4 * h), (d, rows, h))
+    layer, rows = _saved_layer("gate_gradients", cell, saved, weights)
+    results = _gate_gradients(layer, rows, batch)
+    if received:
+        results += [layer.rows_of(rows, layer.hidden_size) for _ in range(layer.cell.states)]
+    return results
 
 
-@_register_fake("rnn_forward")
+def _gate_gradients(layer, rows, batch):
+    results = [layer.rows_of(rows, layer.columns), *layer.states(batch)]
+    return results + [layer.rows_of(rows, layer.state_size)] * layer.projected
+
+
+@_register_fake("layer_tangent")
 def _(
-    input, batch_sizes, h0, params, has_biases, bidirectional, cell, save, resets=None,
-    reset_to_hx=False,
+    cell, t_input, t_states, t_params, through, input, batch_sizes, batch, states, saved, weights,
+    save,
 ):  # fmt: skip
-    layer, _, rows, output, h_n = _forward(
-        "rnn", cell, input, batch_sizes, h0, None, params, has_biases, bidirectional
-    )
-    return output, h_n, *_saved(input, save, (layer.directions, rows, layer.hidden_size))
+    layer, rows = _saved_layer("layer_tangent", cell, saved, weights)
+    each = layer.saved(rows) if save else [layer.rows_of(rows, layer.state_size)]
+    return [*layer.states(batch), *each]
 
 
-@_register_fake("lstm_backward")
+@_register_fake("gate_gradients_tangent")
 def _(
-    d_output, d_h_n, d_c_n, d_cells, batch_sizes, c0, gates, cells, params, has_biases,
-    bidirectional, resets=None, reset_to_hx=False,
+    cell, t_d_results, through, t_states, t_saved, received, batch_sizes, batch, states, saved,
+    weights,
 ):  # fmt: skip
-    layer = _Layer("lstm", "lstm", params, has_biases, bidirectional)
-    batch = layer.batch(batch_sizes, d_output, c0, d_h_n, d_c_n)
-    d, rows, h, p = layer.directions, gates.shape[1], layer.hidden_size, layer.state_size
-    return (
-        gates.new_empty((d, rows, 4 * h)),
-        gates.new_empty((d, batch, p)),
-        gates.new_empty((d, batch, h)),
-        gates.new_empty((d, rows, p) if layer.proj else (0,)),
-    )
-
-
-@_register_fake("gru_backward")
-def _(
-    d_output, d_h_n, batch_sizes, h0, gates, hidden, params, has_biases, bidirectional,
-    resets=None, reset_to_hx=False,
-):  # fmt: skip
-    layer = _Layer("gru", "gru", params, has_biases, bidirectional)
-    batch = layer.batch(batch_sizes, d_output, h0, d_h_n)
-    d, rows, h = hidden.shape
-    return gates.new_empty((d, rows, 4 * h)), gates.new_empty((d, batch, h))
-
-
-@_register_fake("rnn_backward")
-def _(
-    d_output, d_h_n, batch_sizes, hidden, params, has_biases, bidirectional, cell,
-    resets=None, reset_to_hx=False,
-):  # fmt: skip
-    layer = _Layer("rnn", cell, params, has_biases, bidirectional)
-    batch = layer.batch(batch_sizes, d_output, d_h_n)
-    d, rows, h = hidden.shape
-    return hidden.new_empty((d, rows, h)), hidden.new_empty((d, batch, h))
+    layer, rows = _saved_layer("gate_gradients_tangent", cell, saved, weights)
+    return _gate_gradients(layer, rows, batch)
 
 
 @_register_fake("products")
@@ -239,108 +237,12 @@ def _empty_params(d_gates, leading, input, hidden, wanted):
     return d_params
 
 
-class _SavedLayer:
-    """The sizes of one layer, read from its saved tensors: D, N, B, H, P and columns of gates."""
-
-    def __init__(self, cell, batch, hidden, cells, w_hh, w_hr):
-        self.like = hidden if cells is None else cells
-        self.directions, self.rows = len(w_hh), self.like.shape[1]
-        cell = CELLS[cell]
-        self.hidden_size = w_hh[0].shape[0] // cell.products
-        self.state_size, self.batch = w_hh[0].shape[1], batch
-        self.has_c, self.proj = cell.has_c, bool(w_hr)
-        self.columns = self.hidden_size * cell.columns
-
-    def rows_of(self, columns, exists=True):
-        return self.like.new_empty((self.directions, self.rows, columns) if exists else (0,))
-
-    def h_state(self):
-        return self.like.new_empty((self.directions, self.batch, self.state_size))
-
-    def c_state(self):
-        shape = (self.directions, self.batch, self.hidden_size)
-        return self.like.new_empty(shape if self.has_c else (0,))
-
-
-@_register_fake("layer_tangent")
-def _(
-    cell, t_input, t_params, through_w_ih, through_w_hh, through_w_hr, t_h0, t_c0, input,
-    batch_sizes, batch, h0, c0, gates, hidden, cells, w_ih, w_hh, w_hr, save,
-):  # fmt: skip
-    layer = _SavedLayer(cell, batch, hidden, cells, w_hh, w_hr)
-    return (
-        layer.rows_of(layer.state_size),
-        layer.h_state(),
-        layer.c_state(),
-        layer.rows_of(layer.columns, save and gates is not None),
-        layer.rows_of(layer.hidden_size, save and layer.has_c),
-    )
-
-
-@_register_fake("layer_vjp")
-def _(
-    cell, d_output, d_h_n, d_c_n, d_cells, input, batch_sizes, batch, h0, c0, gates, hidden, cells,
-    w_ih, w_hh, w_hr, wanted,
-):  # fmt: skip
-    layer = _SavedLayer(cell, batch, hidden, cells, w_hh, w_hr)
-    return (
-        layer.like.new_empty((layer.rows, w_ih[0].shape[1]) if w_ih else (0,)),
-        layer.h_state(),
-        layer.c_state(),
-        layer.rows_of(layer.state_size, layer.proj),
-        _empty_params(layer.like, (w_hh[0].shape[0],), input, hidden, wanted),
-    )
-
-
-@_register_fake("layer_backward")
-def _(
-    cell, d_output, d_h_n, d_c_n, d_cells, batch_sizes, batch, h0, c0, gates, hidden, cells, w_hh,
-    w_hr,
-):  # fmt: skip
-    layer = _SavedLayer(cell, batch, hidden, cells, w_hh, w_hr)
-    return (
-        layer.rows_of(layer.columns),
-        layer.h_state(),
-        layer.c_state(),
-        layer.rows_of(layer.state_size, layer.proj),
-        layer.rows_of(layer.hidden_size),
-        layer.rows_of(layer.hidden_size, layer.has_c),
-    )
-
-
-@_register_fake("layer_backward_tangent")
-def _(
-    cell, t_d_output, t_d_h_n, t_d_c_n, t_d_cells, through_w_hh, through_w_hr, t_h0, t_c0, t_gates,
-    t_hidden, t_cells, d_cell_h, d_cell_c, batch_sizes, batch, h0, c0, gates, hidden, cells, w_hh,
-    w_hr,
-):  # fmt: skip
-    layer = _SavedLayer(cell, batch, hidden, cells, w_hh, w_hr)
-    return (
-        layer.rows_of(layer.columns),
-        layer.h_state(),
-        layer.c_state(),
-        layer.rows_of(layer.state_size, layer.proj),
-    )
-
-
 @_register_fake("quantized_forward")
-def _(
-    cell, input, batch_sizes, h0, c0, params, hidden_size, proj_size, bidirectional
-):  # fmt: skip
-    directions, size = 2 if bidirectional else 1, proj_size or hidden_size
-    if h0 is not None:
-        batch = h0.shape[1]
-    elif batch_sizes is None:
-        batch = input.shape[1]
-    elif type(batch_sizes) is Tensor and batch_sizes.device.type == "cpu":
-        batch = int(batch_sizes[0])
-    else:
-        batch = torch.library.get_ctx().new_dynamic_size()
-    return (
-        input.new_empty((*input.shape[:-1], directions * size)),
-        input.new_empty((directions, batch, size)),
-        input.new_empty((directions, batch, hidden_size) if CELLS[cell].has_c else (0,)),
-    )
+def _(cell, input, batch_sizes, states, params, hidden_size, proj_size, bidirectional):
+    directions, sizes = 2 if bidirectional else 1, (proj_size or hidden_size, hidden_size)
+    batch = _batch(input, batch_sizes, states)
+    finals = [input.new_empty((directions, batch, s)) for s in sizes[: CELLS[cell].states]]
+    return [input.new_empty((*input.shape[:-1], directions * sizes[0])), *finals]
 
 
 def _extended_sizes(op, cell, like, w_hh):

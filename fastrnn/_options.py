@@ -293,7 +293,7 @@ class _Masked:
         self.last = torch.where(lengths > 0, (lengths - 1) * batch + b, -1)[None]
         self.is_last = torch.where(t == lengths - 1, b, -1)[None]
 
-    def __call__(self, input, batch_sizes, states, params, has_biases, bidirectional, keep=False):
+    def __call__(self, input, batch_sizes, states, params, bidirectional, keep=False):
         directions = 2 if bidirectional else 1
         each = len(params) // directions
         lstm = len(states) == 2
@@ -303,9 +303,7 @@ class _Masked:
             initial = tuple(None if state is None else state[d : d + 1] for state in states)
             x = self._ordered(input, d)
             # The last cell of a sequence is one of every step's.
-            output, *finals = self.layer(
-                x, None, initial, own, has_biases, False, keep or lstm, self.resets[d]
-            )
+            output, *finals = self.layer(x, None, initial, own, False, keep or lstm, self.resets[d])
             steps = [
                 None if t is None else t.view(1, *self.sizes, t.shape[-1])
                 for t in (output, *finals[len(states) :])

@@ -114,7 +114,7 @@ def chunks_that_pay(
     return best if total_us(best) < 0.9 * total_us(1) else 1
 
 
-def layers(layer, input, states, params, num_layers, has_biases, dropout, chunks):
+def layers(layer, input, states, params, num_layers, dropout, chunks):
     """A stack of one direction in a wavefront: `(output, final states)`.
 
     layer: as of fastrnn._autograd, of the cell. input `[T, B, I]`, chunks at most T; the rest as of
@@ -140,7 +140,7 @@ def layers(layer, input, states, params, num_layers, has_biases, dropout, chunks
                     lane.wait_event(ready[chunk])
                     _record(lane, parts[chunk])
                 parts[chunk], *current[index] = layer(
-                    parts[chunk], None, tuple(current[index]), weights[index], has_biases, False
+                    parts[chunk], None, tuple(current[index]), weights[index], False
                 )
                 if dropout and index < num_layers - 1:
                     parts[chunk] = torch.dropout(parts[chunk], dropout, True)

@@ -83,9 +83,9 @@ class _Matrix:
 
 @torch.library.impl(_library, "quantized_forward", "CompositeExplicitAutograd")
 def quantized_forward(
-    cell, input, batch_sizes, h0, c0, params, hidden_size, proj_size, bidirectional
+    cell, input, batch_sizes, states, params, hidden_size, proj_size, bidirectional
 ):
-    """As the operator: `(output, h_n, c_n)`; c_n of size 0 where a cell has none."""
+    """As the operator: output and final states."""
     if any(p.device != input.device for p in params):
         raise RuntimeError(
             f"quantized_forward: expected params on {input.device}, as input, got "
@@ -95,31 +95,31 @@ def quantized_forward(
     counts = [input.shape[1]] * input.shape[0] if batch_sizes is None else batch_sizes.tolist()
     rows = (input.flatten(0, 1) if batch_sizes is None else input).split(counts)
     params, outputs, finals = list(params), [], []
+    sizes = (size, hidden_size)[: CELLS[cell].states]
     for direction in range(2 if bidirectional else 1):
         w_ih = _Matrix(params, gates, hidden_size, input.shape[-1])
         w_hh = _Matrix(params, gates, hidden_size, size)
         biases = CELLS[cell].columns
         bias = _rearrange(params.pop(0), biases, hidden_size)
         w_hr = _Matrix(params, 1, proj_size, hidden_size) if proj_size else None
-        states = [
-            input.new_zeros(counts[0], columns) if state is None else state[direction]
-            for state, columns in ((h0, size), (c0, hidden_size))[: CELLS[cell].states]
-        ]
+        if states[0] is None:
+            current = [input.new_zeros(counts[0], columns) for columns in sizes]
+        else:
+            current = [state[direction] for state in states]
         each = [None] * len(counts)
         for t in reversed(range(len(counts))) if direction else range(len(counts)):
             n = counts[t]
-            before = [state[:n] for state in states]
+            before = [state[:n] for state in current]
             products = w_ih.product(rows[t]), w_hh.product(before[0])
             new = _step(cell, *products, bias, before)
             if w_hr is not None:
                 new[0] = w_hr.product(new[0])
-            states = [torch.cat([a, b[n:]]) for a, b in zip(new, states)]
+            current = [torch.cat([a, b[n:]]) for a, b in zip(new, current)]
             each[t] = new[0]
         outputs.append(torch.cat(each))
-        finals.append(states)
+        finals.append(current)
     output = torch.cat(outputs, 1).view(*input.shape[:-1], -1)
-    h_n, *c_n = (torch.stack(states) for states in zip(*finals))
-    return output, h_n, c_n[0] if c_n else input.new_empty(0)
+    return [output, *map(torch.stack, zip(*finals))]
 
 
 def _step(cell, of_input, of_h, bias, before):

@@ -9,19 +9,9 @@ every state, so that the steps of packed data stay what they are, with V times a
 import torch
 
 
-def is_absent(tensor):
-    """Whether a tensor of an operator stands for nothing: size 0 and one dimension."""
-    return tensor.dim() == 1 and tensor.shape[0] == 0
-
-
 def fold(tensor, dim, size):
-    """`[..., R, C]`, mapped over dimension `dim` or, with None, the same for all: `[..., R*V, C]`.
-
-    What is absent (size 0, one dimension) stays so.
-    """
+    """`[..., R, C]`, mapped over dim or, with None, the same for all: `[..., R*V, C]`."""
     if dim is None:
-        if tensor.dim() < 2:
-            return tensor
         tensor = tensor.unsqueeze(-2).expand(*tensor.shape[:-1], size, tensor.shape[-1])
     else:
         tensor = tensor.movedim(dim, -2)
@@ -29,9 +19,7 @@ def fold(tensor, dim, size):
 
 
 def unfold(tensor, size):
-    """`(tensor, dim)` of a result `[..., R*V, C]`; dim is None of one that is absent (size 0)."""
-    if tensor.dim() < 2:
-        return tensor, None
+    """`(tensor, dim)` of a result `[..., R*V, C]`."""
     return tensor.unflatten(-2, (tensor.shape[-2] // size, size)), tensor.dim() - 1
 
 

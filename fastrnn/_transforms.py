@@ -13,6 +13,15 @@ from torch.autograd import Function, forward_ad
 transforms_active = torch._C._are_functorch_transforms_active  # torch.func's, not the compiler's
 
 
+def batched_levels():
+    """How many levels of torch.autograd's own vmap (is_grads_batched, vectorize) are around."""
+    if torch.compiler.is_compiling():
+        return 0
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    return level
+
+
 def signed(function):
     """Keeps the signature at hand: Function.apply asks for it at every call, 30 us if computed."""
     function.__signature__ = inspect.signature(function)

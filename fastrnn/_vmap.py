@@ -8,10 +8,14 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch._functorch.vmap import vmap_increment_nesting
 from torch.utils import _pytree as pytree
 
 from fastrnn import _ops
-from fastrnn._rows import fold, is_absent, previous, unfold
+from fastrnn._cells import CELLS
+from fastrnn._gradients import Layer, Record, by_products
+from fastrnn._rows import fold, previous, unfold
+from fastrnn._transforms import batched_levels
 
 
 def _is_mapped(dims):
@@ -29,33 +33,31 @@ def one_by_one(call, size, in_dims, arguments):
             value if dim is None else value.select(dim, index) for value, dim in zip(flat, dims)
         ]
         results.append(call(*pytree.tree_unflatten(member, spec)))
-    first = [value is None or is_absent(value) for value in results[0]]
-    stacked = tuple(
-        values[0] if absent else torch.stack(values)
-        for absent, values in zip(first, zip(*results, strict=True))
-    )
-    return stacked, tuple(None if absent else 0 for absent in first)
+    stacked = [torch.stack(values) for values in zip(*results, strict=True)]
+    return stacked, [0] * len(stacked)
 
 
 def through(call, size, in_dims, arguments):
-    """`(results, out_dims)` of vmap over what is called, whatever its own rule says."""
-    mapped = [i for i, dim in enumerate(in_dims) if dim is not None]
+    """`(results, out_dims)` of vmap over what is called, whatever its own rule says.
 
-    def run(*values):
-        every = list(arguments)
-        for i, value in zip(mapped, values, strict=True):
-            every[i] = value
-        return call(*every)
-
-    dims = tuple(in_dims[i] for i in mapped)
-    results = torch.func.vmap(run, dims)(*(arguments[i] for i in mapped))
-    return results, (0,) * len(results)
+    As torch.func.vmap, but for its trees of arguments.
+    """
+    with vmap_increment_nesting(size, "error") as level:
+        wrapped = [
+            value if dim is None else torch._C._functorch._add_batch_dim(value, dim, level)
+            for value, dim in zip(arguments, in_dims)
+        ]
+        results = [
+            torch._C._functorch._remove_batch_dim(result, level, size, 0)
+            for result in call(*wrapped)
+        ]
+    return tuple(results), (0,) * len(results)
 
 
 _library = torch.library.Library("fastrnn", "IMPL")  # what it registers lives as long as it
 
 
-def _register(op):
+def register(op, library=_library):
     """Registers `rule(size, in_dims, *arguments)`, where size is the mapped dimension's.
 
     torch.library.register_vmap would do; it spends 0.1 ms a call on trees of arguments.
@@ -77,7 +79,7 @@ def _register(op):
             return _wrap(results, out_dims, level)
 
         name = op.name().partition("::")[2]
-        _library.impl(name, kernel, "FuncTorchBatched", with_keyset=True)
+        library.impl(name, kernel, "FuncTorchBatched", with_keyset=True)
         return rule
 
     return decorate
@@ -112,7 +114,7 @@ def _by_rows(op, size, in_dims, *arguments):
     """The rule of an operator all of whose tensors but the weights have rows."""
     folded = []
     for argument, value, dim in zip(op._schema.arguments, arguments, in_dims):
-        if argument.name in ("params", "t_params", "w_ih", "w_hh", "w_hr"):
+        if argument.name in ("params", "t_params", "weights"):
             if _is_mapped(dim):
                 return one_by_one(op, size, in_dims, arguments)
         elif argument.name == "batch_sizes":
@@ -122,11 +124,13 @@ def _by_rows(op, size, in_dims, *arguments):
             refuse_resets(value)
         elif argument.name == "batch":
             value = value * size
+        elif isinstance(value, list):
+            value = [None if t is None else fold(t, d, size) for t, d in zip(value, dim)]
         elif isinstance(value, Tensor):
             value = fold(value, dim, size)
         folded.append(value)
     results = [unfold(result, size) for result in op(*folded)]
-    return tuple(r for r, _ in results), tuple(dim for _, dim in results)
+    return [r for r, _ in results], [dim for _, dim in results]
 
 
 def check_batch_sizes(dim):
@@ -145,20 +149,31 @@ def refuse_resets(resets):
         )
 
 
-for _op in (
-    _ops.lstm_forward,
-    _ops.lstm_backward,
-    _ops.gru_forward,
-    _ops.gru_backward,
-    _ops.rnn_forward,
-    _ops.rnn_backward,
-    _ops.layer_backward,
-    _ops.layer_backward_tangent,
-):
-    _register(_op)(partial(_by_rows, _op))
+def register_by_rows(op, library=_library):
+    register(op, library)(partial(_by_rows, op))
 
 
-@_register(_ops.layer_tangent)
+for _op in (_ops.layer_forward, _ops.gate_gradients, _ops.gate_gradients_tangent):
+    register_by_rows(_op)
+
+
+@torch.library.impl(_library, "layer_backward", "FuncTorchBatched")
+def layer_backward(
+    cell, d_results, input, batch_sizes, batch, states, saved, weights, wanted, resets=None,
+    reset_to_hx=False,
+):  # fmt: skip
+    """The operators that it is made of have rules: for weights that are mapped too, and for the
+    gradients of those that are not, one for each sample."""
+    refuse_resets(resets)
+    shape = (saved[-1].shape[1], weights[0].shape[1]) if input is None else input.shape
+    directions = 2 if len(weights) > 3 else 1
+    params = (len(wanted) - 1 - CELLS[cell].states) // directions
+    layer = Layer(cell, directions, params > 3, params % 2 == 1, shape)
+    tensors = input, batch_sizes, None, *states, *saved, *weights
+    return by_products(layer, Record(layer, tensors), wanted, d_results, batch)
+
+
+@register(_ops.layer_tangent)
 def _(size, in_dims, *arguments):
     """What tangents of weights bring where each sample has its own is made here: batched products.
 
@@ -166,26 +181,27 @@ def _(size, in_dims, *arguments):
     """
     names = [argument.name for argument in _ops.layer_tangent._schema.arguments]
     a, dims = dict(zip(names, arguments)), dict(zip(names, in_dims))
-    if _is_mapped(dims["t_params"]) and not any(map(_is_mapped, (dims["w_ih"], dims["w_hh"]))):
+    if _is_mapped(dims["t_params"]) and not _is_mapped(dims["weights"]):
         t_params = list(map(_to_front, a["t_params"], dims["t_params"]))
-        input, hidden, h0 = (_to_front(a[n], dims[n]) for n in ("input", "hidden", "h0"))
+        directions = len(t_params) // 4
+        layer = Layer(a["cell"], directions, False, len(a["weights"]) == 3 * directions, ())
+        states, saved = (list(map(_to_front, a[n], dims[n])) for n in ("states", "saved"))
+        input, sizes = _to_front(a["input"], dims["input"]), a["batch_sizes"]
+        r = Record(layer, (input, sizes, None, *states, *saved, *a["weights"]))
         sums = [], []
-        for d in range(len(a["w_ih"])):
+        for d in range(directions):
             t_w_ih, t_w_hh, t_b_ih, t_b_hh = t_params[4 * d : 4 * d + 4]
             before = None
             if t_w_hh is not None:
-                states = hidden[..., d, :, :], None if h0 is None else h0[..., d, :, :]
-                before = previous(*states, a["batch"], a["batch_sizes"], d)
+                initial = None if r.states[0] is None else r.states[0][..., d, :, :]
+                before = previous(r.hidden[..., d, :, :], initial, a["batch"], r.batch_sizes, d)
             sums[0].append(_affine(input, t_w_ih, t_b_ih))
             sums[1].append(_affine(before, t_w_hh, t_b_hh))
-        saved = "hidden" if a["cells"] is None else "cells"
-        shape = size, _to_front(a[saved], dims[saved]).shape[-2], a["w_hh"][0].shape[0]
-        for name, parts in zip(("through_w_ih", "through_w_hh"), sums):
-            if all(part is None for part in parts):
-                continue
-            zeros = a["w_hh"][0].new_zeros(shape)
-            a[name] = torch.stack([zeros if p is None else p.expand_as(zeros) for p in parts], 1)
-            dims[name] = 0
+        zeros = r.w_hh[0].new_zeros(size, saved[-1].shape[-2], r.w_hh[0].shape[0])
+        for i, parts in enumerate(sums):
+            if any(part is not None for part in parts):
+                every = [zeros if p is None else p.expand_as(zeros) for p in parts]
+                a["through"][i], dims["through"][i] = torch.stack(every, 1), 0
         a["t_params"], dims["t_params"] = [None] * len(t_params), None
     return _by_rows(_ops.layer_tangent, size, list(dims.values()), *a.values())
 
@@ -202,14 +218,14 @@ def _affine(rows, weight, bias):
     return bias[..., None, :] if product is None else product + bias[..., None, :]
 
 
-@_register(_ops.segments)
+@register(_ops.segments)
 def _(size, in_dims, *arguments):
     raise RuntimeError(
         "fastrnn: expected the same resets and lengths for all samples of vmap, got mapped ones"
     )
 
 
-@_register(_ops.gather_rows)
+@register(_ops.gather_rows)
 def _(size, in_dims, inputs, indices):
     """Whole rows move: a mapped dimension goes beside their columns."""
     dims, index_dims = in_dims
@@ -225,8 +241,10 @@ def _(size, in_dims, inputs, indices):
     )
 
 
-@_register(_ops.products)
-def _(size, in_dims, d_gates, apart, batch_sizes, batch, input, hidden, h0, w_ih, wanted, *options):
+@register(_ops.products)
+def products(
+    size, in_dims, d_gates, apart, batch_sizes, batch, input, hidden, h0, w_ih, wanted, *options
+):
     refuse_resets(options[0] if options else None)
     gates_dim, _, sizes_dim, _, input_dim, hidden_dim, h0_dim, w_dims, *_ = in_dims
     check_batch_sizes(sizes_dim)
@@ -262,7 +280,7 @@ def _(size, in_dims, d_gates, apart, batch_sizes, batch, input, hidden, h0, w_ih
     return (d_input[0], d_params), (d_input[1], [0 if mapped and w else None for w in wanted])
 
 
-@_register(_ops.sample_products)
+@register(_ops.sample_products)
 def _(size, in_dims, d_gates, apart, samples, batch_sizes, batch, input, hidden, h0, wanted):
     check_batch_sizes(in_dims[3])
     rows = zip((d_gates, input, hidden, h0), (in_dims[0], *in_dims[5:8]))
@@ -272,6 +290,44 @@ def _(size, in_dims, d_gates, apart, samples, batch_sizes, batch, input, hidden,
     )
     results = [p.unflatten(0, (samples, size)) if w else p for p, w in zip(d_params, wanted)]
     return results, [1 if w else None for w in wanted]
+
+
+def _by_other_vmap(op, *arguments):
+    """torch.autograd's own vmap (is_grads_batched, vectorize) by that of torch.func."""
+    level = batched_levels()
+    if level > 1:
+        raise RuntimeError(
+            f"fastrnn: expected one level of is_grads_batched or vectorize, got {level}"
+        )
+    flat, spec = pytree.tree_flatten(arguments)
+    # What is not mapped gets a dimension of size 1.
+    values = [torch._remove_batch_dim(v, level, 1, 0) if isinstance(v, Tensor) else v for v in flat]
+    size = max(v.shape[0] for v in values if isinstance(v, Tensor))
+    mapped = [i for i, v in enumerate(values) if isinstance(v, Tensor) and v.shape[0] == size]
+
+    def call(*of_mapped):
+        every = [
+            v.squeeze(0) if isinstance(v, Tensor) and v.shape[0] != size else v for v in values
+        ]
+        for i, value in zip(mapped, of_mapped, strict=True):
+            every[i] = value
+        return op(*pytree.tree_unflatten(every, spec))
+
+    results = torch.func.vmap(call)(*(values[i] for i in mapped))
+    # In forward mode torch takes a tangent apart by its strides: samples must lie in front.
+    return pytree.tree_map(lambda t: torch._add_batch_dim(t.contiguous(), 0, level), results)
+
+
+for _op in (
+    _ops.layer_forward,
+    _ops.layer_backward,
+    _ops.gate_gradients,
+    _ops.gate_gradients_tangent,
+    _ops.layer_tangent,
+    _ops.products,
+    _ops.gather_rows,
+):
+    _library.impl(_op.name().partition("::")[2], partial(_by_other_vmap, _op), "Batched")
 
 
 @torch.library.impl(_library, "sample_products", "CUDA")

@@ -20,8 +20,9 @@ Common to all functions
     gradients: with respect to input, hx and every parameter. Nothing is kept where no gradient is
         asked for.
     derivatives: forward mode; second derivatives, but for forward mode twice (`fastrnn.reference`
-        has all of any order); torch.func, with vmap over inputs, states and weights. Packed data
-        has the same batch_sizes for all samples of a vmap.
+        has all of any order); torch.func, with vmap over inputs, states and weights; one level of
+        is_grads_batched or vectorize of torch.autograd. Packed data has the same batch_sizes for
+        all samples of a vmap.
     raises: RuntimeError where shapes, dtypes (between states and weights), devices or the number
         of parameters do not fit, or where seq_len is 0; ValueError where input has the wrong number
         of dimensions or another dtype than the weights; AttributeError, IndexError or TypeError
@@ -77,19 +78,20 @@ class _Cell(NamedTuple):
     torch_cell: object
 
 
-def _cell(kind, layer):
+def _cell(kind):
     return _Cell(
-        CELLS[kind].function, kind, CELLS[kind].products, layer, getattr(_VF, kind),
+        CELLS[kind].function,
+        kind,
+        CELLS[kind].products,
+        partial(_autograd.layer, kind),
+        getattr(_VF, kind),
         getattr(_VF, kind + "_cell"),
-    )  # fmt: skip
+    )
 
 
-_LSTM = _cell("lstm", _autograd.lstm_layer)
-_GRU = _cell("gru", _autograd.gru_layer)
-_RNN = {
-    nonlinearity: _cell(f"rnn_{nonlinearity}", partial(_autograd.rnn_layer, f"rnn_{nonlinearity}"))
-    for nonlinearity in ("tanh", "relu")
-}
+_LSTM = _cell("lstm")
+_GRU = _cell("gru")
+_RNN = {nonlinearity: _cell(f"rnn_{nonlinearity}") for nonlinearity in ("tanh", "relu")}
 
 
 def lstm(
@@ -378,16 +380,15 @@ def _stack(
         )
     try:
         if num_layers == 1:
-            output, *states = layer(input, batch_sizes, states, params, has_biases, bidirectional)
+            output, *states = layer(input, batch_sizes, states, params, bidirectional)
         elif chunks > 1:
             output, states = _overlap.layers(
-                layer, input, states, params, num_layers, has_biases, dropout if training else 0.0,
-                chunks,
-            )  # fmt: skip
+                layer, input, states, params, num_layers, dropout if training else 0.0, chunks
+            )
         else:
             output, states, _ = _layers(
-                layer, input, batch_sizes, states, params, num_layers, has_biases,
-                bidirectional, dropout if training else 0.0,
+                layer, input, batch_sizes, states, params, num_layers, bidirectional,
+                dropout if training else 0.0,
             )  # fmt: skip
     except (AttributeError, RuntimeError, TypeError):
         _checks.check_tensors(cell.name, input, (), params)
@@ -417,8 +418,8 @@ def _stack_with_options(
         if not supported:
             return *_torch_stack(cell, input, states, params, has_biases, num_layers, dropout,
                                  training, bidirectional, False, batch_sizes), []  # fmt: skip
-        return _layers(layer, input, batch_sizes, states, params, num_layers, has_biases,
-                       bidirectional, dropout if training else 0.0, keep)  # fmt: skip
+        return _layers(layer, input, batch_sizes, states, params, num_layers, bidirectional,
+                       dropout if training else 0.0, keep)  # fmt: skip
 
     try:
         output, states, each = _options.apply(
@@ -437,9 +438,8 @@ def _stack_with_options(
 
 
 def _layers(
-    layer, input, batch_sizes, states, params, num_layers, has_biases, bidirectional, dropout,
-    keep=False,
-):  # fmt: skip
+    layer, input, batch_sizes, states, params, num_layers, bidirectional, dropout, keep=False
+):
     """Layers with dropout between them: `(output, final states, kept)`.
 
     kept: if keep, `(output before dropout, cells, gates)` of each layer.
@@ -456,7 +456,6 @@ def _layers(
             batch_sizes,
             tuple(state[index] for state in initial),
             params[index * per_layer : (index + 1) * per_layer],
-            has_biases,
             bidirectional,
             keep,
         )
@@ -510,12 +509,11 @@ def _step(cell, input, states, w_ih, w_hh, b_ih, b_hh):
         result = _torch_step(cell, input, states, w_ih, w_hh, b_ih, b_hh)
     else:
         params = [w_ih, w_hh]
-        has_biases = b_ih is not None or b_hh is not None
-        if has_biases:
+        if b_ih is not None or b_hh is not None:
             zeros = None if b_ih is not None and b_hh is not None else w_ih.new_zeros(len(w_ih))
             params += [zeros if b_ih is None else b_ih, zeros if b_hh is None else b_hh]
         states = [None if state is None else state.unsqueeze(0) for state in states]
-        result = cell.layer(input.unsqueeze(0), None, states, params, has_biases, False)
+        result = cell.layer(input.unsqueeze(0), None, states, params, False)
         result = tuple([state.squeeze(0) for state in result[1:]])
     return result if dim == 2 else tuple([state.squeeze(0) for state in result])
 

@@ -6,11 +6,17 @@ needs onnxscript, which is imported when the table is asked for: fastrnn does no
 """
 
 from fastrnn import _ops
+from fastrnn._cells import CELLS
 
 __all__ = ["translation_table"]
 
 # Blocks of rows of our weights (i, f, g, o; r, z, n) in the order of ONNX (i, o, f, c; z, r, h).
 _GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
+_ATTRIBUTES = {
+    "gru": {"linear_before_reset": 1},
+    "rnn_tanh": {"activations": ["Tanh"]},
+    "rnn_relu": {"activations": ["Relu"]},
+}
 
 
 def translation_table() -> dict:
@@ -40,27 +46,16 @@ def translation_table() -> dict:
             "pip install onnx onnxscript"
         ) from error
 
-    def lstm(input, batch_sizes, h0, c0, params, has_biases, bidirectional, save):
-        layer = _Layer("LSTM", op, input, batch_sizes, params, has_biases, bidirectional)
-        if len(params) == layer.directions * (5 if has_biases else 3):
+    def layer(cell, input, batch_sizes, states, params, bidirectional, save):
+        node = _Layer(op, cell, input, batch_sizes, params, bidirectional)
+        if node.projected:
             raise NotImplementedError(
                 "fastrnn.onnx: an LSTM with proj_size cannot be exported, for ONNX's LSTM has no "
                 "projection"
             )
-        return layer.outputs(op.LSTM(*layer.arguments(h0), c0, **layer.attributes))
+        return node.outputs(getattr(op, node.kind)(*node.arguments(states), **node.attributes))
 
-    def gru(input, batch_sizes, h0, params, has_biases, bidirectional, save):
-        layer = _Layer("GRU", op, input, batch_sizes, params, has_biases, bidirectional)
-        attributes = layer.attributes | {"linear_before_reset": 1}
-        return layer.outputs(op.GRU(*layer.arguments(h0), **attributes))
-
-    def rnn(input, batch_sizes, h0, params, has_biases, bidirectional, cell, save):
-        layer = _Layer("RNN", op, input, batch_sizes, params, has_biases, bidirectional)
-        activations = [{"rnn_tanh": "Tanh", "rnn_relu": "Relu"}[cell]] * layer.directions
-        attributes = layer.attributes | {"activations": activations}
-        return layer.outputs(op.RNN(*layer.arguments(h0), **attributes))
-
-    return {_ops.lstm_forward: lstm, _ops.gru_forward: gru, _ops.rnn_forward: rnn}
+    return {_ops.layer_forward: layer}
 
 
 class _Layer:
@@ -69,28 +64,32 @@ class _Layer:
     Everything that is done to weights here becomes a node that the exporter or the runtime folds.
     """
 
-    def __init__(self, kind, op, input, batch_sizes, params, has_biases, bidirectional):
+    def __init__(self, op, cell, input, batch_sizes, params, bidirectional):
+        kind = CELLS[cell].function.upper()
         if batch_sizes is not None:
             raise NotImplementedError(
                 f"fastrnn.onnx: {kind} on a PackedSequence cannot be exported, for ONNX has no "
                 "packed rows; export it on padded input"
             )
         self.kind, self.op, self.input = kind, op, input
-        self.params, self.has_biases = params, has_biases
-        self.directions = 2 if bidirectional else 1
+        self.params, self.directions = params, 2 if bidirectional else 1
+        each = len(params) // self.directions
+        self.has_biases, self.projected = each > 3, each % 2 == 1
         self.hidden_size = int(params[1].shape[1])
         self.attributes = {
             "hidden_size": self.hidden_size,
             "direction": "bidirectional" if bidirectional else "forward",
         }
+        for name, value in _ATTRIBUTES.get(cell, {}).items():  # a list: for each direction
+            self.attributes[name] = value * self.directions if name == "activations" else value
 
-    def arguments(self, h0):
-        """X, W `[D, G*H, I]`, R `[D, G*H, H]`, B `[D, 2*G*H]`, no sequence_lens, initial_h."""
+    def arguments(self, states):
+        """X, W `[D, G*H, I]`, R `[D, G*H, H]`, B `[D, 2*G*H]`, no sequence_lens, initial states."""
         w, r = self._stacked(0), self._stacked(1)
         b = None
         if self.has_biases:
             b = self.op.Concat(self._stacked(2), self._stacked(3), axis=1)
-        return self.input, w, r, b, None, h0
+        return self.input, w, r, b, None, *states
 
     def outputs(self, results):
         """Y `[T, D, B, H]` as output `[T, B, D*H]`; the final states as they are."""

@@ -121,8 +121,12 @@ class _Refuse(torch.autograd.Function):
     """A call whose arguments require gradients: it computes, but nothing goes back through it."""
 
     @staticmethod
-    def forward(ctx, *arguments):
-        return _ops.quantized_forward(*arguments)
+    def forward(ctx, cell, input, batch_sizes, params, hidden_size, proj_size, bidirectional, *hx):
+        return tuple(
+            _ops.quantized_forward(
+                cell, input, batch_sizes, hx, params, hidden_size, proj_size, bidirectional
+            )
+        )
 
     @staticmethod
     def backward(ctx, *_):
@@ -200,20 +204,16 @@ class _Quantized(nn.Module):
         return names
 
     def _run(self, names, input, batch_sizes, states, bidirectional):
-        """One layer: `(output, h_n, c_n)`."""
+        """One layer: output and final states."""
         params = [self._buffers[name] for name in names]
-        h0, c0 = states if len(states) == 2 else (states[0], None)
-        arguments = (
-            self.cell, input, batch_sizes, h0, c0, params, self.hidden_size, self.proj_size,
-            bidirectional,
-        )  # fmt: skip
-        if _has_tangent(input, h0, c0):
+        sizes = params, self.hidden_size, self.proj_size, bidirectional
+        if _has_tangent(input, *states):
             raise RuntimeError(f"{self._get_name()}: a quantized layer has no forward mode")
         if torch.is_grad_enabled() and any(
-            t is not None and t.requires_grad for t in (input, h0, c0)
+            t is not None and t.requires_grad for t in (input, *states)
         ):
-            return _Refuse.apply(*arguments)
-        return _ops.quantized_forward(*arguments)
+            return _Refuse.apply(self.cell, input, batch_sizes, *sizes, *states)
+        return _ops.quantized_forward(self.cell, input, batch_sizes, states, *sizes)
 
     def _check_call(self, input):
         """The input in float32, or what is wrong with the call."""
@@ -382,16 +382,15 @@ class QuantizedLayer(_Quantized):
             batch = input.shape[1] if batch_sizes is None else int(batch_sizes[0])
             self._check_states(states, (self.num_layers * directions, batch))
         if self.num_layers == 1:
-            output, h_n, c_n = self._run(
-                self._layers[0], input, batch_sizes, states, self.bidirectional
-            )
-            return output, (h_n, c_n) if len(states) == 2 else (h_n,)
+            names = self._layers[0]
+            output, *final = self._run(names, input, batch_sizes, states, self.bidirectional)
+            return output, tuple(final)
         finals = []
         for index, names in enumerate(self._layers):
             part = slice(index * directions, (index + 1) * directions)
             initial = tuple(None if s is None else s[part] for s in states)
             input, *final = self._run(names, input, batch_sizes, initial, self.bidirectional)
-            finals.append(final[: len(states)])
+            finals.append(final)
         return input, tuple(torch.cat(states) for states in zip(*finals))
 
 
@@ -439,5 +438,5 @@ class QuantizedCell(_Quantized):
             states = tuple(s.unsqueeze(0) if batched else s[None, None] for s in states)
         rows = input.unsqueeze(0) if batched else input[None, None]
         _, *finals = self._run(self._all, rows, None, states, False)
-        finals = tuple(s.squeeze(0) if batched else s[0, 0] for s in finals[: len(states)])
+        finals = tuple(s.squeeze(0) if batched else s[0, 0] for s in finals)
         return finals if self.cell == "lstm" else finals[0]

@@ -8,11 +8,12 @@ import functools
 import torch
 
 import fastrnn
+from fastrnn._cells import CELLS
 from tests.cases import gates_of
 
-CPU_ONLY = {"layer_tangent", "layer_backward", "layer_backward_tangent", "quantized_forward",
-            "extended_forward", "extended_backward", "drop_weights", "segments",
-            "gather_rows", "sample_products", "layer_vjp"}  # fmt: skip
+CPU_ONLY = {"layer_tangent", "gate_gradients_tangent", "quantized_forward", "extended_forward",
+            "extended_backward", "drop_weights", "segments", "gather_rows",
+            "sample_products"}  # fmt: skip
 
 
 def operators():
@@ -70,7 +71,7 @@ def arguments_of(name, packed, bidirectional, proj=False):
 
     proj: of an LSTM with a projection, where the operator has one.
     """
-    proj = proj and name.startswith(("lstm_", "layer_", "quantized_", "extended_"))
+    proj = proj and not name.endswith("products")
     directions = 2 if bidirectional else 1
     if name.startswith("extended_"):  # with every option that the cell has
         values = extended_values(
@@ -82,17 +83,19 @@ def arguments_of(name, packed, bidirectional, proj=False):
         return quantized_sample(packed, bidirectional, proj)
     if name in ("segments", "gather_rows", "drop_weights"):
         return in_order(name, values_without_a_layer(packed, directions))
-    kind = {"lstm": "lstm", "gru": "gru", "rnn": "rnn_tanh"}.get(name.partition("_")[0])
-    kind = (kind or ("lstm" if proj else "gru")) + "_proj" * proj
+    kind = "lstm_proj" if proj else "gru"
     values = layer_values(kind, [3, 3, 1] if packed else (4, 3), directions)
-    values["wanted"] = [True, True, not packed, True] * directions
+    if packed:  # not all of them
+        values["wanted"][-1 if proj else 4] = values["flags"][2] = False
+    if name.endswith("products"):
+        values["wanted"] = values["flags"]
     if name == "sample_products":
         values["input"] = values["input"].flatten(0, -2)
         values["samples"] = 2
         for each in ("d_gates", "input", "hidden", "h0"):
             values[each] = torch.cat([values[each], like(values[each])], -2)
-    if name in ("layer_tangent", "layer_backward_tangent"):
-        values |= tangent_values(name, values, gates_of(kind))
+    if name.endswith("_tangent"):
+        values |= tangent_values(name, values)
     return of_layer(name, values)
 
 
@@ -103,32 +106,37 @@ def layer_values(kind, shape, directions, dtype=torch.float64, *, hidden=5, feat
     """
     packed, proj = isinstance(shape, list), kind.endswith("_proj")
     rows, batch = ((sum(shape),), shape[0]) if packed else (shape, shape[1])
-    columns, h_size = gates_of(kind) * hidden, 4 if proj else hidden
+    cell = CELLS[kind.removesuffix("_proj")]
+    columns, h_size = cell.products * hidden, 4 if proj else hidden
     sizes = [(columns, features), (columns, h_size), (columns,), (columns,)]
     sizes += [(h_size, hidden)] * proj
     params = [(weight * random(*s)).to(dtype) for _ in range(directions) for s in sizes]
-    each, name = len(sizes), kind.partition("_")[0]
+    states = [random(directions, batch, s, dtype=dtype) for s in (h_size, hidden)[: cell.states]]
     values = {
-        "cell": kind.removesuffix("_proj"),
+        "cell": cell.name,
         "input": random(*rows, features, dtype=dtype),
         "batch_sizes": torch.tensor(shape) if packed else None,
         "batch": batch,
-        "apart": hidden if name == "gru" else 0,
-        "h0": random(directions, batch, h_size, dtype=dtype),
-        "c0": random(directions, batch, hidden, dtype=dtype) if name == "lstm" else None,
+        "apart": hidden if cell.apart else 0,
+        "states": states,
+        "h0": states[0],
         "params": params,
-        "w_ih": params[::each],
-        "w_hh": params[1::each],
-        "w_hr": params[4::each] if proj else [],
-        "has_biases": True,
+        "weights": [p for p in params if p.dim() == 2],
+        "w_ih": params[:: len(sizes)],
         "bidirectional": directions == 2,
         "save": True,
-        "wanted": [True] * (4 * directions),
+        "received": True,
+        "wanted": [True] * (1 + len(states) + len(params)),
+        "flags": [True] * (4 * directions),  # of products
     }
-    results = results_of(f"{name}_forward", values)
-    values |= {saved: results.get(saved) for saved in ("gates", "hidden", "cells")}
-    values |= {f"d_{n}": like(results.get(n)) for n in ("output", "h_n", "c_n", "cells")}
-    return values | {"d_gates": like(results["hidden" if name == "rnn" else "gates"])}
+    results = overload("layer_forward")(*in_order("layer_forward", values).values())
+    count = 1 + cell.states
+    values |= {"saved": results[count:], "hidden": results[count + cell.saves_gates]}
+    d_results = (
+        [*results[:count], *results[2 * count - 1 :][-1:]] if cell.has_c else results[:count]
+    )
+    d_gates = random(directions, results[-1].shape[1], cell.columns * hidden, dtype=dtype)
+    return values | {"d_results": [*map(like, d_results)], "d_gates": d_gates}
 
 
 def of_layer(name, values):
@@ -138,26 +146,25 @@ def of_layer(name, values):
     return in_order(name, values)
 
 
-def tangent_values(name, values, gates):
+def tangent_values(name, values):
     """Directions of `layer_values`, and what products with those of weights give.
 
     Random where a sweep would have left it: no operator checks values.
     """
-    values = values | {"input": values["input"].flatten(0, -2)}
-    names = "input", "h0", "c0", "gates", "hidden", "cells", "d_output", "d_h_n", "d_c_n", "d_cells"
-    found = {f"t_{n}": like(values[n]) for n in names}
+    names = "states", "saved", "d_results"
+    found = {f"t_{n}": [*map(like, values[n])] for n in names}
+    found["t_input"] = like(values["input"].flatten(0, -2))
     directions, rows, h_size = values["hidden"].shape
-    each, columns = len(values["params"]) // directions, values["w_hh"][0].shape[0]
+    each, columns = len(values["params"]) // directions, values["weights"][0].shape[0]
+    hidden, proj = values["saved"][-1].shape[-1], each == 5
     found["t_params"] = [like(p) for i, p in enumerate(values["params"]) if i % each < 4]
     found["t_params"][1] = None
-    through = {"w_ih": columns, "w_hh": columns, "w_hr": h_size}
-    if name == "layer_backward_tangent":
-        through = {"w_hh": h_size, "w_hr": columns // gates}
-    for weight, size in through.items():
-        product = random(directions, rows, size) if values[weight] else None
-        found[f"through_{weight}"] = product
-    found["d_cell_h"] = random(directions, rows, columns // gates)
-    return found | {"d_cell_c": like(values["cells"])}
+    sizes = (columns, columns, h_size) if name == "layer_tangent" else (h_size, hidden)
+    found["through"] = [random(directions, rows, size) for size in sizes]
+    if not proj:
+        found["through"][-1] = None
+    found["received"] = [random(directions, rows, hidden) for _ in values["states"]]
+    return found
 
 
 def values_without_a_layer(packed, directions):
@@ -254,11 +261,12 @@ def of_extended(name, values):
 # -- Quantized layers ------------------------------------------------------------------------------
 
 
-def quantized_arguments(layer, input, batch_sizes=None, h0=None, c0=None):
+def quantized_arguments(layer, input, batch_sizes=None, states=None):
     """Those of quantized_forward for a quantized module's first layer."""
     values = {n: getattr(layer, n) for n in ("cell", "hidden_size", "proj_size", "bidirectional")}
     values["params"] = [layer._buffers[name] for name in layer._layers[0]]
-    values |= {"input": input, "batch_sizes": batch_sizes, "h0": h0, "c0": c0}
+    values |= {"input": input, "batch_sizes": batch_sizes}
+    values["states"] = states or [None] * CELLS[layer.cell].states
     return in_order("quantized_forward", values)
 
 
@@ -271,4 +279,4 @@ def quantized_sample(packed, bidirectional, proj):
     shapes = (*((7,) if packed else (4, 3)), 2), (d, 3, 4 if proj else 5), (d, 3, 5)
     input, h0, c0 = (random(*shape, dtype=torch.float32) for shape in shapes)
     batch_sizes = torch.tensor([3, 3, 1]) if packed else None
-    return quantized_arguments(layer, input, batch_sizes, h0, c0 if proj else None)
+    return quantized_arguments(layer, input, batch_sizes, [h0, c0][: 1 + proj])

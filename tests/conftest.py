@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from fastrnn import _C, _gradients, _ops
+from fastrnn import _C, _ops, _vmap
 
 # An assertion of a helper that fails shows values, as those of the tests do.
 pytest.register_assert_rewrite(
@@ -58,15 +58,24 @@ def shim():
     return cuda_shim.load()
 
 
+@pytest.fixture(scope="session")
+def rules_of_shim(shim):
+    """Its operators under vmap, as the engine's are."""
+    library = torch.library.Library("fastrnn_cuda_shim", "IMPL")
+    for name in ("layer_forward", "gate_gradients"):
+        _vmap.register_by_rows(getattr(shim, name).default, library)
+    library.impl("layer_backward", _vmap.layer_backward, "FuncTorchBatched")
+    _vmap.register(shim.products.default, library)(_vmap.products)
+    yield
+    library._destroy()
+
+
 @pytest.fixture
-def engine(shim, monkeypatch):
+def engine(shim, rules_of_shim, monkeypatch):
     """fastrnn over the shim's operators."""
     from tests.arguments import device_operators  # after the above
 
     torch.set_num_threads(1)  # small products; threads would only wait for each other
     for name in device_operators():
         monkeypatch.setattr(_ops, name, getattr(shim, name).default)
-    # Its tensors are on the CPU, its operators are those of a device: no layer_vjp.
-    monkeypatch.setattr(_gradients, "_has_vjp", lambda saved: False)
-    monkeypatch.setattr(_ops, "layer_vjp", None)
     return monkeypatch

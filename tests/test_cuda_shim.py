@@ -42,12 +42,18 @@ def test_steps_packed(by_steps, kind, lengths, hx):
     check(Case(kind, lengths=lengths, hx=hx, options=options))
 
 
+def arguments_on_device(name, *options):
+    """Without what second derivatives alone ask of it."""
+    arguments = arguments_of(name, *options)
+    return arguments | ({"received": False} if "received" in arguments else {})
+
+
 @pytest.mark.parametrize("name", device_operators())
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("proj", [False, True], ids=["plain", "proj"])
 def test_operators_agree(shim, name, packed, proj):
     """Every output of every operator, the saved ones too, is the CPU engine's."""
-    arguments = arguments_of(name, packed, True, proj)
+    arguments = arguments_on_device(name, packed, True, proj)
     ours = tensors_in(getattr(shim, name)(*arguments.values()))
     expected = tensors_in(overload(name)(*arguments.values()))
     for a, b in zip(ours, expected, strict=True):
@@ -58,7 +64,7 @@ def test_operators_agree(shim, name, packed, proj):
 @pytest.mark.parametrize("name", device_operators())
 def test_gradients_required_of_a_raw_operator(shim, name):
     """An operator called with a graph being recorded computes the same."""
-    arguments = arguments_of(name, False, True)
+    arguments = arguments_on_device(name, False, True)
     expected = tensors_in(getattr(shim, name)(*arguments.values()))
     tracked = torch.utils._pytree.tree_map_only(
         torch.Tensor, lambda t: t.requires_grad_() if t.is_floating_point() else t, arguments
@@ -72,10 +78,12 @@ def test_no_rows(shim, name):
     """A batch of none: tensors of the right shape, gradients of weights zero."""
 
     def none(t):
-        return t[:, :0] if t.dim() == 3 else t[:0] if name == "products" else t
+        return t[:, :0] if t.dim() == 3 else t
 
-    arguments = arguments_of(name, False, True)
-    arguments = {n: none(a) if torch.is_tensor(a) else a for n, a in arguments.items()}
+    arguments = arguments_on_device(name, False, True)
+    arguments = torch.utils._pytree.tree_map_only(torch.Tensor, none, arguments)
+    if name != "layer_forward" and "input" in arguments:
+        arguments["input"] = arguments["input"][:0]
     arguments |= {"batch": 0} if "batch" in arguments else {}
     ours = tensors_in(getattr(shim, name)(*arguments.values()))
     expected = tensors_in(overload(name)(*arguments.values()))
@@ -84,13 +92,16 @@ def test_no_rows(shim, name):
 
 
 def test_checks(shim):
-    arguments = arguments_of("lstm_forward", False, False)
-    arguments["h0"] = arguments["h0"][:, :2]
-    with pytest.raises(RuntimeError, match="lstm_forward: expected h0 of shape"):
-        shim.lstm_forward(*arguments.values())
+    arguments = arguments_of("layer_forward", False, False)
+    arguments["states"] = [arguments["states"][0][:, :2]]
+    with pytest.raises(RuntimeError, match="gru: expected h0 of shape"):
+        shim.layer_forward(*arguments.values())
     arguments["input"] = arguments["input"][0]
-    with pytest.raises(RuntimeError, match="expected input with 3 dimensions on cpu"):
-        shim.lstm_forward(*arguments.values())
+    with pytest.raises(RuntimeError, match="expected input with 3 dimensions, got"):
+        shim.layer_forward(*arguments.values())
+    arguments = arguments_of("gate_gradients", False, False)
+    with pytest.raises(RuntimeError, match="gate_gradients: expected received to be False on cpu"):
+        shim.gate_gradients(*(arguments | {"received": True}).values())
 
 
 # -- Regime single ---------------------------------------------------------------------------------
@@ -145,7 +156,7 @@ def test_regimes_agree(shim, monkeypatch, name, packed):
     """Every output, the saved ones too; the same sums in another order."""
     arguments = torch.utils._pytree.tree_map_only(
         torch.Tensor, lambda t: t.float() if t.is_floating_point() else t,
-        arguments_of(name, packed, True),
+        arguments_on_device(name, packed, True),
     )  # fmt: skip
     results = []
     for regime in REGIMES:
@@ -352,7 +363,8 @@ def test_waits_end(engine, backward):
     output = module(torch.randn(5, 2, 4))[0] if backward else None
     engine.setenv("FASTRNN_SHIM_APART", "1")
     what = "backward" if backward else "forward"
-    message = f"{what}: a CUDA kernel failed.*: unspecified launch failure; before that, a wait "
+    op = "layer_backward" if backward else "lstm"
+    message = f"{op}: a CUDA kernel failed.*: unspecified launch failure; before that, a wait "
     with pytest.raises(RuntimeError, match=message + f"between blocks of the {what} kernel of"):
         output.sum().backward() if backward else module(torch.randn(5, 2, 4))
     engine.delenv("FASTRNN_SHIM_APART")
@@ -450,11 +462,11 @@ def test_second_derivatives_with_resets(padded):
 
 
 def test_wrong_resets(shim):
-    arguments = arguments_of("gru_forward", False, False)
-    with pytest.raises(RuntimeError, match=r"gru_forward: expected resets as bool \(4, 3\) on cpu"):
-        shim.gru_forward(*arguments.values(), torch.zeros(3, 4, dtype=torch.bool))
-    packed = arguments_of("gru_forward", True, False)
-    with pytest.raises(RuntimeError, match="gru_forward: expected padded data with resets"):
-        shim.gru_forward(*packed.values(), torch.zeros(3, 3, dtype=torch.bool))
-    with pytest.raises(RuntimeError, match="gru_forward: expected no resets on cpu"):
-        torch.ops.fastrnn.gru_forward(*arguments.values(), torch.zeros(4, 3, dtype=torch.bool))
+    arguments = arguments_of("layer_forward", False, False)
+    with pytest.raises(RuntimeError, match=r"gru: expected resets as bool \(4, 3\) on cpu"):
+        shim.layer_forward(*arguments.values(), torch.zeros(3, 4, dtype=torch.bool))
+    packed = arguments_of("layer_forward", True, False)
+    with pytest.raises(RuntimeError, match="gru: expected padded data with resets"):
+        shim.layer_forward(*packed.values(), torch.zeros(3, 3, dtype=torch.bool))
+    with pytest.raises(RuntimeError, match="gru: expected no resets on cpu"):
+        torch.ops.fastrnn.layer_forward(*arguments.values(), torch.zeros(4, 3, dtype=torch.bool))

@@ -57,8 +57,7 @@ def test_export(name, options, hx, strict):
     module = getattr(fastrnn, name)(3, 4, **options).eval()
     shapes = dynamic_shapes(name, options, hx)
     program = export(module, arguments_of(name, options, hx), dynamic_shapes=shapes, strict=strict)
-    stem = name.removesuffix("Cell").lower()
-    expected = getattr(torch.ops.fastrnn, f"{stem}_forward").default
+    expected = torch.ops.fastrnn.layer_forward.default
     assert operators(program) == [expected] * options.get("num_layers", 1)
     for node in program.graph.nodes:  # an exported program keeps nothing for a backward
         assert node.target is not expected or node.args[-1] is False

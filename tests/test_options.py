@@ -398,14 +398,13 @@ def test_nothing_more_is_kept_than_asked_for(name, monkeypatch):
     """Without return_states no operator saves, and none is called that was not."""
     from fastrnn import _ops
 
-    flags = []
-    forward = getattr(_ops, f"{name.lower()}_forward")
+    flags, forward = [], _ops.layer_forward
 
     def counted(*arguments):
         flags.append(dict(zip((a.name for a in forward._schema.arguments), arguments))["save"])
         return forward(*arguments)
 
-    monkeypatch.setattr(_ops, f"{name.lower()}_forward", counted)
+    monkeypatch.setattr(_ops, "layer_forward", counted)
     monkeypatch.setattr(_options, "apply", None)
     module = getattr(fastrnn, name)(3, 4)
     with torch.no_grad():

@@ -20,9 +20,8 @@ CELLS = {"LSTM": _LSTM, "GRU": _GRU, "RNN": _RNN["tanh"]}
 
 def wavefront(module, cell, x, states, chunks, dropout=0.0):
     return _overlap.layers(
-        cell.layer, x, states, list(module.parameters()), module.num_layers, module.bias, dropout,
-        chunks,
-    )  # fmt: skip
+        cell.layer, x, states, list(module.parameters()), module.num_layers, dropout, chunks
+    )
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -116,7 +115,7 @@ def breaches(monkeypatch, stream, num_layers, chunks):
     monkeypatch.setattr(torch, "get_device_module", lambda device: module)
     numbers = itertools.count()
 
-    def layer(x, batch_sizes, states, params, has_biases, bidirectional):
+    def layer(x, batch_sizes, states, params, bidirectional):
         past = module.now.past
         reads = [written.get(t.data_ptr(), "call") for t in (x, *states) if t is not None]
         found.extend(f"{r} unseen" for r in reads if r not in past)
@@ -130,9 +129,7 @@ def breaches(monkeypatch, stream, num_layers, chunks):
     alive = []
     _overlap._lanes.cache_clear()
     x, h = torch.zeros(9, 2, 3), torch.zeros(num_layers, 2, 3)
-    output, _ = _overlap.layers(
-        layer, x, [h], [None] * 2 * num_layers, num_layers, False, 0.0, chunks
-    )
+    output, _ = _overlap.layers(layer, x, [h], [None] * 2 * num_layers, num_layers, 0.0, chunks)
     _overlap._lanes.cache_clear()
     torch.testing.assert_close(output, x + num_layers)
     found.extend(f"{e} not waited for" for e in range(next(numbers)) if e not in module.home.past)

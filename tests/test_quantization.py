@@ -540,7 +540,7 @@ def test_weights_that_have_no_integers(make):
 
 def test_states_on_meta():
     layer, x = fastrnn.quantize(fastrnn.GRU(4, 6)), torch.randn(3, 2, 4)
-    with pytest.raises(RuntimeError, match="expected all tensors on one device"):
+    with pytest.raises(RuntimeError, match="expected all tensors on one device, got states"):
         layer(x, torch.zeros(1, 2, 6, device="meta"))
 
 

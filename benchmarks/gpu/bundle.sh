@@ -84,7 +84,7 @@ echo "$(PYTHON3=$venv/bin/python bash .gpu/run.sh --versions), $arch" > .gpu/com
     cd .gpu/project
     "$venv/bin/python" -B - << 'PYTHON'
 import torch, fastrnn
-assert torch._C._dispatch_has_kernel_for_dispatch_key("fastrnn::lstm_forward", "CUDA")
+assert torch._C._dispatch_has_kernel_for_dispatch_key("fastrnn::layer_forward", "CUDA")
 print("gpu-bundle: loads:", fastrnn.__file__)
 PYTHON
 )

@@ -62,7 +62,7 @@ Extended read(const char* op, c10::string_view cell, c10::string_view norm, cons
   TORCH_CHECK(like.dim() == 3 && (like.size(0) == 1 || like.size(0) == 2), op,
               ": expected tensors of shape (directions, rows, values), got ", like.sizes());
   const int64_t D = like.size(0), N = like.size(1), B = batch.expect_int();
-  Extended e(Layer(op, like, host::cell_kind(op, cell), static_cast<int>(D), false));
+  Extended e(Layer(op, like, host::cell_kind(op, cell), static_cast<int>(D)));
   LayerShape& shape = e.layer.shape;
   const int64_t G = e.layer.products();
   TORCH_CHECK(w_hh.dim() == 3 && w_hh.size(2) > 0 && w_hh.size(1) == G * w_hh.size(2), op,
@@ -126,10 +126,10 @@ Forward extended_forward(c10::string_view cell, c10::string_view norm, const Ten
   p.c0 = e.has_c() ? e.pointer(c0, "c0", {D, B, H}) : nullptr;
 
   const auto saved = [&](at::IntArrayRef size, bool exists = true) {
-    return save && exists ? layer.empty(size) : layer.empty({0});
+    return save && exists ? empty(layer, size) : empty(layer, {0});
   };
-  Tensor output = layer.empty({N, D * H}), h_n = layer.empty({D, B, H});
-  Tensor c_n = layer.empty(e.has_c() ? at::DimVector{D, B, H} : at::DimVector{0});
+  Tensor output = empty(layer, {N, D * H}), h_n = empty(layer, {D, B, H});
+  Tensor c_n = empty(layer, e.has_c() ? at::DimVector{D, B, H} : at::DimVector{0});
   Tensor gates = saved({D, N, e.saved()}), hidden = saved({D, N, H});
   Tensor cells = saved({D, N, H}, e.has_c()), normed = saved({D, N, GH}, e.normalises());
   const auto statistics = [&](at::IntArrayRef size, bool exists) {
@@ -196,11 +196,11 @@ Backward extended_backward(
   p.d_c_n = e.has_c() ? e.pointer(d_c_n, "d_c_n", {D, B, H}) : nullptr;
 
   const auto sized = [&](at::IntArrayRef size, bool exists) {
-    return layer.empty(exists ? size : at::IntArrayRef({0}));
+    return empty(layer, exists ? size : at::IntArrayRef({0}));
   };
-  Tensor d_gates = layer.empty({D, N, GH});
-  Tensor d_product = e.apart() ? layer.empty({D, N, GH}) : layer.empty({0});
-  Tensor d_h0 = layer.empty({D, B, H}), d_c0 = sized({D, B, H}, e.has_c());
+  Tensor d_gates = empty(layer, {D, N, GH});
+  Tensor d_product = e.apart() ? empty(layer, {D, N, GH}) : empty(layer, {0});
+  Tensor d_h0 = empty(layer, {D, B, H}), d_c0 = sized({D, B, H}, e.has_c());
   Tensor d_gain_x = sized({D, GH}, gain_x.has_value()), d_bias_x = sized({D, GH}, has_bias_x);
   Tensor d_bias = sized({D, GH}, has_bias), d_gain = sized({D, GH}, e.normalises());
   Tensor d_cell_gain = sized({D, H}, cell_gain.has_value());

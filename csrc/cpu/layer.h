@@ -7,44 +7,74 @@
 #include "cpu/params.h"
 #include "cpu/team.h"
 #include "cpu/tensors.h"
-#include "host/layer.h"
+#include "host/saved.h"
 
 namespace fastrnn::cpu {
+
+inline at::Tensor empty(const host::Layer& layer, at::IntArrayRef size) {
+  return empty(size, layer.options);
+}
+
 namespace {
 
 using at::Tensor;
 using host::data;
+using host::Layer;
 using host::OptionalTensor;
 
-struct Layer : host::Layer {
-  using host::Layer::Layer;
-  explicit Layer(host::Layer&& layer) : host::Layer(std::move(layer)) {}
-
-  Tensor empty(at::IntArrayRef size) const { return cpu::empty(size, options); }
-
-  void fill(Weights (&weights)[2]) const {
-    for (int d = 0; d < shape.directions; ++d) {
-      const Tensor* w = params_of(d);
-      weights[d] = {data(w[0]), data(w[1]), has_biases ? data(w[2]) : nullptr,
-                    has_biases ? data(w[3]) : nullptr,
-                    shape.projected ? data(w[has_biases ? 4 : 2]) : nullptr};
-    }
+inline void fill(Weights (&weights)[2], const Layer& layer) {
+  for (int d = 0; d < layer.shape.directions; ++d) {
+    const Tensor* w = layer.params_of(d);
+    const bool biases = layer.has_biases;
+    weights[d] = {data(w[0]), data(w[1]), biases ? data(w[2]) : nullptr,
+                  biases ? data(w[3]) : nullptr,
+                  layer.shape.projected ? data(w[biases ? 4 : 2]) : nullptr};
   }
-};
+}
 
-// The gradients of weights and biases that are wanted, four flags a direction, and where kernels
-// put them. Those that nobody wants have size 0; without rows all are zeros, and no kernel runs.
-inline std::vector<Tensor> empty_gradients(const Layer& layer, const c10::List<bool>& wanted,
-                                           Gradients (&targets)[2]) {
+// Rows of contiguous values, with strides between them that kernels take.
+inline Tensor with_contiguous_rows(const Tensor& input) {
+  return input.stride(-1) == 1 && input.stride(-2) >= 0 ? input : input.contiguous();
+}
+
+inline void* target(const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; }
+
+// All that a backward pass reads, and where it puts what it leaves.
+inline void fill(BackwardParams& p, const host::BackwardCall& call) {
+  const Layer& layer = call.layer;
+  const host::GateGradients& r = call.result;
+  p.shape = layer.shape;
+  fill(p.weights, layer);
+  p.d_output = data(call.d_output);
+  p.d_h_n = data(call.d_h_n);
+  p.d_c_n = data(call.d_c_n);
+  p.d_cells = data(call.d_cells);
+  p.h0 = data(layer.h0);
+  p.c0 = data(layer.c0);
+  p.gates = data(layer.gates);
+  if (!layer.has_c()) p.hidden = data(layer.hidden);
+  p.cells = data(layer.cells);
+  p.d_gates = target(r.d_gates);
+  p.d_h0 = target(r.d_h0);
+  p.d_c0 = target(r.d_c0);
+  p.d_hidden = target(r.d_hidden);
+  p.d_cell_h = target(r.d_cell_h);
+  p.d_cell_c = target(r.d_cell_c);
+}
+
+// The gradients of weights of so many rows and of biases that are wanted, four flags a direction,
+// and where kernels put them. Those that nobody wants have size 0; without rows all are zeros, and
+// no kernel runs.
+inline std::vector<Tensor> empty_gradients(const Layer& layer, int64_t rows,
+                                           const c10::List<bool>& wanted, Gradients (&targets)[2]) {
   const LayerShape& shape = layer.shape;
-  const int64_t rows = layer.products() * shape.hidden_size;
   const at::DimVector sizes[] = {{rows, shape.input_size}, {rows, shape.proj_size}, {rows}, {rows}};
   std::vector<Tensor> gradients;
   for (size_t d = 0; d < static_cast<size_t>(shape.directions); ++d) {
     void** to[] = {&targets[d].d_w_ih, &targets[d].d_w_hh, &targets[d].d_b_ih, &targets[d].d_b_hh};
     for (size_t k = 0; k < 4; ++k) {
       const bool want = wanted.get(4 * d + k);
-      gradients.push_back(layer.empty(want ? sizes[k] : at::DimVector{0}));
+      gradients.push_back(empty(layer, want ? sizes[k] : at::DimVector{0}));
       if (!want) continue;
       if (layer.rows() == 0) {
         gradients.back().zero_();

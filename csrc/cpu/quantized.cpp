@@ -1,4 +1,6 @@
 // The CPU operator of layers with packed int8 or bfloat16 weights, for inference.
+#include <torch/library.h>
+
 #include "cpu/layer.h"
 
 namespace fastrnn::cpu {
@@ -48,29 +50,20 @@ class Parameters {
   size_t next_ = 0;
 };
 
-std::tuple<Tensor, Tensor, Tensor> quantized_forward(c10::string_view cell, const Tensor& input,
-                                                     const OptionalTensor& batch_sizes,
-                                                     const OptionalTensor& h0,
-                                                     const OptionalTensor& c0,
-                                                     at::TensorList param_list, int64_t hidden_size,
-                                                     int64_t proj_size, bool bidirectional) {
-  Layer layer(kOp, input, host::cell_kind(kOp, cell), bidirectional ? 2 : 1, true);
+std::vector<Tensor> quantized_forward(c10::string_view cell, const Tensor& input,
+                                      const OptionalTensor& batch_sizes,
+                                      const host::OptionalTensors& states,
+                                      at::TensorList param_list, int64_t hidden_size,
+                                      int64_t proj_size, bool bidirectional) {
+  Layer layer(kOp, input, host::cell_kind(kOp, cell), bidirectional ? 2 : 1);
   LayerShape& shape = layer.shape;
-  const int64_t dim = batch_sizes ? 2 : 3;
-  TORCH_CHECK(input.device().is_cpu() && input.dim() == dim && shape.dtype == DType::kFloat, kOp,
-              ": expected float32 input with ", dim, " dimensions on cpu, got ",
-              input.scalar_type(), " ", input.sizes(), " on ", input.device());
-  const int64_t D = shape.directions, G = layer.products(), I = input.size(-1), H = hidden_size;
+  TORCH_CHECK(input.device().is_cpu() && shape.dtype == DType::kFloat, kOp,
+              ": expected float32 input on cpu, got ", input.scalar_type(), " on ", input.device());
+  layer.set_input(input, batch_sizes);
+  const int64_t D = shape.directions, G = layer.products(), I = shape.input_size, H = hidden_size;
   TORCH_CHECK(I > 0 && H > 0, kOp, ": expected input_size and hidden_size > 0, got ", I, " and ",
               H);
-  const Tensor x = input.stride(-1) == 1 && input.stride(-2) >= 0 ? input : input.contiguous();
-  if (batch_sizes) {
-    layer.set_packed(*batch_sizes, input.size(0));
-  } else {
-    TORCH_CHECK(input.size(0) > 0, kOp, ": expected input with at least one step, got shape ",
-                input.sizes());
-    shape.steps = {input.size(0), input.size(1), input.size(0) * input.size(1), nullptr, nullptr};
-  }
+  const Tensor x = with_contiguous_rows(input);
 
   QuantizedParams p{};
   Parameters params(param_list, layer.params);
@@ -81,10 +74,9 @@ std::tuple<Tensor, Tensor, Tensor> quantized_forward(c10::string_view cell, cons
   const size_t matrix = p.int8 ? 3 : 1, each = (shape.projected ? 3 : 2) * matrix + 1;
   TORCH_CHECK(param_list.size() == static_cast<size_t>(D) * each, kOp, ": expected ", each,
               " params for each of ", D, " directions, got ", param_list.size());
-  shape.input_size = I;
   shape.hidden_size = H;
   shape.proj_size = shape.projected ? proj_size : H;
-  const int64_t P = shape.proj_size, N = layer.rows(), B = layer.batch();
+  const int64_t P = shape.proj_size;
   const int64_t V = G == 1 ? kSingleVectors : G;
   const int64_t units = (G == 1 ? V : 1) * kBlockLanes, blocks = (H + units - 1) / units;
   for (int64_t d = 0; d < D; ++d) {
@@ -98,26 +90,25 @@ std::tuple<Tensor, Tensor, Tensor> quantized_forward(c10::string_view cell, cons
       w.w_hr = params.matrix("w_hr", p.int8, (P + kValues - 1) / kValues, kSingleVectors, H);
     }
   }
-  const OptionalTensor h_start = layer.contiguous(h0, "h0", {D, B, P});
-  const OptionalTensor c_start = layer.contiguous(c0, "c0", {D, B, H});
+  layer.set_states(states);
 
-  const Tensor output =
-      batch_sizes ? layer.empty({N, D * P}) : layer.empty({input.size(0), B, D * P});
-  const Tensor h_n = layer.empty({D, B, P});
-  const Tensor c_n = layer.has_c() ? layer.empty({D, B, H}) : layer.empty({0});
-  if (N == 0) return {output, h_n, c_n};
+  at::DimVector output_size(input.sizes());
+  output_size.back() = D * P;
+  std::vector<Tensor> results{empty(layer, output_size), empty(layer, layer.h_state())};
+  if (layer.has_c()) results.push_back(empty(layer, layer.c_state()));
+  if (layer.rows() == 0) return results;
   p.shape = shape;
   p.input = x.const_data_ptr<float>();
   p.input_step_stride = batch_sizes ? 0 : x.stride(0);
   p.input_row_stride = x.stride(-2);
-  p.h0 = static_cast<const float*>(data(h_start));
-  p.c0 = static_cast<const float*>(data(c_start));
-  p.output = output.mutable_data_ptr<float>();
-  p.h_n = h_n.mutable_data_ptr<float>();
-  if (layer.has_c()) p.c_n = c_n.mutable_data_ptr<float>();
+  p.h0 = static_cast<const float*>(data(layer.h0));
+  p.c0 = static_cast<const float*>(data(layer.c0));
+  p.output = results[0].mutable_data_ptr<float>();
+  p.h_n = results[1].mutable_data_ptr<float>();
+  if (layer.has_c()) p.c_n = results[2].mutable_data_ptr<float>();
   const QuantizedKernels& k = quantized_kernels();
   run(layer, p, I, k.forward_workspace, k.forward);
-  return {output, h_n, c_n};
+  return results;
 }
 
 }  // namespace

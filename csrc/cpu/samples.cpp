@@ -65,7 +65,7 @@ std::vector<Tensor> sample_products(const Tensor& d_gates, c10::SymInt apart, in
   std::vector<Tensor> d_params;
   const at::DimVector sizes[] = {{samples, GH, I}, {samples, GH, P}, {samples, GH}, {samples, GH}};
   for (size_t k = 0; k < wanted.size(); ++k) {
-    d_params.push_back(layer.empty(wanted.get(k) ? sizes[k % 4] : at::DimVector{0}));
+    d_params.push_back(empty(layer, wanted.get(k) ? sizes[k % 4] : at::DimVector{0}));
     if (wanted.get(k) && N == 0) d_params.back().zero_();
   }
   if (N == 0) return d_params;

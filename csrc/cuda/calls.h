@@ -1,6 +1,6 @@
-// One call of a CUDA operator after its checks: the tensors of one layer, ready
-// for a regime to run. Inputs are contiguous; results are allocated, and a
-// regime writes every element of them.
+// One call of a CUDA operator after its checks, ready for a regime to run. Inputs
+// are contiguous; results are allocated, and a regime writes every element of
+// them.
 #pragma once
 #include <ATen/ops/empty.h>
 
@@ -15,24 +15,13 @@ namespace fastrnn::cuda {
 using at::Tensor;
 using host::OptionalTensor;
 
-struct ForwardCall {
-  const host::Layer& layer;
-  Tensor input;           // [N, I]
-  OptionalTensor h0, c0;  // [D, B, P], [D, B, H]
-  bool save;
-  const host::ForwardResult& result;
-};
+using host::BackwardCall;
+using host::ForwardCall;  // here with its input contiguous, [N, I]
 
-struct BackwardCall {
-  const host::Layer& layer;
-  OptionalTensor d_output;      // N rows by D*P
-  OptionalTensor d_h_n, d_c_n;  // [D, B, P], [D, B, H]
-  OptionalTensor d_cells;       // [D, N, H], of every step's c: the steps regime alone
-  OptionalTensor h0, c0;
-  OptionalTensor gates;  // [D, N, S*H]
-  Tensor saved;          // [D, N, H]: cells of an LSTM, else hidden
-  const host::BackwardResult& result;
-};
+// What the recurrence of a cell runs on: [D, N, H], every step's c, or h where there is none.
+inline const Tensor& saved_state(const host::Layer& layer) {
+  return layer.has_c() ? *layer.cells : *layer.hidden;
+}
 
 void forward_by_steps(const ForwardCall& call, Stream stream);
 void backward_by_steps(const BackwardCall& call, Stream stream);

@@ -1,6 +1,5 @@
-// The CUDA operators: checks, allocation, the plan. A call guards the device,
-// takes the current stream, chooses a regime and runs it; nothing here or below
-// waits for the device.
+// The CUDA engine: a call takes the current stream, chooses a regime by the plan
+// and runs it; nothing here or below waits for the device.
 #include "cuda/host.h"
 
 #include <ATen/Context.h>
@@ -54,101 +53,44 @@ void follow(const char* op, const Plan& plan, Persistent persistent, BySteps by_
 
 }  // namespace
 
-host::ForwardResult forward(const char* op, CellKind cell, const Tensor& input,
-                            const OptionalTensor& batch_sizes, const OptionalTensor& h0,
-                            const OptionalTensor& c0, at::TensorList params, bool has_biases,
-                            bool bidirectional, bool save, const host::Resets& resets) {
-  const int64_t dim = batch_sizes ? 2 : 3;
-  TORCH_CHECK(is_ours(input) && input.dim() == dim, op, ": expected input with ", dim,
-              " dimensions on ", kDeviceName, ", got ", input.sizes(), " on ", input.device());
-  const DeviceGuard device(input.device());
-  const at::AutoDispatchBelowADInplaceOrView below;
-  host::Layer layer(op, input, cell, bidirectional ? 2 : 1, has_biases);
-  LayerShape& shape = layer.shape;
-  layer.set_params(params, input.size(-1));
-  if (batch_sizes) {
-    layer.set_packed(*batch_sizes, input.size(0));
-  } else {
-    TORCH_CHECK(input.size(0) > 0, op, ": expected input with at least one step, got shape ",
-                input.sizes());
-    shape.steps = {input.size(0), input.size(1), input.size(0) * input.size(1), nullptr, nullptr};
-  }
-  layer.set_resets(resets);
-  const int64_t D = layer.directions(), N = layer.rows(), B = layer.batch(), H = shape.hidden_size,
-                P = shape.proj_size;
-  const auto empty = [&](at::IntArrayRef size) { return at::empty(size, layer.options); };
-  host::ForwardResult r;
-  r.output = batch_sizes ? empty({N, D * P}) : empty({input.size(0), B, D * P});
-  r.h_n = empty({D, B, P});
-  if (layer.has_c()) r.c_n = empty({D, B, H});
-  if (layer.saves_gates()) r.gates = save ? empty({D, N, layer.columns() * H}) : empty({0});
-  r.hidden = save ? empty({D, N, P}) : empty({0});
-  if (layer.has_c()) r.cells = save ? empty({D, N, H}) : empty({0});
-  const ForwardCall call{layer,
-                         input.contiguous().view({N, shape.input_size}),
-                         layer.contiguous(h0, "h0", {D, B, P}),
-                         layer.contiguous(c0, "c0", {D, B, H}),
-                         save,
-                         r};
-  if (N == 0) return r;
+Tensor Engine::empty(at::IntArrayRef size, const at::TensorOptions& options) {
+  return at::empty(size, options);
+}
+
+void Engine::forward(const host::ForwardCall& given) {
+  const host::Layer& layer = given.layer;
+  const Tensor input = given.input.contiguous().view({layer.rows(), layer.shape.input_size});
+  const host::ForwardCall call{layer, input, given.save, given.result};
   const Plan plan = plan_of(layer, Pass::kForward);
   const Stream stream = current_stream();
   follow(
-      op, plan, [&] { return forward_persistent(call, plan, stream); },
+      layer.op, plan, [&] { return forward_persistent(call, plan, stream); },
       [&] { forward_by_steps(call, stream); });
-  return r;
 }
 
-host::BackwardResult backward(const char* op, CellKind cell, const OptionalTensor& d_output,
-                              const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
-                              const OptionalTensor& d_cells, const OptionalTensor& batch_sizes,
-                              const OptionalTensor& h0, const OptionalTensor& c0,
-                              const OptionalTensor& gates, const Tensor& saved,
-                              at::TensorList params, bool has_biases, bool bidirectional,
-                              const host::Resets& resets) {
-  TORCH_CHECK(is_ours(saved), op, ": expected saved tensors on ", kDeviceName, ", got ",
-              saved.device());
-  const DeviceGuard device(saved.device());
-  const at::AutoDispatchBelowADInplaceOrView below;
-  host::Layer layer(op, saved, cell, bidirectional ? 2 : 1, has_biases);
-  layer.set_params(params, -1);
-  layer.set_backward_steps(saved, batch_sizes, d_output, d_h_n, d_c_n);
-  layer.set_resets(resets);
-  const LayerShape& shape = layer.shape;
-  const int64_t D = layer.directions(), N = layer.rows(), B = layer.batch(), H = shape.hidden_size,
-                P = shape.proj_size;
-  layer.check(saved, layer.has_c() ? "cells" : "hidden", {D, N, H});
-  const auto empty = [&](at::IntArrayRef size) { return at::empty(size, layer.options); };
-  host::BackwardResult r;
-  r.d_gates = empty({D, N, layer.columns() * H});
-  r.d_h0 = empty({D, B, P});
-  if (layer.has_c()) r.d_c0 = empty({D, B, H});
-  if (layer.has_c()) r.d_hidden = shape.projected ? empty({D, N, P}) : empty({0});
-  const BackwardCall call{layer,
-                          layer.contiguous_d_output(d_output),
-                          layer.contiguous(d_h_n, "d_h_n", {D, B, P}),
-                          layer.contiguous(d_c_n, "d_c_n", {D, B, H}),
-                          layer.contiguous(d_cells, "d_cells", {D, N, H}),
-                          layer.contiguous(h0, "h0", {D, B, P}),
-                          layer.contiguous(c0, "c0", {D, B, H}),
-                          layer.contiguous(gates, "gates", {D, N, layer.columns() * H}),
-                          saved.contiguous(),
-                          r};
-  if (N == 0) {  // no step: the gradients of the final states are those of the initial ones
-    call.d_h_n ? r.d_h0.copy_(*call.d_h_n) : r.d_h0.zero_();
-    if (layer.has_c()) call.d_c_n ? r.d_c0.copy_(*call.d_c_n) : r.d_c0.zero_();
-    return r;
-  }
+void Engine::backward(const host::BackwardCall& call) {
   const Stream stream = current_stream();
-  if (d_cells) {  // only the steps regime has a place for them; it reads what the others saved
+  if (call.d_cells) {  // only the steps regime has a place for them; it reads what the others saved
     backward_by_steps(call, stream);
-    return r;
+    return;
   }
-  const Plan plan = plan_of(layer, Pass::kBackward);
+  const Plan plan = plan_of(call.layer, Pass::kBackward);
   follow(
-      op, plan, [&] { return backward_persistent(call, plan, stream); },
+      call.layer.op, plan, [&] { return backward_persistent(call, plan, stream); },
       [&] { backward_by_steps(call, stream); });
-  return r;
+}
+
+host::Products Engine::vjp(const host::BackwardCall& call, const OptionalTensor& input,
+                           bool with_input, const c10::List<bool>& wanted) {
+  const host::Layer& layer = call.layer;
+  if (layer.rows() > 0) backward(call);
+  std::vector<Tensor> w_ih;
+  for (int d = 0; d < layer.shape.directions && with_input; ++d) {
+    w_ih.push_back(layer.params_of(d)[0]);
+  }
+  return host::products<Engine>(call.result.d_gates, layer.apart(), layer.batch_sizes,
+                                layer.batch(), input, layer.hidden, layer.h0, w_ih, wanted,
+                                layer.resets, layer.shape.steps.to_initial);
 }
 
 }  // namespace fastrnn::cuda

@@ -1,28 +1,29 @@
 // The engine that host/operators.h makes operators of.
 #pragma once
-#include "cuda/products.h"
+#include <ATen/core/LegacyTypeDispatch.h>
+
+#include "cuda/device.h"
 #include "host/operators.h"
 
 namespace fastrnn::cuda {
 
-host::ForwardResult forward(const char* op, CellKind cell, const at::Tensor& input,
-                            const host::OptionalTensor& batch_sizes, const host::OptionalTensor& h0,
-                            const host::OptionalTensor& c0, at::TensorList params, bool has_biases,
-                            bool bidirectional, bool save, const host::Resets& resets);
-
-host::BackwardResult backward(const char* op, CellKind cell, const host::OptionalTensor& d_output,
-                              const host::OptionalTensor& d_h_n, const host::OptionalTensor& d_c_n,
-                              const host::OptionalTensor& d_cells,
-                              const host::OptionalTensor& batch_sizes,
-                              const host::OptionalTensor& h0, const host::OptionalTensor& c0,
-                              const host::OptionalTensor& gates, const at::Tensor& saved,
-                              at::TensorList params, bool has_biases, bool bidirectional,
-                              const host::Resets& resets);
-
 struct Engine {
-  static constexpr auto forward = cuda::forward;
-  static constexpr auto backward = cuda::backward;
-  static constexpr auto products = cuda::products;
+  // What an operator computes is no part of any graph.
+  struct Guard {
+    explicit Guard(at::Device of) : device(of) {}
+    DeviceGuard device;
+    at::AutoDispatchBelowADInplaceOrView below;
+  };
+  static constexpr const char* kName = kDeviceName;
+  static constexpr bool kTakesResets = true, kHasSecondOrder = false, kHasVjp = false;
+
+  static bool is_ours(const at::Tensor& t) { return cuda::is_ours(t); }
+  static at::Tensor empty(at::IntArrayRef size, const at::TensorOptions& options);
+  static void forward(const host::ForwardCall& call);
+  static void backward(const host::BackwardCall& call);
+  static host::Products vjp(const host::BackwardCall& call, const host::OptionalTensor& input,
+                            bool with_input, const c10::List<bool>& wanted);
+  static host::Products products(const host::ProductsCall& call);
 };
 
 }  // namespace fastrnn::cuda

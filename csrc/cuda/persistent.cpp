@@ -80,11 +80,11 @@ Tensor packed_memory(const host::Layer& layer, Pass pass, const Plan& plan) {
 
 // What resets to the initial state add to d_h0 through the recurrent product, which the kernels
 // leave out: the sum of the gates' gradients of all steps behind a reset, times w_hh.
-void add_through_products(const host::Layer& layer, const host::BackwardResult& r) {
+void add_through_products(const host::Layer& layer, const host::GateGradients& r) {
   const Steps& steps = layer.shape.steps;
   const int64_t H = layer.shape.hidden_size, others = steps.seq_len - 1;
   if (others == 0) return;
-  const Tensor others_stay = layer.resets.narrow(0, 1, others).unsqueeze(2).logical_not();
+  const Tensor others_stay = layer.resets->narrow(0, 1, others).unsqueeze(2).logical_not();
   for (int d = 0; d < layer.shape.directions; ++d) {
     const Tensor all = r.d_gates.select(0, d).view({steps.seq_len, steps.batch, -1});
     const Tensor behind = all.narrow(0, d == 0 ? 1 : 0, others);
@@ -149,8 +149,8 @@ bool forward_persistent(const ForwardCall& call, const Plan& plan, Stream stream
     p.b_hh[d] = host::data(layer.params_of(d)[3]);
   }
   p.input_product = host::data(input_product);
-  p.h0 = host::data(call.h0);
-  p.c0 = host::data(call.c0);
+  p.h0 = host::data(layer.h0);
+  p.c0 = host::data(layer.c0);
   p.output = r.output.mutable_data_ptr();
   p.h_n = r.h_n.mutable_data_ptr();
   if (layer.has_c()) p.c_n = r.c_n.mutable_data_ptr();
@@ -172,17 +172,17 @@ bool forward_persistent(const ForwardCall& call, const Plan& plan, Stream stream
 bool backward_persistent(const BackwardCall& call, const Plan& plan, Stream stream) {
   const host::Layer& layer = call.layer;
   const DeviceSteps steps = upload_steps(layer, stream);
-  const host::BackwardResult& r = call.result;
+  const host::GateGradients& r = call.result;
   const Tensor packed = packed_memory(layer, Pass::kBackward, plan);
   SingleBackward p{};
   const SinglePack pack = fill(p, layer, steps, packed);
   p.d_output = host::data(call.d_output);
   p.d_h_n = host::data(call.d_h_n);
   p.d_c_n = host::data(call.d_c_n);
-  p.h0 = host::data(call.h0);
-  p.c0 = host::data(call.c0);
-  p.gates = host::data(call.gates);
-  (layer.has_c() ? p.cells : p.hidden) = host::data(call.saved);
+  p.h0 = host::data(layer.h0);
+  p.c0 = host::data(layer.c0);
+  p.gates = host::data(layer.gates);
+  (layer.has_c() ? p.cells : p.hidden) = host::data(saved_state(layer));
   p.d_gates = r.d_gates.mutable_data_ptr();
   p.d_h0 = r.d_h0.mutable_data_ptr();
   if (layer.has_c()) p.d_c0 = r.d_c0.mutable_data_ptr();

@@ -1,7 +1,7 @@
-// `products` on CUDA: torch's products and sums over all steps at once. Each
+// The products of the CUDA engine: torch's products and sums over all steps at once. Each
 // gradient is one product, so that it is accumulated in the matrix product's
 // own precision and rounded once.
-#include "cuda/products.h"
+#include "cuda/host.h"
 
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
@@ -49,47 +49,28 @@ DeviceSteps upload_steps(const host::Layer& layer, Stream stream) {
   return device;
 }
 
-std::tuple<Tensor, std::vector<Tensor>> products(const Tensor& d_gates, c10::SymInt apart_columns,
-                                                 const OptionalTensor& batch_sizes,
-                                                 c10::SymInt batch, const OptionalTensor& input,
-                                                 const OptionalTensor& hidden,
-                                                 const OptionalTensor& h0, at::TensorList w_ih,
-                                                 const c10::List<bool>& wanted,
-                                                 const OptionalTensor& resets, bool reset_to_hx) {
-  const char* op = "products";
-  TORCH_CHECK(is_ours(d_gates), op, ": expected d_gates on ", kDeviceName, ", got ",
-              d_gates.device());
-  const DeviceGuard device(d_gates.device());
-  const at::AutoDispatchBelowADInplaceOrView below;
-  const int64_t apart = apart_columns.expect_int();
-  host::Layer layer(host::layer_of_products(op, d_gates, apart, batch_sizes, batch.expect_int(),
-                                            input, hidden, w_ih, wanted));
-  layer.set_resets({resets, reset_to_hx});
+host::Products Engine::products(const host::ProductsCall& call) {
+  const host::Layer& layer = call.layer;
   const LayerShape& shape = layer.shape;
-  const int64_t D = layer.directions(), N = layer.rows(), B = layer.batch(), I = shape.input_size,
-                P = shape.proj_size, GH = shape.hidden_size;
-  const Tensor gradients = d_gates.contiguous();
-  const OptionalTensor x = layer.contiguous(input, "input", {N, I});
-  const OptionalTensor h = layer.contiguous(hidden, "hidden", {D, N, P});
-  const OptionalTensor h_start = layer.contiguous(h0, "h0", {D, B, P});
-  for (const Tensor& weight : w_ih) layer.check(weight, "w_ih", {GH, I});
+  const int64_t D = layer.directions(), N = layer.rows(), I = shape.input_size, P = shape.proj_size,
+                GH = shape.hidden_size, apart = call.apart;
   const Stream stream = current_stream();
 
-  std::tuple<Tensor, std::vector<Tensor>> result;
+  host::Products result;
   auto& [d_input, d_params] = result;
-  d_input = at::empty(w_ih.empty() ? at::DimVector{0} : at::DimVector{N, I}, layer.options);
+  d_input = at::empty(call.w_ih.empty() ? at::DimVector{0} : at::DimVector{N, I}, layer.options);
   DeviceSteps steps;
   for (int64_t d = 0; d < D; ++d) {
-    const Tensor all = gradients.select(0, d);
+    const Tensor all = call.d_gates.select(0, d);
     const Tensor of_input = all.narrow(1, 0, GH);
-    if (!w_ih.empty() && N > 0) {
-      const Tensor& weight = w_ih[static_cast<size_t>(d)];
+    if (!call.w_ih.empty() && N > 0) {
+      const Tensor& weight = call.w_ih[static_cast<size_t>(d)];
       d == 0 ? at::mm_out(d_input, of_input, weight)
              : at::addmm_out(d_input, d_input, of_input, weight);
     }
     const at::DimVector sizes[] = {{GH, I}, {GH, P}, {GH}, {GH}};
     for (int k = 0; k < 4; ++k) {
-      const bool want = wanted.get(static_cast<size_t>(4 * d + k));
+      const bool want = call.wanted.get(static_cast<size_t>(4 * d + k));
       Tensor target = at::empty(want ? sizes[k] : at::DimVector{0}, layer.options);
       d_params.push_back(target);
       if (!want) continue;
@@ -107,10 +88,10 @@ std::tuple<Tensor, std::vector<Tensor>> products(const Tensor& d_gates, c10::Sym
         product(part, all.narrow(1, GH, apart));
       };
       if (k == 0) {
-        at::mm_out(target, of_input.t(), *x);
+        at::mm_out(target, of_input.t(), *call.input);
       } else if (k == 1) {
         if (!steps.memory.defined()) steps = upload_steps(layer, stream);
-        const Tensor before = previous_hidden(layer, steps, *h, h_start, d, stream);
+        const Tensor before = previous_hidden(layer, steps, *call.hidden, call.h0, d, stream);
         parts([&](Tensor& part, const Tensor& d_part) { at::mm_out(part, d_part.t(), before); });
       } else {
         parts([&](Tensor& part, const Tensor& d_part) { at::sum_out(part, d_part, {0}); });

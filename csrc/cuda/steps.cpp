@@ -32,7 +32,7 @@ const uint8_t* parted(const Steps& steps, int64_t t, int64_t neighbour) {
 }
 // The same as a tensor [B, 1], for torch's operations.
 Tensor parted(const host::Layer& layer, int64_t t, int64_t neighbour) {
-  return layer.resets.select(0, std::max(t, neighbour)).unsqueeze(1);
+  return layer.resets->select(0, std::max(t, neighbour)).unsqueeze(1);
 }
 
 // Rows of target where a reset is become those of `initial`, or zeros.
@@ -110,7 +110,7 @@ void forward_by_steps(const ForwardCall& call, Stream stream) {
                 B = steps.batch, GH = layer.products() * H;
   const StepKernels& kernels = step_kernels(shape.dtype);
   const host::ForwardResult& r = call.result;
-  const bool gates_saved = call.save && r.gates.defined();
+  const bool gates_saved = r.gates.defined();
   for (int d = 0; d < D; ++d) {
     const bool reverse = d == 1;
     const Tensor* w = layer.params_of(d);
@@ -118,10 +118,10 @@ void forward_by_steps(const ForwardCall& call, Stream stream) {
     const Tensor w_hr_t = shape.projected ? w[layer.has_biases ? 4 : 2].t() : Tensor();
     // h_n is every step's h until it is the last one's.
     Tensor h = r.h_n.select(0, d);
-    call.h0 ? h.copy_(call.h0->select(0, d)) : h.zero_();
+    layer.h0 ? h.copy_(layer.h0->select(0, d)) : h.zero_();
     Tensor state;
-    if (layer.has_c()) state = initial_state(layer, call.c0, d, H);
-    if (layer.cell().carries_h) state = initial_state(layer, call.h0, d, H);
+    if (layer.has_c()) state = initial_state(layer, layer.c0, d, H);
+    if (layer.cell().carries_h) state = initial_state(layer, layer.h0, d, H);
     Tensor before_projection = shape.projected ? at::empty({B, H}, layer.options) : h;
     Rows buffers({at::empty({B, GH}, layer.options), h, before_projection});
     InputProduct input_product(layer, call.input, w[0], reverse);
@@ -137,8 +137,8 @@ void forward_by_steps(const ForwardCall& call, Stream stream) {
     p.output_stride = D * P;
     // What a reset starts from; absent: zeros.
     OptionalTensor reset_h, reset_c;
-    if (steps.to_initial && call.h0) reset_h = call.h0->select(0, d);
-    if (steps.to_initial && call.c0) reset_c = call.c0->select(0, d);
+    if (steps.to_initial && layer.h0) reset_h = layer.h0->select(0, d);
+    if (steps.to_initial && layer.c0) reset_c = layer.c0->select(0, d);
     if (!shape.projected) {
       p.reset_h = host::data(reset_h);
       p.reset_state = layer.has_c() ? host::data(reset_c) : p.reset_h;
@@ -150,7 +150,7 @@ void forward_by_steps(const ForwardCall& call, Stream stream) {
       Tensor recurrent = first[0], h_rows = first[1];
       p.input_product = input_product.rows_of(s);
       p.recurrent = nullptr;
-      if (s > 0 || call.h0) {
+      if (s > 0 || layer.h0) {
         at::mm_out(recurrent, h_rows, w_hh_t);
         p.recurrent = recurrent.const_data_ptr();
       }
@@ -185,7 +185,7 @@ void backward_by_steps(const BackwardCall& call, Stream stream) {
   const int64_t D = layer.directions(), N = steps.rows, H = shape.hidden_size, P = shape.proj_size,
                 B = steps.batch, SH = layer.columns() * H;
   const StepKernels& kernels = step_kernels(shape.dtype);
-  const host::BackwardResult& r = call.result;
+  const host::GateGradients& r = call.result;
   for (int d = 0; d < D; ++d) {
     // Backward through a direction is the other way round.
     const bool reverse = d == 0;
@@ -206,7 +206,7 @@ void backward_by_steps(const BackwardCall& call, Stream stream) {
     p.d_recurrent = layer.cell().apart() ? d_recurrent.mutable_data_ptr() : nullptr;
     IncomingGradient d_h{nullptr, D * P,  product.const_data_ptr(), 0, carried.mutable_data_ptr(),
                          nullptr, nullptr};
-    const OptionalTensor& initial = layer.has_c() ? call.c0 : call.h0;
+    const OptionalTensor& initial = layer.has_c() ? layer.c0 : layer.h0;
     // What resets to the initial state add to its gradients.
     Tensor reset_d_h, reset_d_c;
     if (steps.resets != nullptr && steps.to_initial) {
@@ -237,12 +237,13 @@ void backward_by_steps(const BackwardCall& call, Stream stream) {
       // The step before, in the order of the forward pass.
       const int64_t before = reverse ? t - 1 : t + 1;
       const bool known = s + 1 < steps.seq_len;
-      p.previous = {known ? at_element(call.saved, (d * N + steps.offset(before)) * H) : nullptr,
-                    known ? steps.count(before) : 0, at_element(initial, d * B * H),
-                    known ? parted(steps, t, before) : nullptr,
-                    steps.to_initial ? at_element(initial, d * B * H) : nullptr};
-      p.gates = at_element(call.gates, (d * N + row) * SH);
-      p.current = at_element(call.saved, (d * N + row) * H);
+      p.previous = {
+          known ? at_element(saved_state(layer), (d * N + steps.offset(before)) * H) : nullptr,
+          known ? steps.count(before) : 0, at_element(initial, d * B * H),
+          known ? parted(steps, t, before) : nullptr,
+          steps.to_initial ? at_element(initial, d * B * H) : nullptr};
+      p.gates = at_element(layer.gates, (d * N + row) * SH);
+      p.current = at_element(saved_state(layer), (d * N + row) * H);
       p.d_gates = at_element_mutable(r.d_gates, (d * N + row) * SH);
       if (call.d_cells) {
         if (p.d_c_resets != nullptr) {  // of the later step's alone, before this one's come in

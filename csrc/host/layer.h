@@ -11,6 +11,7 @@ namespace fastrnn::host {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+using OptionalTensors = c10::List<std::optional<Tensor>>;
 
 inline DType dtype_of(const char* op, const Tensor& t) {
   switch (t.scalar_type()) {
@@ -32,11 +33,7 @@ inline DType dtype_of(const char* op, const Tensor& t) {
 inline const void* data(const Tensor& t) { return t.const_data_ptr(); }
 inline const void* data(const OptionalTensor& t) { return t ? t->const_data_ptr() : nullptr; }
 
-// Where a layer forgets what came before, and what it starts from there.
-struct Resets {
-  OptionalTensor mask;  // bool [T, B]
-  bool to_hx;           // the initial state, not zeros
-};
+constexpr int64_t kUnknown = -1;
 
 // The tensors of a call, made contiguous and checked, and the shape. Device and
 // dtype of every tensor are those of `like`.
@@ -44,16 +41,19 @@ struct Layer {
   const char* op;
   at::TensorOptions options;
   LayerShape shape{};
-  bool has_biases;
-  std::vector<Tensor> params;    // contiguous
-  std::vector<int64_t> offsets;  // of the rows of each step of packed data
-  Tensor batch_sizes, resets;
+  bool has_biases = false;              // among params
+  std::vector<Tensor> params;           // of each direction w_ih, w_hh, b_ih, b_hh, w_hr
+  OptionalTensor h0, c0;                // [D, B, P] and [D, B, H]; absent: zeros
+  OptionalTensor gates, hidden, cells;  // what a forward pass saved
+  std::vector<int64_t> offsets;         // of the rows of each step of packed data
+  OptionalTensor batch_sizes, resets;
 
-  Layer(const char* op, const Tensor& like, CellKind cell, int directions, bool has_biases)
-      : op(op), options(like.options().requires_grad(false)), has_biases(has_biases) {
+  Layer(const char* op, const Tensor& like, CellKind cell, int directions)
+      : op(op), options(like.options().requires_grad(false)) {
     shape.cell = cell;
     shape.dtype = dtype_of(op, like);
     shape.directions = directions;
+    shape.input_size = kUnknown;
   }
   // shape points into offsets: a move keeps that, a copy would not.
   Layer(Layer&&) = default;
@@ -63,10 +63,14 @@ struct Layer {
   bool has_c() const { return cell().has_c(); }
   int64_t products() const { return cell().products; }
   int64_t columns() const { return cell().columns; }  // of d_gates, times H
+  int64_t apart() const { return (columns() - products()) * shape.hidden_size; }
   bool saves_gates() const { return cell().saved() > 0; }
   int64_t rows() const { return shape.steps.rows; }
   int64_t batch() const { return shape.steps.batch; }
   int64_t directions() const { return shape.directions; }
+  at::DimVector rows_of(int64_t columns) const { return {directions(), rows(), columns}; }
+  at::DimVector h_state() const { return {directions(), batch(), shape.proj_size}; }
+  at::DimVector c_state() const { return {directions(), batch(), shape.hidden_size}; }
 
   void check(const Tensor& t, const char* name, at::IntArrayRef size) const {
     TORCH_CHECK(t.device() == options.device() && t.scalar_type() == options.dtype().toScalarType(),
@@ -82,14 +86,35 @@ struct Layer {
     return t->contiguous();
   }
 
-  // input_size is -1 when unknown (the backward pass has no input).
-  void set_params(at::TensorList list, int64_t input_size) {
-    const size_t each = 2 + (has_biases ? 2 : 0);
-    const size_t count = static_cast<size_t>(shape.directions);
-    TORCH_CHECK(list.size() == count * each || list.size() == count * (each + 1), op, ": expected ",
-                each, " (or ", each + 1, " with projection) params for each of ", count,
+  OptionalTensor required(const OptionalTensor& t, const char* name, at::IntArrayRef size) const {
+    TORCH_CHECK(t, op, ": expected ", name, ", got None");
+    return contiguous(t, name, size);
+  }
+
+  // Dimensions and steps of the layer's input.
+  void set_input(const Tensor& input, const OptionalTensor& sizes) {
+    const int64_t dim = sizes ? 2 : 3;
+    TORCH_CHECK(input.dim() == dim, op, ": expected input with ", dim, " dimensions, got ",
+                input.sizes());
+    shape.input_size = input.size(-1);
+    if (sizes) {
+      set_packed(*sizes, input.size(0));
+      return;
+    }
+    TORCH_CHECK(input.size(0) > 0, op, ": expected input with at least one step, got shape ",
+                input.sizes());
+    shape.steps = {input.size(0), input.size(1), input.size(0) * input.size(1), nullptr, nullptr};
+  }
+
+  // Which params there are their number says: biases come in pairs, a projection alone.
+  void set_params(at::TensorList list, bool may_have_biases) {
+    const size_t count = static_cast<size_t>(shape.directions), each = list.size() / count;
+    const size_t most = may_have_biases ? 5 : 3;
+    TORCH_CHECK(list.size() == count * each && each >= 2 && each <= most, op, ": expected 2 to ",
+                most, may_have_biases ? " params" : " weights", " for each of ", count,
                 " directions, got ", list.size());
-    shape.projected = list.size() == count * (each + 1);
+    has_biases = each >= 4;
+    shape.projected = each % 2 == 1;
     TORCH_CHECK(!shape.projected || has_c(), op, ": expected no projection weight");
     const Tensor& w_ih = list[0];
     const Tensor& w_hh = list[1];
@@ -97,7 +122,7 @@ struct Layer {
                 ": expected w_ih and w_hh of shape (", products(),
                 "*hidden_size, input_size) and (", products(), "*hidden_size, h_size), got ",
                 w_ih.sizes(), " and ", w_hh.sizes());
-    shape.input_size = input_size >= 0 ? input_size : w_ih.size(1);
+    if (shape.input_size == kUnknown) shape.input_size = w_ih.size(1);
     shape.hidden_size = w_hh.size(0) / products();
     shape.proj_size = w_hh.size(1);
     const int64_t H = shape.hidden_size, P = shape.proj_size, GH = products() * H;
@@ -106,19 +131,28 @@ struct Layer {
                 w_hh.sizes());
     params.reserve(list.size());
     for (size_t i = 0; i < list.size(); ++i) {
-      const size_t k = i % (list.size() / count);
+      const size_t k = i % each;
       const Tensor& w = list[i];
       if (k == 0) {
         check(w, "w_ih", {GH, shape.input_size});
       } else if (k == 1) {
         check(w, "w_hh", {GH, P});
-      } else if (k < each) {
+      } else if (has_biases && k < 4) {
         check(w, k == 2 ? "b_ih" : "b_hh", {GH});
       } else {
         check(w, "w_hr", {P, H});
       }
       params.push_back(w.contiguous());
     }
+  }
+
+  // After params and steps.
+  void set_states(const OptionalTensors& states) {
+    const size_t count = static_cast<size_t>(cell().states);
+    TORCH_CHECK(states.size() == count, op, ": expected ", count, " initial states, got ",
+                states.size());
+    h0 = contiguous(states.get(0), "h0", h_state());
+    if (has_c()) c0 = contiguous(states.get(1), "c0", c_state());
   }
 
   // The params of one direction, in the order of the operator's argument.
@@ -134,8 +168,8 @@ struct Layer {
                 op, ": expected batch_sizes as a non-empty 1-D int64 tensor on cpu, got ",
                 sizes.sizes(), " ", sizes.scalar_type(), " on ", sizes.device());
     batch_sizes = sizes.contiguous();
-    const int64_t* counts = batch_sizes.const_data_ptr<int64_t>();
-    const int64_t T = batch_sizes.numel();
+    const int64_t* counts = batch_sizes->const_data_ptr<int64_t>();
+    const int64_t T = batch_sizes->numel();
     offsets.resize(static_cast<size_t>(T));
     int64_t sum = 0;
     for (int64_t t = 0; t < T; ++t) {
@@ -164,45 +198,24 @@ struct Layer {
     }
   }
 
-  // Where padded data forgets what came before, after its steps are set.
-  void set_resets(const Resets& r) {
-    if (!r.mask) return;
+  // Where padded data forgets what came before, after its steps are set: bool [T, B]. to_hx: what
+  // it starts from there is the initial state, not zeros.
+  void set_resets(const OptionalTensor& mask, bool to_hx) {
+    if (!mask) return;
     Steps& steps = shape.steps;
     TORCH_CHECK(steps.counts == nullptr, op, ": expected padded data with resets");
-    TORCH_CHECK(r.mask->device() == options.device() && r.mask->scalar_type() == at::kBool &&
-                    r.mask->sizes() == at::IntArrayRef({steps.seq_len, steps.batch}),
+    TORCH_CHECK(mask->device() == options.device() && mask->scalar_type() == at::kBool &&
+                    mask->sizes() == at::IntArrayRef({steps.seq_len, steps.batch}),
                 op, ": expected resets as bool (", steps.seq_len, ", ", steps.batch, ") on ",
-                options.device(), ", got ", r.mask->sizes(), " ", r.mask->scalar_type(), " on ",
-                r.mask->device());
-    resets = r.mask->contiguous();
+                options.device(), ", got ", mask->sizes(), " ", mask->scalar_type(), " on ",
+                mask->device());
+    resets = mask->contiguous();
     // A bool may be a byte other than 1: kernels ask whether it is zero.
-    steps.resets = static_cast<const uint8_t*>(resets.const_data_ptr());
-    steps.to_initial = r.to_hx;
+    steps.resets = static_cast<const uint8_t*>(resets->const_data_ptr());
+    steps.to_initial = to_hx;
   }
 
-  // The steps of a backward pass, from the saved tensor [D, N, ·] and the gradients that came.
-  void set_backward_steps(const Tensor& saved, const OptionalTensor& batch_sizes,
-                          const OptionalTensor& d_output, const OptionalTensor& d_h_n,
-                          const OptionalTensor& d_c_n) {
-    TORCH_CHECK(saved.dim() == 3, op, ": expected saved tensors of 3 dimensions, got ",
-                saved.sizes());
-    const int64_t N = saved.size(1);
-    if (batch_sizes) {
-      set_packed(*batch_sizes, N);
-      return;
-    }
-    // Any gradient tells the batch; all absent is no call at all.
-    TORCH_CHECK(d_output || d_h_n || d_c_n, op, ": expected d_output, d_h_n or d_c_n, got none");
-    for (const OptionalTensor& t : {d_output, d_h_n, d_c_n}) {
-      TORCH_CHECK(!t || t->dim() == 3, op, ": expected gradients of 3 dimensions, got ",
-                  t->sizes());
-    }
-    const int64_t B = d_output ? d_output->size(1) : (d_h_n ? *d_h_n : *d_c_n).size(1);
-    TORCH_CHECK(B == 0 ? N == 0 : N % B == 0, op, ": expected a gradient whose batch divides ", N,
-                " rows, got batch ", B);
-    shape.steps = {B == 0 ? 0 : N / B, B, N, nullptr, nullptr};
-  }
-
+  // N rows by D*P, or with steps and batch as dimensions.
   OptionalTensor contiguous_d_output(const OptionalTensor& d_output) const {
     if (!d_output) return std::nullopt;
     const int64_t columns = directions() * shape.proj_size;
@@ -222,7 +235,7 @@ inline Layer layer_of_products(const char* op, const Tensor& d_gates, int64_t ap
                                at::TensorList w_ih, const c10::List<bool>& wanted) {
   TORCH_CHECK(d_gates.dim() == 3 && (d_gates.size(0) == 1 || d_gates.size(0) == 2), op,
               ": expected d_gates of shape (directions, rows, columns), got ", d_gates.sizes());
-  Layer layer(op, d_gates, cells::kKind<cells::RnnTanh>, static_cast<int>(d_gates.size(0)), false);
+  Layer layer(op, d_gates, cells::kKind<cells::RnnTanh>, static_cast<int>(d_gates.size(0)));
   layer.check(d_gates, "d_gates", d_gates.sizes());
   const int64_t D = d_gates.size(0), N = d_gates.size(1), columns = d_gates.size(2);
   TORCH_CHECK(columns > 0 && apart >= 0 && 2 * apart <= columns, op,

@@ -1,112 +1,244 @@
-// The operators of ops.cpp as every device implements them: argument lists here,
-// once, the work in an Engine with three functions,
-//   ForwardResult forward(op, cell, input, batch_sizes, h0, c0, params, has_biases,
-//                         bidirectional, save, resets)
-//   BackwardResult backward(op, cell, d_output, d_h_n, d_c_n, d_cells, batch_sizes, h0, c0, gates,
-//                           saved, params, has_biases, bidirectional, resets)
-//   products, as the operator
-// where `saved` is hidden, or for the LSTM cells. docs/design.md has the shapes; what a cell does
-// not have is left undefined.
+// The operators of ops.cpp that every device implements: argument lists, checks and results here,
+// once, the work in an Engine with
+//   kName, Guard, is_ours(tensor), empty(size, options), kTakesResets
+//   forward(const ForwardCall&)
+//   backward(const BackwardCall&), the recurrence against time
+//   products(const ProductsCall&), gradients of input and weights from those of gates
+//   vjp(const BackwardCall&, input, with_input, wanted), both: what `products` returns
+// and kHasVjp, whether vjp does without d_gates, kHasSecondOrder, whether backward leaves what
+// cells received.
 #pragma once
-#include "host/layer.h"
+#include <ATen/ops/mul.h>
+#include <ATen/ops/tanh.h>
+
+#include "host/saved.h"
 
 namespace fastrnn::host {
 
+// Undefined: what a cell does not have, or nobody saves.
 struct ForwardResult {
   Tensor output, h_n, c_n, gates, hidden, cells;
 };
 
-struct BackwardResult {
-  Tensor d_gates, d_h0, d_c0, d_hidden;
+struct ForwardCall {
+  const Layer& layer;
+  const Tensor& input;  // any strides
+  bool save;
+  const ForwardResult& result;
+};
+
+// d_input, of size 0 where nobody asks, and four gradients of each direction, as many as have
+// flags.
+using Products = std::tuple<Tensor, std::vector<Tensor>>;
+
+// To products a layer has one block of as many rows as each of its weights, hidden_size here.
+struct ProductsCall {
+  const Layer& layer;
+  int64_t apart;                     // columns at the end that are the recurrent product's alone
+  Tensor d_gates;                    // [D, N, hidden_size + apart]
+  OptionalTensor input, hidden, h0;  // [N, I], [D, N, P], [D, B, P]
+  std::vector<Tensor> w_ih;          // [hidden_size, I] of each direction; empty: no d_input
+  const c10::List<bool>& wanted;
 };
 
 template <class Engine>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward(
-    const Tensor& input, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
-    const OptionalTensor& c0, at::TensorList params, bool has_biases, bool bidirectional, bool save,
-    const OptionalTensor& resets, bool reset_to_hx) {
-  auto r = Engine::forward("lstm_forward", cells::kKind<cells::Lstm>, input, batch_sizes, h0, c0,
-                           params, has_biases, bidirectional, save, {resets, reset_to_hx});
-  return {r.output, r.h_n, r.c_n, r.gates, r.hidden, r.cells};
+void check_device(const char* op, const Tensor& t, const char* name) {
+  TORCH_CHECK(Engine::is_ours(t), op, ": expected ", name, " on ", Engine::kName, ", got ",
+              t.device());
 }
 
 template <class Engine>
-std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_backward(
-    const OptionalTensor& d_output, const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
-    const OptionalTensor& d_cells, const OptionalTensor& batch_sizes, const OptionalTensor& c0,
-    const Tensor& gates, const Tensor& cells, at::TensorList params, bool has_biases,
-    bool bidirectional, const OptionalTensor& resets, bool reset_to_hx) {
-  auto r = Engine::backward("lstm_backward", cells::kKind<cells::Lstm>, d_output, d_h_n, d_c_n,
-                            d_cells, batch_sizes, std::nullopt, c0, gates, cells, params,
-                            has_biases, bidirectional, {resets, reset_to_hx});
-  return {r.d_gates, r.d_h0, r.d_c0, r.d_hidden};
+void set_resets(Layer& layer, const OptionalTensor& resets, bool reset_to_hx) {
+  // On the CPU they are segments of packed data: the work that a reset saves is then saved.
+  TORCH_CHECK(Engine::kTakesResets || !resets, layer.op, ": expected no resets on ", Engine::kName,
+              ", where segments of packed data do it");
+  layer.set_resets(resets, reset_to_hx);
 }
 
 template <class Engine>
-std::tuple<Tensor, Tensor, Tensor, Tensor> gru_forward(
-    const Tensor& input, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
-    at::TensorList params, bool has_biases, bool bidirectional, bool save,
-    const OptionalTensor& resets, bool reset_to_hx) {
-  auto r =
-      Engine::forward("gru_forward", cells::kKind<cells::Gru>, input, batch_sizes, h0, std::nullopt,
-                      params, has_biases, bidirectional, save, {resets, reset_to_hx});
-  return {r.output, r.h_n, r.gates, r.hidden};
+std::vector<Tensor> layer_forward(c10::string_view cell, const Tensor& input,
+                                  const OptionalTensor& batch_sizes, const OptionalTensors& states,
+                                  at::TensorList params, bool bidirectional, bool save,
+                                  const OptionalTensor& resets, bool reset_to_hx) {
+  const CellKind kind = cell_kind("layer_forward", cell);
+  const char* op = cells::traits(kind).name;  // what a user called
+  check_device<Engine>(op, input, "input");
+  const typename Engine::Guard guard(input.device());
+  Layer layer(op, input, kind, bidirectional ? 2 : 1);
+  layer.set_input(input, batch_sizes);
+  layer.set_params(params, true);
+  layer.set_states(states);
+  set_resets<Engine>(layer, resets, reset_to_hx);
+  const auto empty = [&](at::IntArrayRef size) { return Engine::empty(size, layer.options); };
+  const int64_t H = layer.shape.hidden_size, P = layer.shape.proj_size;
+  at::DimVector output_size(input.sizes());
+  output_size.back() = layer.directions() * P;
+  ForwardResult r;
+  r.output = empty(output_size);
+  r.h_n = empty(layer.h_state());
+  if (layer.has_c()) r.c_n = empty(layer.c_state());
+  if (save && layer.saves_gates()) r.gates = empty(layer.rows_of(layer.columns() * H));
+  if (save) r.hidden = empty(layer.rows_of(P));
+  if (save && layer.has_c()) r.cells = empty(layer.rows_of(H));
+  if (layer.rows() > 0) Engine::forward({layer, input, save, r});
+  std::vector<Tensor> results;
+  results.reserve(6);
+  for (Tensor* t : {&r.output, &r.h_n, &r.c_n, &r.gates, &r.hidden, &r.cells}) {
+    if (t->defined()) results.push_back(std::move(*t));
+  }
+  return results;
 }
 
 template <class Engine>
-std::tuple<Tensor, Tensor> gru_backward(const OptionalTensor& d_output, const OptionalTensor& d_h_n,
-                                        const OptionalTensor& batch_sizes, const OptionalTensor& h0,
-                                        const Tensor& gates, const Tensor& hidden,
-                                        at::TensorList params, bool has_biases, bool bidirectional,
-                                        const OptionalTensor& resets, bool reset_to_hx) {
-  auto r = Engine::backward("gru_backward", cells::kKind<cells::Gru>, d_output, d_h_n, std::nullopt,
-                            std::nullopt, batch_sizes, h0, std::nullopt, gates, hidden, params,
-                            has_biases, bidirectional, {resets, reset_to_hx});
-  return {r.d_gates, r.d_h0};
-}
-
-inline CellKind rnn_kind(const char* op, c10::string_view cell) {
+std::vector<Tensor> gate_gradients(c10::string_view cell, const OptionalTensors& d_results,
+                                   const OptionalTensor& batch_sizes, c10::SymInt batch,
+                                   const OptionalTensors& states, const OptionalTensors& saved,
+                                   at::TensorList weights, bool received,
+                                   const OptionalTensor& resets, bool reset_to_hx) {
+  const char* op = "gate_gradients";
   const CellKind kind = cell_kind(op, cell);
-  TORCH_CHECK(kind == cells::kKind<cells::RnnTanh> || kind == cells::kKind<cells::RnnRelu>, op,
-              ": expected cell rnn_tanh or rnn_relu, got ", cell);
-  return kind;
+  const Tensor last = last_saved(op, kind, saved);
+  check_device<Engine>(op, last, "saved tensors");
+  TORCH_CHECK(Engine::kHasSecondOrder || !received, op, ": expected received to be False on ",
+              Engine::kName, ", got True");
+  const typename Engine::Guard guard(last.device());
+  Layer layer = saved_layer(op, kind, batch_sizes, batch, states, saved, weights);
+  set_resets<Engine>(layer, resets, reset_to_hx);
+  const GateGradients r(layer, true, received, Engine::empty);
+  const BackwardCall call(layer, d_results, r);
+  if (!call.has_no_step()) Engine::backward(call);
+  return r.list();
 }
 
 template <class Engine>
-std::tuple<Tensor, Tensor, Tensor> rnn_forward(const Tensor& input,
-                                               const OptionalTensor& batch_sizes,
-                                               const OptionalTensor& h0, at::TensorList params,
-                                               bool has_biases, bool bidirectional,
-                                               c10::string_view cell, bool save,
-                                               const OptionalTensor& resets, bool reset_to_hx) {
-  const CellKind kind = rnn_kind("rnn_forward", cell);
-  auto r = Engine::forward("rnn_forward", kind, input, batch_sizes, h0, std::nullopt, params,
-                           has_biases, bidirectional, save, {resets, reset_to_hx});
-  return {r.output, r.h_n, r.hidden};
+Products products(const Tensor& d_gates, c10::SymInt apart, const OptionalTensor& batch_sizes,
+                  c10::SymInt batch, const OptionalTensor& input, const OptionalTensor& hidden,
+                  const OptionalTensor& h0, at::TensorList w_ih, const c10::List<bool>& wanted,
+                  const OptionalTensor& resets, bool reset_to_hx) {
+  const char* op = "products";
+  check_device<Engine>(op, d_gates, "d_gates");
+  const typename Engine::Guard guard(d_gates.device());
+  Layer layer = layer_of_products(op, d_gates, apart.expect_int(), batch_sizes, batch.expect_int(),
+                                  input, hidden, w_ih, wanted);
+  set_resets<Engine>(layer, resets, reset_to_hx);
+  const int64_t N = layer.rows(), I = layer.shape.input_size;
+  ProductsCall call{layer,
+                    apart.expect_int(),
+                    d_gates.contiguous(),
+                    layer.contiguous(input, "input", {N, I}),
+                    layer.contiguous(hidden, "hidden", layer.rows_of(layer.shape.proj_size)),
+                    layer.contiguous(h0, "h0", layer.h_state()),
+                    {},
+                    wanted};
+  for (const Tensor& w : w_ih) {
+    layer.check(w, "w_ih", {layer.shape.hidden_size, I});
+    call.w_ih.push_back(w.contiguous());
+  }
+  return Engine::products(call);
+}
+
+// Which gradients somebody asks for: of input, initial states and params, in this order.
+class Wanted {
+ public:
+  Wanted(const Layer& layer, const c10::List<bool>& flags) : flags_(flags) {
+    const size_t D = static_cast<size_t>(layer.directions()), weights = layer.params.size() / D;
+    first_ = 1 + static_cast<size_t>(layer.cell().states);
+    has_biases_ = flags.size() == first_ + D * (weights + 2);
+    each_ = weights + (has_biases_ ? 2 : 0);
+    TORCH_CHECK(flags.size() == first_ + D * each_, layer.op, ": expected ", first_ + D * weights,
+                " flags, or ", first_ + D * (weights + 2), " with biases, got ", flags.size());
+  }
+
+  bool input() const { return flags_.get(0); }
+  bool state(size_t i) const { return flags_.get(1 + i); }
+  // The flags of one direction's params, and which of them `products` computes.
+  size_t each() const { return each_; }
+  bool param(size_t d, size_t k) const { return flags_.get(first_ + d * each_ + k); }
+  bool is_product(size_t k) const { return k < (has_biases_ ? 4 : 2); }
+  c10::List<bool> of_products(size_t directions) const {
+    c10::List<bool> list;
+    for (size_t d = 0; d < directions; ++d) {
+      for (size_t k = 0; k < 4; ++k) list.push_back(is_product(k) && param(d, k));
+    }
+    return list;
+  }
+
+ private:
+  const c10::List<bool>& flags_;
+  size_t first_, each_;
+  bool has_biases_;
+};
+
+// d_hidden^T times every step's h before its projection, o * tanh(c), of one direction. The output
+// gate is the last column of a cell that has a c.
+template <class Engine>
+Tensor projection_gradient(const Layer& layer, const Tensor& d_hidden, int64_t d) {
+  const int64_t H = layer.shape.hidden_size;
+  const Tensor o = layer.gates->select(0, d).narrow(1, (layer.columns() - 1) * H, H);
+  const Tensor h = at::mul(o, at::tanh(layer.cells->select(0, d)));
+  const auto [_, gradients] = products<Engine>(
+      d_hidden.narrow(0, d, 1), 0, std::nullopt, layer.rows(), h, std::nullopt, std::nullopt, {},
+      c10::List<bool>({true, false, false, false}), std::nullopt, false);
+  return gradients[0];
 }
 
 template <class Engine>
-std::tuple<Tensor, Tensor> rnn_backward(const OptionalTensor& d_output, const OptionalTensor& d_h_n,
-                                        const OptionalTensor& batch_sizes, const Tensor& hidden,
-                                        at::TensorList params, bool has_biases, bool bidirectional,
-                                        c10::string_view cell, const OptionalTensor& resets,
-                                        bool reset_to_hx) {
-  const CellKind kind = rnn_kind("rnn_backward", cell);
-  auto r = Engine::backward("rnn_backward", kind, d_output, d_h_n, std::nullopt, std::nullopt,
-                            batch_sizes, std::nullopt, std::nullopt, std::nullopt, hidden, params,
-                            has_biases, bidirectional, {resets, reset_to_hx});
-  return {r.d_gates, r.d_h0};
+std::vector<Tensor> layer_backward(c10::string_view cell, const OptionalTensors& d_results,
+                                   const OptionalTensor& input, const OptionalTensor& batch_sizes,
+                                   c10::SymInt batch, const OptionalTensors& states,
+                                   const OptionalTensors& saved, at::TensorList weights,
+                                   const c10::List<bool>& wanted_flags,
+                                   const OptionalTensor& resets, bool reset_to_hx) {
+  const char* op = "layer_backward";
+  const CellKind kind = cell_kind(op, cell);
+  const Tensor last = last_saved(op, kind, saved);
+  check_device<Engine>(op, last, "saved tensors");
+  const typename Engine::Guard guard(last.device());
+  Layer layer = saved_layer(op, kind, batch_sizes, batch, states, saved, weights);
+  set_resets<Engine>(layer, resets, reset_to_hx);
+  const Wanted wanted(layer, wanted_flags);
+  const size_t D = static_cast<size_t>(layer.directions());
+  const c10::List<bool> of_products = wanted.of_products(D);
+  for (size_t d = 0; d < D; ++d) {
+    TORCH_CHECK(input || !of_products.get(4 * d), op, ": expected input for d_w_ih, got None");
+    TORCH_CHECK(layer.hidden || !of_products.get(4 * d + 1), op,
+                ": expected hidden for d_w_hh, got None");
+  }
+  const int64_t N = layer.rows(), I = layer.shape.input_size;
+  OptionalTensor rows;  // [N, I]
+  if (input) {
+    TORCH_CHECK(input->dim() >= 2 && input->size(-1) == I && input->numel() == N * I, op,
+                ": expected input of ", N, " rows by ", I, ", got ", input->sizes());
+    layer.check(*input, "input", input->sizes());
+    rows = input->reshape({N, I});
+  }
+  const GateGradients r(layer, !Engine::kHasVjp, false, Engine::empty);
+  const BackwardCall call(layer, d_results, r);
+  call.has_no_step();
+  const auto [d_input, gradients] = Engine::vjp(call, rows, wanted.input(), of_products);
+
+  std::vector<Tensor> results;
+  results.reserve(wanted_flags.size());
+  if (wanted.input()) results.push_back(input ? d_input.view(input->sizes()) : d_input);
+  if (wanted.state(0)) results.push_back(r.d_h0);
+  if (layer.has_c() && wanted.state(1)) results.push_back(r.d_c0);
+  for (size_t d = 0; d < D; ++d) {
+    for (size_t k = 0; k < wanted.each(); ++k) {
+      if (!wanted.param(d, k)) continue;
+      results.push_back(wanted.is_product(k) ? gradients[4 * d + k]
+                                             : projection_gradient<Engine>(
+                                                   layer, r.d_hidden, static_cast<int64_t>(d)));
+    }
+  }
+  return results;
 }
 
 template <class Engine>
 void implement(torch::Library& m) {
-  m.impl("lstm_forward", lstm_forward<Engine>);
-  m.impl("lstm_backward", lstm_backward<Engine>);
-  m.impl("gru_forward", gru_forward<Engine>);
-  m.impl("gru_backward", gru_backward<Engine>);
-  m.impl("rnn_forward", rnn_forward<Engine>);
-  m.impl("rnn_backward", rnn_backward<Engine>);
-  m.impl("products", +Engine::products);
+  m.impl("layer_forward", layer_forward<Engine>);
+  m.impl("layer_backward", layer_backward<Engine>);
+  m.impl("gate_gradients", gate_gradients<Engine>);
+  m.impl("products", products<Engine>);
 }
 
 }  // namespace fastrnn::host

@@ -1,4 +1,4 @@
-// The CUDA operators, running on the shim, as fastrnn_cuda_shim::lstm_forward and so on for CPU
+// The CUDA operators, running on the shim, as fastrnn_cuda_shim::layer_forward and so on for CPU
 // tensors. Their schemas are those of the namespace fastrnn, which must be loaded first.
 #include <ATen/core/dispatch/Dispatcher.h>
 

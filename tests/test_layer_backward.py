@@ -1,9 +1,10 @@
-"""layer_vjp: the backward pass in one call, beside the two operators it takes the place of."""
+"""layer_backward: the backward pass in one call, beside the operators that it is made of."""
 
 import pytest
 import torch
 
 from fastrnn import _ops
+from fastrnn._gradients import Record, by_products, layer_of
 from tests.arguments import layer_values, of_layer, tensors_in
 from tests.cases import KINDS
 
@@ -25,17 +26,16 @@ def values_of(cell, shape, directions, dtype):
 
 
 def by_one(values):
-    return _ops.layer_vjp(*of_layer("layer_vjp", values).values())
+    return _ops.layer_backward(*of_layer("layer_backward", values).values())
 
 
 def by_two(values):
-    """The same by layer_backward and products."""
-    d_gates, d_h0, d_c0, d_hidden, *_ = _ops.layer_backward(
-        *of_layer("layer_backward", values).values()
-    )
-    values = values | {"d_gates": d_gates}
-    d_input, d_params = _ops.products(*of_layer("products", values).values())
-    return d_input, d_h0, d_c0, d_hidden, d_params
+    """The same by gate_gradients and products."""
+    v = of_layer("layer_backward", values)
+    layer = layer_of(v["cell"], values["bidirectional"], len(values["params"]), v["input"].shape)
+    tensors = v["input"], v["batch_sizes"], None, *v["states"], *v["saved"]
+    record = Record(layer, (*tensors, *v["weights"]))
+    return by_products(layer, record, v["wanted"], v["d_results"], v["batch"])
 
 
 @pytest.fixture
@@ -85,32 +85,46 @@ def test_narrow_dtypes(cpu_target, threads, cell, shape, directions, dtype):
 @pytest.mark.parametrize("cell", KINDS)
 @pytest.mark.parametrize("directions", [1, 2])
 def test_only_what_is_wanted(cell, directions):
-    """Each result alone has the value it has among all, and what nobody wants has size 0."""
-    arguments = of_layer("layer_vjp", values_of(cell, SHAPES["last"], directions, torch.float64))
-    d_input, d_h0, *_, d_params = _ops.layer_vjp(*arguments.values())
-    alone = dict(arguments, wanted=[False] * (4 * directions), hidden=None)
-    alone["hidden"] = None if cell.startswith("lstm") else arguments["hidden"]
-    results = _ops.layer_vjp(*dict(alone, input=None).values())
-    assert torch.equal(results[0], d_input) and torch.equal(results[1], d_h0)
-    assert all(t.shape == (0,) for t in results[4])
-    for i, expected in enumerate(d_params):
-        wanted = [k == i for k in range(4 * directions)]
-        results = _ops.layer_vjp(*dict(arguments, w_ih=[], wanted=wanted).values())
-        assert results[0].shape == (0,) and torch.equal(results[4][i], expected)
+    """Each result alone has the value it has among all."""
+    arguments = of_layer(
+        "layer_backward", values_of(cell, SHAPES["last"], directions, torch.float64)
+    )
+    flags = arguments["wanted"]
+    every = _ops.layer_backward(*arguments.values())
+    assert len(every) == len(flags)
+    for i, expected in enumerate(every):
+        wanted = [k == i for k in range(len(flags))]
+        (alone,) = _ops.layer_backward(*dict(arguments, wanted=wanted).values())
+        assert torch.equal(alone, expected)
+    # Neither products with the input nor, of an LSTM, those with every step's h: not asked for.
+    states = len(arguments["states"])
+    wanted = [i <= states for i in range(len(flags))]
+    saved = list(arguments["saved"])
+    if cell.startswith("lstm"):
+        saved[1] = None
+    found = _ops.layer_backward(*dict(arguments, saved=saved, wanted=wanted, input=None).values())
+    assert all(map(torch.equal, found, every)) and len(found) == 1 + states
+    assert not _ops.layer_backward(*dict(arguments, wanted=[False] * len(flags)).values())
 
 
 def test_checks():
-    arguments = of_layer("layer_vjp", values_of("lstm", SHAPES["one"], 2, torch.float32))
+    arguments = of_layer("layer_backward", values_of("lstm", SHAPES["one"], 2, torch.float32))
+    gates, hidden, cells = arguments["saved"]
 
     def refused(message, **changed):
         with pytest.raises(RuntimeError, match=message):
-            _ops.layer_vjp(*dict(arguments, **changed).values())
+            _ops.layer_backward(*dict(arguments, **changed).values())
 
-    refused("layer_vjp: expected 8 flags, got 4", wanted=[True] * 4)
+    refused("layer_backward: expected 7 flags, or 11 with biases, got 4", wanted=[True] * 4)
     refused("expected input for d_w_ih, got None", input=None)
-    refused("expected hidden, got None", hidden=None)
-    refused("expected 2 w_ih, got 1", w_ih=arguments["w_ih"][:1])
-    refused("expected input of shape", input=arguments["input"][:-1])
-    refused("expected w_ih of shape", w_ih=[w[:, :-1] for w in arguments["w_ih"]])
+    refused("expected hidden for d_w_hh, got None", saved=[gates, None, cells])
+    refused("expected gates, got None", saved=[None, hidden, cells])
+    refused("expected 3 saved tensors, got 2", saved=[gates, hidden])
+    refused("expected saved tensors of 3 dimensions", saved=[gates, hidden, None])
+    refused("expected 2 initial states, got 1", states=arguments["states"][:1])
+    refused("expected at most 4 gradients of results, got 5", d_results=[None] * 5)
+    refused("expected 2 to 3 weights for each of 2 direct", weights=arguments["weights"] + [gates])
+    refused("expected input of 6 rows by 5, got", input=arguments["input"][:-1])
+    refused("expected w_hh of shape", weights=[w[:, :-1] for w in arguments["weights"]])
     refused("expected cell", cell="elman")
     refused("expected input .* dtype Float", input=arguments["input"].double())
