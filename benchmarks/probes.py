@@ -285,6 +285,30 @@ def func_grad(library, name):
     close(actual, expected)
 
 
+@probe("derivatives")
+def batched_gradients(library, name):
+    """several gradients at once, `torch.autograd.grad(is_grads_batched=True)`"""
+    module, x = layer(library, name), data()
+    output, weights = module(x)[0], list(module.parameters())
+    several = torch.stack([output.detach().cos(), output.detach().sin()])
+    each = [torch.autograd.grad(output, weights, v, retain_graph=True) for v in several]
+    expected = [torch.stack(parts).double() for parts in zip(*each)]
+    close(torch.autograd.grad(output, weights, several, is_grads_batched=True), tuple(expected))
+
+
+@probe("derivatives")
+def vectorized_jacobians(library, name):
+    """torch.autograd.functional.jacobian, `vectorize=True`, reverse and forward mode"""
+    module, x = layer(library, name), data(1, 3)
+    loss, weights = oracle(name, module)
+    expected = jacrev(lambda x: loss(x, *weights))(x.double())
+    for strategy in ("reverse-mode", "forward-mode"):
+        actual = torch.autograd.functional.jacobian(
+            lambda x: loss_of(module, x), x, vectorize=True, strategy=strategy
+        )
+        close(actual, expected)
+
+
 # -- vmap ------------------------------------------------------------------------------------------
 
 
