@@ -17,7 +17,14 @@ from fastrnn import _by_reference, _derivatives, _gradients, _ops, _vmap
 from fastrnn._cells import CELLS
 from fastrnn._gradients import Record
 from fastrnn._rows import fold, unfold
-from fastrnn._transforms import apply, in_forward_mode, requires_grad, signed, transforms_active
+from fastrnn._transforms import (
+    apply,
+    batched_levels,
+    in_forward_mode,
+    requires_grad,
+    signed,
+    transforms_active,
+)
 
 # -- A layer: the operator alone where no graph is wanted, else the Function ---------------------
 
@@ -68,6 +75,8 @@ def gather_rows(inputs, index, inverse, others=(), other_index=None, other_inver
     other way: no row is taken twice.
     """
     moves = index, inverse, other_index, other_inverse
+    if torch.is_grad_enabled() and batched_levels() and not in_forward_mode():
+        return _derivatives.applied(_Gather, len(inputs), *moves, *inputs, *others)
     if records(*inputs, *others):
         return apply(_function(_Gather), len(inputs), *moves, *inputs, *others)
     return _gather(inputs, *moves, others)
@@ -190,6 +199,7 @@ class _Layer(Function):
     def vmap(info, in_dims, *arguments):
         """More rows of one layer, or, with parameters that are mapped too, several layers."""
         size, function = info.batch_size, _function(_Layer)
+        _vmap.check_size(size)
         begin = _INPUT + 2 + CELLS[arguments[0]].states
         if any(dim is not None for dim in in_dims[begin:]):
             results, dims = _vmap.one_by_one(function.apply, size, in_dims, arguments)

@@ -33,7 +33,13 @@ from fastrnn._gradients import (
     unprojected,
 )
 from fastrnn._gradients import gradients as first_order
-from fastrnn._transforms import in_forward_mode, no_autocast, requires_grad, transforms_active
+from fastrnn._transforms import (
+    batched_levels,
+    in_forward_mode,
+    no_autocast,
+    requires_grad,
+    transforms_active,
+)
 
 # -- The derivative in a direction --------------------------------------------------------------
 
@@ -112,7 +118,7 @@ def tangents(layer, *tensors):
     if _by_reference.serves(record[layer.recorded]):
         return _by_reference.tangents(layer, t_arguments, *_by_arguments(layer, record))
     if transforms_active() or requires_grad(*tensors):
-        return _Tangent.apply(layer, *tensors)
+        return applied(_Tangent, layer, *tensors)
     return _tangents(layer, *tensors)
 
 
@@ -147,7 +153,17 @@ class _Tangent(Function):
 
 def gradients(layer, wanted, *tensors):
     """J^T v of v and a record, differentiable; wanted: a flag for each argument."""
-    return _Gradients.apply(_Request(layer, wanted), *tensors)
+    return applied(_Gradients, _Request(layer, wanted), *tensors)
+
+
+def applied(function, *arguments):
+    """`function.apply`, whose graph is found inside is_grads_batched and vectorize too.
+
+    Not in forward mode, where torch asks for no graph of what is wrapped (jacobian refuses it).
+    """
+    if batched_levels() and not in_forward_mode():
+        return _vmap.by_other_vmap(function.apply, *arguments)
+    return function.apply(*arguments)
 
 
 @dataclass(frozen=True)
@@ -260,7 +276,7 @@ class _Plan:
             return _by_reference.second_order(
                 layer, every, v, t_v, tangents, *_by_arguments(layer, record)
             )
-        flat = iter(_Second.apply(self, *v, *t_v, *tangents, *record))
+        flat = iter(applied(_Second, self, *v, *t_v, *tangents, *record))
         return [[next(flat) if wanted else None for wanted in flags] for flags in every]
 
 

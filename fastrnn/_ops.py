@@ -60,6 +60,12 @@ def _register_fake(op):
             first = None
             for name, value in zip(names, arguments):
                 if name == "batch_sizes":  # on the CPU wherever the layer is
+                    _check(
+                        value is None or value.device.type == "cpu",
+                        lambda value=value: (
+                            f"{what(arguments)}: expected batch_sizes on cpu, got {value.device}"
+                        ),
+                    )
                     continue
                 for tensor in value if isinstance(value, list | tuple) else (value,):
                     if not isinstance(tensor, Tensor):

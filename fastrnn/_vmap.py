@@ -71,10 +71,11 @@ def register(op, library=_library):
                 value, dim = _unwrap(argument, level)
                 values.append(value)
                 dims.append(dim)
-                size = size or _mapped_size(value, dim)
+                size = _mapped_size(value, dim) if size is None else size
             with torch._C._ExcludeDispatchKeyGuard(_BATCHED):
                 if size is None:
                     return op(*arguments)
+                check_size(size)
                 results, out_dims = rule(size, dims, *values)
             return _wrap(results, out_dims, level)
 
@@ -100,7 +101,8 @@ def _unwrap(value, level):
 
 def _mapped_size(value, dim):
     if isinstance(dim, list):
-        return next(filter(None, map(_mapped_size, value, dim)), None)
+        sizes = map(_mapped_size, value, dim)
+        return next((size for size in sizes if size is not None), None)
     return None if dim is None else value.shape[dim]
 
 
@@ -131,6 +133,11 @@ def _by_rows(op, size, in_dims, *arguments):
         folded.append(value)
     results = [unfold(result, size) for result in op(*folded)]
     return [r for r, _ in results], [dim for _, dim in results]
+
+
+def check_size(size):
+    if size == 0:
+        raise RuntimeError("fastrnn: expected at least one sample of vmap, got 0")
 
 
 def check_batch_sizes(dim):
@@ -292,8 +299,12 @@ def _(size, in_dims, d_gates, apart, samples, batch_sizes, batch, input, hidden,
     return results, [1 if w else None for w in wanted]
 
 
-def _by_other_vmap(op, *arguments):
-    """torch.autograd's own vmap (is_grads_batched, vectorize) by that of torch.func."""
+def by_other_vmap(call, *arguments):
+    """A call inside torch.autograd's own vmap (is_grads_batched, vectorize) by that of torch.func.
+
+    That vmap is below autograd: a graph is of what is wrapped, so a Function that is called with
+    wrapped tensors would leave one that nobody finds. It is called here, with what they wrap.
+    """
     level = batched_levels()
     if level > 1:
         raise RuntimeError(
@@ -303,17 +314,18 @@ def _by_other_vmap(op, *arguments):
     # What is not mapped gets a dimension of size 1.
     values = [torch._remove_batch_dim(v, level, 1, 0) if isinstance(v, Tensor) else v for v in flat]
     size = max(v.shape[0] for v in values if isinstance(v, Tensor))
-    mapped = [i for i, v in enumerate(values) if isinstance(v, Tensor) and v.shape[0] == size]
+    mapped = [i for i, v in enumerate(values) if isinstance(v, Tensor) and v.shape[0] == size != 1]
 
-    def call(*of_mapped):
-        every = [
-            v.squeeze(0) if isinstance(v, Tensor) and v.shape[0] != size else v for v in values
-        ]
+    def run(*of_mapped):
+        every = [v[0] if isinstance(v, Tensor) and v.shape[0] == 1 else v for v in values]
         for i, value in zip(mapped, of_mapped, strict=True):
             every[i] = value
-        return op(*pytree.tree_unflatten(every, spec))
+        return call(*pytree.tree_unflatten(every, spec))
 
-    results = torch.func.vmap(call)(*(values[i] for i in mapped))
+    if mapped:
+        results = torch.func.vmap(run)(*(values[i] for i in mapped))
+    else:  # one sample
+        results = pytree.tree_map(lambda t: t[None], run())
     # In forward mode torch takes a tangent apart by its strides: samples must lie in front.
     return pytree.tree_map(lambda t: torch._add_batch_dim(t.contiguous(), 0, level), results)
 
@@ -327,7 +339,7 @@ for _op in (
     _ops.products,
     _ops.gather_rows,
 ):
-    _library.impl(_op.name().partition("::")[2], partial(_by_other_vmap, _op), "Batched")
+    _library.impl(_op.name().partition("::")[2], partial(by_other_vmap, _op), "Batched")
 
 
 @torch.library.impl(_library, "sample_products", "CUDA")

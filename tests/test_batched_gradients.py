@@ -20,18 +20,31 @@ OPTIONS = {
 }
 
 
-def one_by_one(outputs, sources, gradients):
-    each = [torch.autograd.grad(outputs, sources, g, retain_graph=True) for g in gradients]
-    return [torch.stack(parts) for parts in zip(*each, strict=True)]
-
-
 def check(outputs, sources):
-    gradients = torch.randn(4, *outputs.shape, dtype=outputs.dtype)
-    expected = one_by_one(outputs, sources, gradients)
-    actual = torch.autograd.grad(
-        outputs, sources, gradients, is_grads_batched=True, retain_graph=True
-    )
-    torch.testing.assert_close(list(actual), expected)
+    """Gradients, and gradients of those: the graph is that of one at a time."""
+    for samples in (1, 4):
+        gradients = torch.randn(samples, *outputs.shape, dtype=outputs.dtype)
+        each = [
+            torch.autograd.grad(outputs, sources, g, create_graph=True, allow_unused=True)
+            for g in gradients
+        ]
+        expected = [torch.stack(parts) for parts in zip(*each, strict=True)]
+        for create_graph in (False, True):
+            actual = torch.autograd.grad(
+                outputs, sources, gradients, is_grads_batched=True, retain_graph=True,
+                create_graph=create_graph,
+            )  # fmt: skip
+            torch.testing.assert_close(list(actual), expected)
+        assert [t.requires_grad for t in actual] == [t.requires_grad for t in expected]
+        second = [
+            torch.autograd.grad(
+                sum((t * t).sum() for t in first if t.requires_grad), sources, retain_graph=True,
+                allow_unused=True,
+            )
+            for first in (actual, expected)
+        ]  # fmt: skip
+        assert [t is None for t in second[0]] == [t is None for t in second[1]]
+        torch.testing.assert_close(*([t for t in each if t is not None] for each in second))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -118,6 +131,14 @@ def test_variants(options):
     module = fastrnn.variants.LSTM(3, 4, **options).double()
     x = torch.randn(5, 3, 3, dtype=torch.float64, requires_grad=True)
     check(module(x)[0], [x, *module.parameters()])
+
+
+def test_third_derivatives_are_refused():
+    """Not left out of a graph."""
+    module, x = module_and_input("GRU")
+    second = hessian(lambda x: module(x)[0].sum(), x, vectorize=True, create_graph=True)
+    with pytest.raises(RuntimeError, match="gru: expected at most two derivatives"):
+        torch.autograd.grad(second.sum(), list(module.parameters()))
 
 
 def test_two_levels_are_refused():

@@ -258,6 +258,18 @@ def test_states_alone_without_a_graph(name):
         torch.testing.assert_close(vmap(run)(*states), torch.stack(expected))
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_no_sample_is_refused(name):
+    module = getattr(fastrnn, name)(3, 4)
+    for run, x in (
+        (vmap(lambda x: module(x)[0]), torch.randn(0, 5, 2, 3)),
+        (vmap(grad(lambda x: module(x)[0].sum())), torch.randn(0, 5, 2, 3)),
+        (torch.func.jacrev(lambda x: module(x)[0]), torch.randn(5, 0, 3)),
+    ):
+        with pytest.raises(RuntimeError, match="expected at least one sample of vmap, got 0"):
+            run(x)
+
+
 def test_mapped_batch_sizes_are_refused():
     module, batch_sizes = fastrnn.LSTM(2, 3), torch.tensor([[2, 1], [2, 1]])
     params = list(module.parameters())
