@@ -75,10 +75,9 @@ def gather_rows(inputs, index, inverse, others=(), other_index=None, other_inver
     other way: no row is taken twice.
     """
     moves = index, inverse, other_index, other_inverse
-    if torch.is_grad_enabled() and batched_levels() and not in_forward_mode():
-        return _derivatives.applied(_Gather, len(inputs), *moves, *inputs, *others)
-    if records(*inputs, *others):
-        return apply(_function(_Gather), len(inputs), *moves, *inputs, *others)
+    # Tensors do not tell of a graph of what is_grads_batched wraps in them.
+    if records(*inputs, *others) or (torch.is_grad_enabled() and batched_levels()):
+        return _vmap.applied(_function(_Gather), len(inputs), *moves, *inputs, *others)
     return _gather(inputs, *moves, others)
 
 
@@ -117,18 +116,11 @@ class _Layer(Function):
     @signed
     def forward(cell, bidirectional, keep, resets, to_hx, input, batch_sizes, *tensors):
         count, options = CELLS[cell].states, () if resets is None else (resets, to_hx)
-        return tuple(
-            _ops.layer_forward(
-                cell,
-                input,
-                batch_sizes,
-                tensors[:count],
-                tensors[count:],
-                bidirectional,
-                True,
-                *options,
-            )  # fmt: skip
+        states, params = tensors[:count], tensors[count:]
+        results = _ops.layer_forward(
+            cell, input, batch_sizes, states, params, bidirectional, True, *options
         )
+        return tuple(results)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

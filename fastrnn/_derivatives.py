@@ -33,13 +33,7 @@ from fastrnn._gradients import (
     unprojected,
 )
 from fastrnn._gradients import gradients as first_order
-from fastrnn._transforms import (
-    batched_levels,
-    in_forward_mode,
-    no_autocast,
-    requires_grad,
-    transforms_active,
-)
+from fastrnn._transforms import in_forward_mode, no_autocast, requires_grad, transforms_active
 
 # -- The derivative in a direction --------------------------------------------------------------
 
@@ -118,7 +112,7 @@ def tangents(layer, *tensors):
     if _by_reference.serves(record[layer.recorded]):
         return _by_reference.tangents(layer, t_arguments, *_by_arguments(layer, record))
     if transforms_active() or requires_grad(*tensors):
-        return applied(_Tangent, layer, *tensors)
+        return _vmap.applied(_Tangent, layer, *tensors)
     return _tangents(layer, *tensors)
 
 
@@ -153,17 +147,7 @@ class _Tangent(Function):
 
 def gradients(layer, wanted, *tensors):
     """J^T v of v and a record, differentiable; wanted: a flag for each argument."""
-    return applied(_Gradients, _Request(layer, wanted), *tensors)
-
-
-def applied(function, *arguments):
-    """`function.apply`, whose graph is found inside is_grads_batched and vectorize too.
-
-    Not in forward mode, where torch asks for no graph of what is wrapped (jacobian refuses it).
-    """
-    if batched_levels() and not in_forward_mode():
-        return _vmap.by_other_vmap(function.apply, *arguments)
-    return function.apply(*arguments)
+    return _vmap.applied(_Gradients, _Request(layer, wanted), *tensors)
 
 
 @dataclass(frozen=True)
@@ -276,7 +260,7 @@ class _Plan:
             return _by_reference.second_order(
                 layer, every, v, t_v, tangents, *_by_arguments(layer, record)
             )
-        flat = iter(applied(_Second, self, *v, *t_v, *tangents, *record))
+        flat = iter(_vmap.applied(_Second, self, *v, *t_v, *tangents, *record))
         return [[next(flat) if wanted else None for wanted in flags] for flags in every]
 
 

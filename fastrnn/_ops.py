@@ -86,7 +86,7 @@ def _register_fake(op):
     return register
 
 
-class _Layer:
+class _Sizes:
     """The sizes of one layer, read from its cell and parameters and checked against each other.
 
     params: of each direction w_ih, w_hh, b_ih and b_hh or neither, w_hr or not.
@@ -97,7 +97,7 @@ class _Layer:
             cell in CELLS,
             lambda: f"{op}: expected cell to be one of {', '.join(CELLS)}, got {cell}",
         )
-        self.op, self.cell, self.directions, self.like = op, CELLS[cell], directions, like
+        self.cell, self.directions, self.like = CELLS[cell], directions, like
         each = len(params) // directions
         w_ih, w_hh = params[:2]
         gates = self.cell.products
@@ -129,10 +129,10 @@ class _Layer:
         return [*gates, *self.states(rows)]
 
 
-def _saved_layer(op, cell, saved, weights):
+def _sizes_of_saved(op, cell, saved, weights):
     """The sizes of a layer, and its rows, by what a forward pass saved."""
     directions = 2 if len(weights) > 3 else 1
-    return _Layer(op, cell, weights, directions, saved[-1]), saved[-1].shape[1]
+    return _Sizes(op, cell, weights, directions, saved[-1]), saved[-1].shape[1]
 
 
 def _batch(input, batch_sizes, states):
@@ -151,7 +151,7 @@ def _(
     cell, input, batch_sizes, states, params, bidirectional, save, resets=None, reset_to_hx=False
 ):
     op = cell  # what a user called
-    layer = _Layer(op, cell, params, 2 if bidirectional else 1, input)
+    layer = _Sizes(op, cell, params, 2 if bidirectional else 1, input)
     _check(
         input.shape[-1] == layer.input_size,
         lambda: (
@@ -170,7 +170,7 @@ def _(
     cell, d_results, input, batch_sizes, batch, states, saved, weights, wanted, resets=None,
     reset_to_hx=False,
 ):  # fmt: skip
-    layer, rows = _saved_layer("layer_backward", cell, saved, weights)
+    layer, rows = _sizes_of_saved("layer_backward", cell, saved, weights)
     first = 1 + layer.cell.states
     each = len(wanted[first:]) // layer.directions
     biases = [(weights[0].shape[0],)] * 2 if each > 3 else []
@@ -187,7 +187,7 @@ def _(
     cell, d_results, batch_sizes, batch, states, saved, weights, received, resets=None,
     reset_to_hx=False,
 ):  # fmt: skip
-    layer, rows = _saved_layer("gate_gradients", cell, saved, weights)
+    layer, rows = _sizes_of_saved("gate_gradients", cell, saved, weights)
     results = _gate_gradients(layer, rows, batch)
     if received:
         results += [layer.rows_of(rows, layer.hidden_size) for _ in range(layer.cell.states)]
@@ -204,7 +204,7 @@ def _(
     cell, t_input, t_states, t_params, through, input, batch_sizes, batch, states, saved, weights,
     save,
 ):  # fmt: skip
-    layer, rows = _saved_layer("layer_tangent", cell, saved, weights)
+    layer, rows = _sizes_of_saved("layer_tangent", cell, saved, weights)
     each = layer.saved(rows) if save else [layer.rows_of(rows, layer.state_size)]
     return [*layer.states(batch), *each]
 
@@ -214,7 +214,7 @@ def _(
     cell, t_d_results, through, t_states, t_saved, received, batch_sizes, batch, states, saved,
     weights,
 ):  # fmt: skip
-    layer, rows = _saved_layer("gate_gradients_tangent", cell, saved, weights)
+    layer, rows = _sizes_of_saved("gate_gradients_tangent", cell, saved, weights)
     return _gate_gradients(layer, rows, batch)
 
 

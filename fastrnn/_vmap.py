@@ -15,7 +15,7 @@ from fastrnn import _ops
 from fastrnn._cells import CELLS
 from fastrnn._gradients import Layer, Record, by_products
 from fastrnn._rows import fold, previous, unfold
-from fastrnn._transforms import batched_levels
+from fastrnn._transforms import apply, batched_levels, in_forward_mode
 
 
 def _is_mapped(dims):
@@ -328,6 +328,16 @@ def by_other_vmap(call, *arguments):
         results = pytree.tree_map(lambda t: t[None], run())
     # In forward mode torch takes a tangent apart by its strides: samples must lie in front.
     return pytree.tree_map(lambda t: torch._add_batch_dim(t.contiguous(), 0, level), results)
+
+
+def applied(function, *arguments):
+    """A Function's results, whose graph is found inside is_grads_batched and vectorize too.
+
+    Not in forward mode, where torch asks for no graph of what is wrapped (jacobian refuses it).
+    """
+    if batched_levels() and not in_forward_mode():
+        return by_other_vmap(function.apply, *arguments)
+    return apply(function, *arguments)
 
 
 for _op in (

@@ -135,8 +135,8 @@ def lstm(
         checkpoint_every: where gradients are recorded, keep the states at every k-th step alone
             and recompute the rest in backward, a chunk of k steps at a time: memory of k steps
             instead of all, for the time of one more forward pass. Packed data, resets, lengths,
-            return_states, forward mode and torch.func keep everything, as does a second
-            derivative while it is computed. None: keep everything.
+            return_states, forward mode and torch.func keep everything, as do a second derivative
+            and is_grads_batched while they are computed. None: keep everything.
         resets: bool `[T, B]`, `[B, T]` if batch_first; reset_to: "zeros" or "hx". The docstring of
             the module, `fastrnn.functional`, says what they do.
         lengths: int64 `[B]`: likewise.

@@ -47,7 +47,7 @@ def translation_table() -> dict:
         ) from error
 
     def layer(cell, input, batch_sizes, states, params, bidirectional, save):
-        node = _Layer(op, cell, input, batch_sizes, params, bidirectional)
+        node = _Node(op, cell, input, batch_sizes, params, bidirectional)
         if node.projected:
             raise NotImplementedError(
                 "fastrnn.onnx: an LSTM with proj_size cannot be exported, for ONNX's LSTM has no "
@@ -58,7 +58,7 @@ def translation_table() -> dict:
     return {_ops.layer_forward: layer}
 
 
-class _Layer:
+class _Node:
     """The arguments of one ONNX node from those of one operator, and the way back.
 
     Everything that is done to weights here becomes a node that the exporter or the runtime folds.

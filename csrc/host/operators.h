@@ -106,7 +106,7 @@ std::vector<Tensor> gate_gradients(c10::string_view cell, const OptionalTensors&
   set_resets<Engine>(layer, resets, reset_to_hx);
   const GateGradients r(layer, true, received, Engine::empty);
   const BackwardCall call(layer, d_results, r);
-  if (!call.has_no_step()) Engine::backward(call);
+  layer.rows() > 0 ? Engine::backward(call) : call.pass_states_on();
   return r.list();
 }
 
@@ -214,7 +214,7 @@ std::vector<Tensor> layer_backward(c10::string_view cell, const OptionalTensors&
   }
   const GateGradients r(layer, !Engine::kHasVjp, false, Engine::empty);
   const BackwardCall call(layer, d_results, r);
-  call.has_no_step();
+  if (layer.rows() == 0) call.pass_states_on();
   const auto [d_input, gradients] = Engine::vjp(call, rows, wanted.input(), of_products);
 
   std::vector<Tensor> results;

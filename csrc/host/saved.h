@@ -96,15 +96,14 @@ struct BackwardCall {
                                layer.rows_of(layer.shape.hidden_size));
   }
 
-  // Without any step the gradients of the final states are those of the initial ones.
-  bool has_no_step() const {
-    if (layer.rows() > 0) return false;
+  // What a call without any step does: the gradients of the final states are those of the initial
+  // ones.
+  void pass_states_on() const {
     const auto pass_on = [](const Tensor& to, const OptionalTensor& from) {
       from ? to.copy_(*from) : to.zero_();
     };
     pass_on(result.d_h0, d_h_n);
     if (layer.has_c()) pass_on(result.d_c0, d_c_n);
-    return true;
   }
 };
 
