@@ -22,22 +22,25 @@ from fastrnn._gradients import Record, gradients, layer_of
 from fastrnn._transforms import apply, batched_levels, in_forward_mode, transforms_active
 
 
-def layer(run, cell, every, input, batch_sizes, states, params, bidirectional, keep=False):
+def layer(
+    run, cell, every, input, batch_sizes, states, params, bidirectional, keep=False, resets=()
+):
     """One layer: what `run`, its plain form in fastrnn._autograd, returns for the same arguments.
 
-    Where nothing is to be saved or everything is asked for (keep), for packed data, and for what
-    goes beyond one backward pass through these chunks (forward mode, torch.func), it is `run` that
-    computes.
+    Where nothing is to be saved or everything is asked for (keep), for packed data and resets, and
+    for what goes beyond one backward pass through these chunks (forward mode, torch.func), it is
+    `run` that computes.
     """
     if (
         keep
+        or resets
         or batch_sizes is not None
         or input.shape[0] <= every
         or not _autograd.records(input, *states, *params)
         or in_forward_mode()
         or transforms_active()
     ):
-        return run(input, batch_sizes, states, params, bidirectional, keep)
+        return run(input, batch_sizes, states, params, bidirectional, keep, resets)
     return apply(_Checkpointed, cell, every, bidirectional, input, *states, *params)
 
 

@@ -12,21 +12,36 @@ def check_checkpoint_every(name, every):
         )
 
 
-def check_stack(
-    name, input, states, params, num_layers, has_biases, bidirectional, batch_first, batch_sizes
-):
-    """Raises where the arguments of a stack do not fit each other.
+def check_stack(name, has_c, input, states, params, call):
+    """Raises where the arguments of a stack do not fit each other; call: a `_stack.Call`.
 
     Parameters are checked by the operators, a layer at a time.
     """
-    shape, w_ih, lstm = input.shape, params[0], name == "lstm"
+    w_ih = params[0]
+    check_input(name, input, states, w_ih.dtype, w_ih.shape[1], call)
+    if states[0] is not None:
+        check_states(name, input, states, (params[1].shape[1], w_ih.shape[0] // 4), call)
+    indices = call.num_layers * 2 if call.bidirectional else call.num_layers
+    per_direction = 4 if call.has_biases else 2
+    if len(params) != indices * per_direction and (
+        not has_c or len(params) != indices * (per_direction + 1)
+    ):
+        raise RuntimeError(
+            f"{name}: expected num_layers*directions*{per_direction} = {indices * per_direction} "
+            f"params, got {len(params)}"
+        )
+
+
+def check_input(name, input, states, dtype, input_size, call):
+    """Raises where input does not fit a stack."""
+    shape, batch_sizes = input.shape, call.batch_sizes
     if batch_sizes is None:
         if len(shape) != 3:
-            layout = (
-                "(batch, seq_len, input_size)" if batch_first else "(seq_len, batch, input_size)"
+            layout = "batch, seq_len" if call.batch_first else "seq_len, batch"
+            raise ValueError(
+                f"{name}: expected input of shape ({layout}, input_size), got {tuple(shape)}"
             )
-            raise ValueError(f"{name}: expected input of shape {layout}, got {tuple(shape)}")
-        seq_len, batch = (shape[1], shape[0]) if batch_first else (shape[0], shape[1])
+        seq_len = shape[1 if call.batch_first else 0]
     else:
         if len(shape) != 2:
             raise RuntimeError(
@@ -36,39 +51,38 @@ def check_stack(
         seq_len = batch_sizes.numel()
         if seq_len == 0:
             raise IndexError(f"{name}: expected batch_sizes with at least one step, got none")
-        batch = _leading_batch(states, batch_sizes)
-    if input.dtype is not w_ih.dtype:
+    if input.dtype is not dtype:
         # torch.nn.LSTM makes this check on padded input only, and fails in a product later.
-        error = RuntimeError if batch_sizes is not None and lstm else ValueError
+        error = RuntimeError if batch_sizes is not None and len(states) == 2 else ValueError
         raise error(
-            f"{name}: expected input of the weights' dtype {w_ih.dtype}, got {input.dtype}; "
-            f"convert one of them: input.to({w_ih.dtype}) or model.to({input.dtype})"
+            f"{name}: expected input of the weights' dtype {dtype}, got {input.dtype}; "
+            f"convert one of them: input.to({dtype}) or model.to({input.dtype})"
         )
-    if shape[-1] != w_ih.shape[1]:
+    if shape[-1] != input_size:
         raise RuntimeError(
-            f"{name}: expected input.size(-1) to be input_size = {w_ih.shape[1]}, "
+            f"{name}: expected input.size(-1) to be input_size = {input_size}, "
             f"got shape {tuple(shape)}"
         )
     if seq_len == 0:
         raise RuntimeError(f"{name}: expected seq_len > 0, got input of shape {tuple(shape)}")
-    indices = num_layers * 2 if bidirectional else num_layers
-    per_direction = 4 if has_biases else 2
-    if len(params) != indices * per_direction and (
-        not lstm or len(params) != indices * (per_direction + 1)
-    ):
-        raise RuntimeError(
-            f"{name}: expected num_layers*directions*{per_direction} = {indices * per_direction} "
-            f"params, got {len(params)}"
-        )
-    h0 = states[0]
-    if h0 is not None:
-        size = params[1].shape[1]
-        if h0.shape != (indices, batch, size):
-            _raise_state(name, "h_0", h0, "hidden_size", (indices, batch, size), batch_sizes)
-        if lstm:
-            c0, size = states[1], w_ih.shape[0] // 4
-            if c0.shape != (indices, batch, size):
-                _raise_state(name, "c_0", c0, "hidden_size", (indices, batch, size), batch_sizes)
+
+
+def check_states(name, input, states, sizes, call):
+    """Raises where initial states do not fit a stack; sizes: of h and of c."""
+    if call.batch_sizes is None:
+        batch = input.shape[0 if call.batch_first else 1]
+    else:
+        batch = _leading_batch(states, call.batch_sizes)
+    indices = call.num_layers * 2 if call.bidirectional else call.num_layers
+    for argument, state, size in zip(("h_0", "c_0"), states, sizes):
+        if state.shape != (indices, batch, size):
+            # torch.nn.LSTM lets a state of too few dimensions run into an index.
+            packed = call.batch_sizes is not None
+            by_index = len(states) == 2 and packed and state.dim() < 3
+            raise (IndexError if by_index else RuntimeError)(
+                f"{name}: expected {argument} of shape (num_layers*directions, batch, hidden_size) "
+                f"= {(indices, batch, size)}, got {tuple(state.shape)}"
+            )
 
 
 def _leading_batch(states, batch_sizes):
@@ -81,15 +95,6 @@ def _leading_batch(states, batch_sizes):
 def has_value(tensor):
     """False while torch.compile or torch.export trace, and of fake tensors."""
     return type(tensor) is Tensor and not torch.compiler.is_compiling()
-
-
-def _raise_state(name, argument, state, size_name, expected, batch_sizes):
-    # torch.nn.LSTM lets a state of too few dimensions run into an index.
-    packed_lstm = name == "lstm" and batch_sizes is not None
-    raise (IndexError if packed_lstm and state.dim() < 3 else RuntimeError)(
-        f"{name}: expected {argument} of shape (num_layers*directions, batch, {size_name}) = "
-        f"{tuple(expected)}, got {tuple(state.shape)}"
-    )
 
 
 def check_step(name, gates, input, states, w_ih, w_hh):
@@ -134,8 +139,12 @@ def lstm_states(hx, dim, indexed):
     """The pair of states of hx, or the error that torch.nn raises for this hx.
 
     dim: 3 for a layer, 2 for a cell. indexed: a layer's packed or a cell's unbatched input, where
-    torch.nn meets a wrong hx in another place.
+    torch.nn meets a wrong hx in another place. hx None: a pair of None, for zeros.
     """
+    if hx is None:
+        return None, None
+    if type(hx) is tuple and len(hx) == 2 and hx[0] is not None and hx[1] is not None:
+        return hx  # what is no tensor is found later: most calls are right
     if isinstance(hx, tuple | list) and len(hx) == 2 and all(isinstance(s, Tensor) for s in hx):
         return tuple(hx)
     name = "lstm" if dim == 3 else "lstm_cell"

@@ -5,6 +5,8 @@ One backward pass is kernels. Whatever is beyond that (create_graph, forward mod
 every device without these kernels, runs the equations of `fastrnn.variants_reference`.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -25,16 +27,94 @@ def _runs_on_kernels(tensor):
     )
 
 
-def layer(*arguments) -> tuple[Tensor, Tensor, Tensor]:
+class Within(NamedTuple):
+    """What is inside the recurrence of all layers of a stack."""
+
+    cell: str
+    has_biases: bool
+    norm: str
+    """"none", "recurrent" (layer_norm=True) or "joint" (DreamerGRU)"""
+    eps: float
+    rates: tuple[float, float, float]
+    """of zoneout of c and of h, and of recurrent dropout"""
+    h_rate: float
+    """of variational dropout of h"""
+    seed: Tensor | None
+    """without one: what eval does"""
+
+    @property
+    def stems(self):
+        """What the parameters of one direction are, in order."""
+        stems = ["w_ih", "w_hh", *["b_ih", "b_hh"] * self.has_biases]
+        if self.norm == "joint":
+            return [*stems, "gain", "bias"]
+        if self.norm == "none":
+            return stems
+        of_c = ["cell_gain", *["cell_bias"] * self.has_biases] if self.cell == "lstm" else []
+        return [*stems, "gain_ih", "gain_hh", *of_c]
+
+
+def run(within, input, batch_sizes, states, params, bidirectional, keep=False):
+    """One layer, as `fastrnn._stack` describes a run, on the CPU.
+
+    params: `(the layer's index, tensors)`, the tensors within.stems of each direction.
+    """
+    index, tensors = params
+    cell, stems = within.cell, within.stems
+    directions = 2 if bidirectional else 1
+
+    def stacked(stem):
+        if stem not in stems:
+            return None
+        each = tensors[stems.index(stem) :: len(stems)]
+        return each[0].unsqueeze(0) if directions == 1 else torch.stack(each)
+
+    bias_x, bias = stacked("b_ih"), stacked("b_hh") if within.has_biases else stacked("bias")
+    if bias_x is not None and cell != "gru":  # only there the recurrent bias is no mere sum
+        bias_x, bias = bias_x + bias, None
+    gain = stacked("gain_hh") if within.norm == "recurrent" else stacked("gain")
+    cell_gain, cell_bias = stacked("cell_gain"), stacked("cell_bias")
+    if cell_gain is not None and cell_bias is None:
+        cell_bias = torch.zeros_like(cell_gain)
+    padded = batch_sizes is None
+    batch = input.shape[1] if padded else int(batch_sizes[0])
+    h_scale, w_hh = None, stacked("w_hh")
+    if within.h_rate:
+        h_scale = batch_mask(input, (directions, batch, w_hh.shape[2]), within.h_rate)
+    output, h_n, c_n, *each = layer(
+        cell, within.norm, input.flatten(0, 1) if padded else input, batch_sizes, batch,
+        *(*states, None)[:2], stacked("w_ih"), w_hh, stacked("gain_ih"), bias_x, bias, gain,
+        cell_gain, cell_bias, h_scale, within.seed, index, within.rates, within.eps, keep=keep,
+    )  # fmt: skip
+    if padded:
+        output = output.unflatten(0, input.shape[:2])
+    if keep and cell.startswith("rnn"):
+        each = None, None  # its gates are h
+    return output, h_n, *((c_n,) if cell == "lstm" else ()), *each
+
+
+def batch_mask(like: Tensor, shape: tuple, rate: float) -> Tensor:
+    """1 / (1 - rate) with probability 1 - rate, else 0."""
+    return torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(1 - rate) / (
+        1 - rate
+    )
+
+
+def layer(*arguments, keep: bool = False) -> tuple[Tensor, ...]:
     """One layer: arguments, results and equations are `variants_reference.recurrence`'s."""
     (_, _, input, _, _, h0, c0, w_ih, w_hh, gain_x, bias_x, bias, gain, cell_gain, cell_bias,
      *_) = arguments  # fmt: skip
     if not _runs_on_kernels(input):
-        return recurrence(*arguments)
+        results = recurrence(*arguments, keep)
+        return (*results[:4], results[4].detach()) if keep else results
     tensors = (input, h0, c0, w_ih, w_hh, gain_x, bias_x, bias, gain, cell_gain, cell_bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return apply(_Extended, *arguments)[:3]
-    return _forward(arguments, False)[0][:3]
+        results = apply(_Extended, keep, *arguments)
+    else:
+        results = _forward(arguments, keep)[0]
+    if not keep:
+        return results[:3]
+    return *results[:3], results[5] if arguments[0] == "lstm" else None, results[3]
 
 
 def dropped(weights: Tensor, seed: Tensor, stream: int, rate: float) -> Tensor:
@@ -97,14 +177,15 @@ def _forward(arguments, save):
 
 class _Extended(Function):
     @staticmethod
-    def forward(ctx, *arguments):
+    def forward(ctx, keep, *arguments):
         cell, norm, input, batch_sizes, batch, h0, c0, *weights, index, rates, eps = arguments
         (output, h_n, c_n, *saved), gates_x = _forward(arguments, True)
         if norm == "recurrent":
             saved.append(gates_x)
-        ctx.mark_non_differentiable(*saved)
-        if cell != "lstm":
-            ctx.mark_non_differentiable(c_n)
+        # Cells only where asked for: a compiled backward would be given zeros for them.
+        fixed = saved if cell == "lstm" else [c_n, *saved]
+        cells = saved[2] if keep and cell == "lstm" else None
+        ctx.mark_non_differentiable(*(t for t in fixed if t is not cells))
         ctx.set_materialize_grads(False)
         ctx.options = cell, norm, batch, index, rates, eps
         # bias only for second derivatives; the graph holds on to it anyway.
@@ -112,16 +193,18 @@ class _Extended(Function):
         return output, h_n, c_n, *saved
 
     @staticmethod
-    def backward(ctx, d_output, d_h_n, d_c_n, *_):
-        needs = ctx.needs_input_grad
-        if d_output is None and d_h_n is None and d_c_n is None:
-            return (None,) * len(needs)
+    def backward(ctx, *d_results):
+        needs = ctx.needs_input_grad[1:]
+        incoming = d_results[:3] + d_results[5:6]  # of output, h_n, c_n, cells
+        if ctx.options[0] != "lstm":
+            incoming = *incoming[:2], None, None
+        if all(d is None for d in incoming):
+            return (None,) * (1 + len(needs))
         tensors = ctx.saved_tensors  # one access: under checkpointing a second one raises
-        incoming = d_output, d_h_n, d_c_n if ctx.options[0] == "lstm" else None
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return _backward_with_graph(ctx.options, needs, tensors[:_ARGUMENTS], incoming)
+            return None, *_backward_with_graph(ctx.options, needs, tensors[:_ARGUMENTS], incoming)
         with torch.autocast("cpu", enabled=False):
-            return _backward(ctx.options, needs, tensors, incoming)
+            return None, *_backward(ctx.options, needs, tensors, incoming)
 
 
 _ARGUMENTS = 14  # tensors among the arguments, the first of those saved
@@ -180,7 +263,7 @@ def _backward_with_graph(options, needs, tensors, incoming):
     cell, norm, batch, index, rates, eps = options
     input, batch_sizes, *rest = tensors
     arguments = cell, norm, input, batch_sizes, batch, *rest, index, rates, eps
-    results = recurrence(*arguments)
+    results = recurrence(*arguments, keep=True)[:4]
     pairs = [(r, d) for r, d in zip(results, incoming, strict=True) if d is not None]
     wanted = [i for i, needed in enumerate(needs) if needed]
     gradients = torch.autograd.grad(

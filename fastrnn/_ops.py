@@ -59,11 +59,11 @@ def _register_fake(op):
         def checked(*arguments):
             first = None
             for name, value in zip(names, arguments):
-                if name == "batch_sizes":  # on the CPU wherever the layer is
+                if name in ("batch_sizes", "seed"):  # on the CPU wherever the layer is
                     _check(
                         value is None or value.device.type == "cpu",
-                        lambda value=value: (
-                            f"{what(arguments)}: expected batch_sizes on cpu, got {value.device}"
+                        lambda name=name, value=value: (
+                            f"{what(arguments)}: expected {name} on cpu, got {value.device}"
                         ),
                     )
                     continue
@@ -302,9 +302,9 @@ def _(
 
 @_register_fake("extended_backward")
 def _(
-    cell, norm, d_output, d_h_n, d_c_n, batch_sizes, batch, h0, c0, gates_x, gates, hidden, cells,
-    normed, rstd, moments_x, w_hh, gain_x, has_bias_x, has_bias, gain, cell_gain, cell_bias,
-    h_scale, seed, layer, rates, eps,
+    cell, norm, d_output, d_h_n, d_c_n, d_cells, batch_sizes, batch, h0, c0, gates_x, gates,
+    hidden, cells, normed, rstd, moments_x, w_hh, gain_x, has_bias_x, has_bias, gain, cell_gain,
+    cell_bias, h_scale, seed, layer, rates, eps,
 ):  # fmt: skip
     d, n, h, gh = _extended_sizes("extended_backward", cell, gates, w_hh)
 

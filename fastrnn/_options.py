@@ -40,6 +40,8 @@ class States(NamedTuple):
 class Options(NamedTuple):
     """What a call asks for."""
 
+    name: str
+    """the caller's, in messages"""
     resets: Tensor | None
     reset_to: str
     lengths: Tensor | None
@@ -57,15 +59,16 @@ def of_call(name, batch_sizes, resets, reset_to, lengths, return_states):
             "resets" if resets is not None else "return_states" if lengths is None else "lengths"
         )
         raise ValueError(f"{name}: expected padded input with {given}, got packed input")
-    return Options(resets, reset_to, lengths, return_states)
+    return Options(name, resets, reset_to, lengths, return_states)
 
 
-def check(name, options, input, batch_first):
+def check(options, input, batch_first):
     """The Options with resets `[T, B]`; raises where an option does not fit input `[T, B, I]`."""
     seq_len, batch = input.shape[:2]
     times, sizes = ("seq_len", "batch"), (seq_len, batch)
     if batch_first:
         times, sizes = times[::-1], sizes[::-1]
+    name = options.name
     _check(name, "resets", options.resets, torch.bool, ", ".join(times), sizes, input)
     _check(name, "lengths", options.lengths, torch.int64, "batch,", (batch,), input)
     if options.resets is None or not batch_first:
@@ -92,38 +95,37 @@ def _check(name, argument, value, dtype, layout, sizes, input):
         )
 
 
-def unbatched(name, resets, lengths):
-    """resets `[T]` and lengths `[]` of unbatched input as those of a batch of one."""
-    results = []
-    for argument, value, dim in (("resets", resets, 1), ("lengths", lengths, 0)):
+def with_batch(options):
+    """Options with resets `[T]` and lengths `[]` of unbatched input -> those of a batch of one."""
+    changed = {}
+    for argument, dim in (("resets", 1), ("lengths", 0)):
+        value = getattr(options, argument)
         if isinstance(value, Tensor):
             if value.dim() != dim:
                 raise RuntimeError(
-                    f"{name}: expected {argument} of {dim} dimensions for 2-D input, "
+                    f"{options.name}: expected {argument} of {dim} dimensions for 2-D input, "
                     f"got {tuple(value.shape)}"
                 )
-            value = value.unsqueeze(-1)
-        results.append(value)
-    return results
+            changed[argument] = value.unsqueeze(-1)
+    return options._replace(**changed)
 
 
 # -- Running a stack -----------------------------------------------------------------------------
 
 
-def apply(options, run, layer, input, initial, directions, native):
+def apply(options, layers, run, input, initial, directions, native):
     """`(output, final states, States or None)` of a stack on `[T, B, I]`.
 
-    run: `(input, batch_sizes, states, layer, keep) -> (output, final states, kept)`, the stack with
-    a function for one layer; kept are `(output, cells, gates)` of each, if keep. native: whether
-    our kernels compute it.
+    layers: `(run, input, batch_sizes, states, keep)`, as of `fastrnn._stack`, as run is. native:
+    whether run takes resets on devices other than the CPU.
     """
     seq_len, batch = input.shape[:2]
-    resets, reset_to, lengths, keep = options
+    _, resets, reset_to, lengths, keep = options
     if resets is not None and resets.device != input.device:
         resets = resets.to(input.device)
     if lengths is not None and lengths.device != input.device:
         lengths = lengths.to(input.device)
-    if batch == 0:  # no row that could be split
+    if batch == 0 or (input.is_meta and not native):  # no row, or no value, to be looked at
         resets = lengths = None
     states, segments, held = initial, None, False
     padded = native and _stays_padded(input, resets)
@@ -134,9 +136,9 @@ def apply(options, run, layer, input, initial, directions, native):
     if padded:
         to_hx = reset_to == "hx" and states[0] is not None
         if lengths is not None:
-            layer = _Masked(layer, lengths, resets, to_hx, seq_len, batch)
+            run = _Masked(run, lengths, resets, to_hx, seq_len, batch)
         elif resets is not None:
-            layer = partial(layer, resets=(resets, to_hx))
+            run = partial(run, resets=(resets, to_hx))
     elif resets is not None or lengths is not None:
         known = _is_known(lengths if resets is None else resets)
         segments = _Segments(resets, lengths, seq_len, batch, directions, input.device, known)
@@ -145,12 +147,12 @@ def apply(options, run, layer, input, initial, directions, native):
                 states = _reset_at_start(reset_to, resets[0], lengths, states, directions)
             segments = lengths = None
     if segments is None:
-        output, finals, kept = run(input, None, states, layer, keep)
+        output, finals, kept = layers(run, input, None, states, keep)
         # Backward reads what the layers kept, but for the copies that rows in order are.
         held = lengths is None and (output.requires_grad or transforms_active())
     else:
         rows, states = segments.packed(input, states, reset_to)
-        output, finals, kept = run(rows, segments.batch_sizes, states, layer, keep)
+        output, finals, kept = layers(run, rows, segments.batch_sizes, states, keep)
         del rows  # so that padded rows may lie there, in the cache still
         output, finals, kept = segments.padded(output, finals, kept)
         if segments.are_all:
@@ -269,13 +271,13 @@ class _Segments:
 
 
 class _Masked:
-    """A layer on padded input whose sequences have lengths that only the device knows.
+    """A run on padded input whose sequences have lengths that only the device knows.
 
     resets: `[T, B]` or None, to_hx: whether to the initial states.
     """
 
-    def __init__(self, layer, lengths, resets, to_hx, seq_len, batch):
-        self.layer, self.sizes = layer, (seq_len, batch)
+    def __init__(self, run, lengths, resets, to_hx, seq_len, batch):
+        self.run, self.sizes = run, (seq_len, batch)
         lengths = lengths.clamp(0, seq_len)
         t = torch.arange(seq_len, device=lengths.device)[:, None]
         b = torch.arange(batch, device=lengths.device)
@@ -303,7 +305,7 @@ class _Masked:
             initial = tuple(None if state is None else state[d : d + 1] for state in states)
             x = self._ordered(input, d)
             # The last cell of a sequence is one of every step's.
-            output, *finals = self.layer(x, None, initial, own, False, keep or lstm, self.resets[d])
+            output, *finals = self.run(x, None, initial, own, False, keep or lstm, self.resets[d])
             steps = [
                 None if t is None else t.view(1, *self.sizes, t.shape[-1])
                 for t in (output, *finals[len(states) :])

@@ -27,15 +27,17 @@ _CHUNKS = (2, 4, 8)
 _HOST_US = {True: 150.0, False: 60.0}
 
 
-def chunk_count(cell, input, states, params, num_layers, directions):
+def chunk_count(cell, input, states, params, call):
     """Into how many chunks to cut the time of a padded stack on a CUDA device; 1: do not.
 
-    cell: "lstm", "gru", "rnn_tanh" or "rnn_relu". input `[T, B, I]`. A second direction begins at
-    the end, so nothing overlaps there; transforms and tracing see the plain stack.
+    cell: the name of one. input `[T, B, I]`, params of all layers, call of `fastrnn._stack`. A
+    second direction begins at the end, so nothing overlaps there; transforms and tracing see the
+    plain stack.
     """
+    num_layers = call.num_layers
     if (
         num_layers == 1
-        or directions == 2
+        or call.bidirectional
         or input.shape[0] < _CHUNKS[0]
         or os.environ.get("FASTRNN_CUDA_OVERLAP") == "0"
         or torch.compiler.is_compiling()
@@ -114,22 +116,20 @@ def chunks_that_pay(
     return best if total_us(best) < 0.9 * total_us(1) else 1
 
 
-def layers(layer, input, states, params, num_layers, dropout, chunks):
-    """A stack of one direction in a wavefront: `(output, final states)`.
+def layers(chunks, params, call, run, input, batch_sizes, states):
+    """`fastrnn._stack.layers` in a wavefront, of one direction, of padded input, keeping nothing.
 
-    layer: as of fastrnn._autograd, of the cell. input `[T, B, I]`, chunks at most T; the rest as of
-    fastrnn.functional.
+    chunks: at most T.
     """
     module = torch.get_device_module(input.device)
     home = module.current_stream(input.device)
+    num_layers, before = call.num_layers, call.before
     lanes = _lanes(module, input.device, num_layers)
-    each = len(params) // num_layers
-    weights = [params[i * each : (i + 1) * each] for i in range(num_layers)]
     parts = list(input.tensor_split(chunks))
     current = [tuple(s if s is None else s[i : i + 1] for s in states) for i in range(num_layers)]
     for index, lane in enumerate(lanes):
         lane.wait_stream(home)
-        _record(lane, *weights[index], *current[index])
+        _record(lane, *params[index], *current[index])
     _record(lanes[0], *parts)
     ready = [None] * chunks  # by the layer that had the chunk last
     for wave in range(num_layers + chunks - 1):
@@ -139,17 +139,17 @@ def layers(layer, input, states, params, num_layers, dropout, chunks):
                 if index > 0:
                     lane.wait_event(ready[chunk])
                     _record(lane, parts[chunk])
-                parts[chunk], *current[index] = layer(
-                    parts[chunk], None, tuple(current[index]), weights[index], False
+                if before is not None:
+                    parts[chunk] = before(index, parts[chunk], None)
+                parts[chunk], *current[index] = run(
+                    parts[chunk], None, tuple(current[index]), params[index], False
                 )
-                if dropout and index < num_layers - 1:
-                    parts[chunk] = torch.dropout(parts[chunk], dropout, True)
                 ready[chunk] = lane.record_event()
     for lane, final in zip(lanes, current):
         home.wait_stream(lane)
         _record(home, *final)
     _record(home, *parts)
-    return torch.cat(parts), [torch.cat(state) for state in zip(*current)]
+    return torch.cat(parts), [torch.cat(state) for state in zip(*current)], ()
 
 
 @functools.cache

@@ -1,10 +1,13 @@
 """What the layers of `fastrnn.variants` have in common: their options, and how a call runs."""
 
+from functools import partial
+
 import torch
 from torch import nn
-from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import _checks, _extended, functional, modules
+from fastrnn import _autocast, _checks, _extended, _plain, _stack
+from fastrnn._plain import PLAIN
+from fastrnn._weights import weights
 
 
 def _rate(name, option, value):
@@ -28,13 +31,6 @@ def _pair(name, option, value):
 
 def draw_seed():
     return torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64)
-
-
-def batch_mask(like, shape, rate):
-    """1 / (1 - rate) with probability 1 - rate, else 0."""
-    return torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(1 - rate) / (
-        1 - rate
-    )
 
 
 class Layers:
@@ -94,22 +90,20 @@ class Layers:
 
     def _add_gains(self):
         like = self.weight_hh_l0
-        gates, size = like.shape
-
-        def add(name, length, value):
-            self.register_parameter(name, nn.Parameter(like.new_full((length,), value)))
-
         for suffix in self._suffixes():
-            if self._norm == "joint":
-                add(f"norm_{suffix}", gates, 1.0)
-                add(f"norm_bias_{suffix}", gates, 0.0)
-                continue
-            add(f"norm_ih_{suffix}", gates, 1.0)
-            add(f"norm_hh_{suffix}", gates, 1.0)
-            if self.mode == "LSTM":
-                add(f"norm_c_{suffix}", size, 1.0)
-                if self.bias:
-                    add(f"norm_c_bias_{suffix}", size, 0.0)
+            for stem in self._norm_stems():
+                size = like.shape[1 if "_c" in stem else 0]
+                value = like.new_full((size,), 0.0 if "bias" in stem else 1.0)
+                self.register_parameter(f"{stem}_{suffix}", nn.Parameter(value))
+
+    def _norm_stems(self):
+        """Names of the normalisation's parameters of one direction, in the order that they have."""
+        if self._norm is None:
+            return []
+        if self._norm == "joint":
+            return ["norm", "norm_bias"]
+        of_c = ["norm_c", *["norm_c_bias"] * self.bias] if self.mode == "LSTM" else []
+        return ["norm_ih", "norm_hh", *of_c]
 
     def _suffixes(self):
         endings = ("", "_reverse") if self.bidirectional else ("",)
@@ -137,88 +131,36 @@ class Layers:
 
     # -- The call ------------------------------------------------------------------------------
 
-    def forward(self, input, hx=None):
-        """Runs the layers; see the class."""
-        pair = self.mode == "LSTM"
-        dtype, name = self.weight_ih_l0.dtype, type(self).__name__
-        packed = isinstance(input, PackedSequence)
-        _checks.check_tensors(name, input.data if packed else input, (), ())
-        if hx is not None and pair:
-            hx = _checks.lstm_states(hx, 3, packed)
-        elif hx is not None:
-            _checks.check_tensors(name, self.weight_hh_l0, (hx,), ())
-        if packed:
-            data, batch_sizes, order, back = input
-            data, hx = without_autocast(data, hx, dtype)
-            if hx is not None:
-                hx = self.permute_hidden(hx, order)
-            output, states = self._run(data, hx, batch_sizes)
-            output = PackedSequence(output, batch_sizes, order, back)
-            return output, self.permute_hidden(states if pair else states[0], back)
-        input, hx = without_autocast(input, hx, dtype)
-        if input.dim() == 2:
-            if hx is not None:
-                hx = modules.unsqueeze_states(self, hx, pair)
-            output, states = self._run(input.unsqueeze(1), hx, None)
-            states = tuple(state.squeeze(1) for state in states)
-            return output.squeeze(1), states if pair else states[0]
-        if input.dim() == 3 and self.batch_first:
-            input = input.transpose(0, 1)
-        output, states = self._run(input, hx, None)
-        output = output.transpose(0, 1) if self.batch_first else output
-        return output, states if pair else states[0]
-
-    def _run(self, input, hx, batch_sizes):
-        """All layers on `[T, B, I]`, or on packed rows: `(output, states)`."""
-        pair, directions = self.mode == "LSTM", 2 if self.bidirectional else 1
-        if input.dim() != (2 if batch_sizes is not None else 3):
-            raise ValueError(
-                f"{type(self).__name__}: expected input of 2 or 3 dimensions, or packed, "
-                f"got shape {tuple(input.shape)}"
-            )
+    def _run(self, input, hx, batch_first, batch_sizes, options):
+        """What modules.LSTM's `_run` does, with what is inside the recurrence."""
+        name, cell = self._get_name(), PLAIN[self.mode.lower()]
+        states = _checks.lstm_states(hx, 3, batch_sizes is not None) if cell.has_c else (hx,)
+        _checks.check_tensors(name, input, states, ())
+        dtype = self.weight_ih_l0.dtype
+        input, states = _autocast.in_dtype(dtype, input, states)
+        call = _stack.Call(
+            self.num_layers, self.bias, self.bidirectional, self._before, batch_first, batch_sizes,
+            self.checkpoint_every,
+        )  # fmt: skip
+        _checks.check_input(name, input, states, dtype, self.input_size, call)
         if hx is not None:
-            states = hx if pair else (hx,)
-            # RNNBase's checks read the batch where batch_first says: input is time first by now.
-            batch = int(batch_sizes[0]) if batch_sizes is not None else input.shape[1]
-            sizes = (self.proj_size or self.hidden_size, self.hidden_size)
-            for argument, state, size in zip(("h_0", "c_0"), states, sizes):
-                expected = self.num_layers * directions, batch, size
-                if state.shape != expected:
-                    raise RuntimeError(
-                        f"{type(self).__name__}: expected {argument} of shape "
-                        f"(num_layers*directions, batch, hidden_size) = {expected}, "
-                        f"got {tuple(state.shape)}"
-                    )
-        if input.shape[-1] != self.input_size:
-            raise RuntimeError(
-                f"{type(self).__name__}: expected input.size(-1) to be input_size = "
-                f"{self.input_size}, got shape {tuple(input.shape)}"
-            )
-        if input.dtype is not self.weight_ih_l0.dtype:
-            raise ValueError(
-                f"{type(self).__name__}: expected input of the weights' dtype "
-                f"{self.weight_ih_l0.dtype}, got {input.dtype}"
-            )
-        if batch_sizes is None and input.shape[0] == 0:
-            raise RuntimeError(
-                f"{type(self).__name__}: expected seq_len > 0, got shape {tuple(input.shape)}"
-            )
-        extended = self._extended()
+            sizes = self.proj_size or self.hidden_size, self.hidden_size
+            _checks.check_states(name, input, states, sizes, call)
         seed = draw_seed() if self._draws() else None
-        initial = [None] * self.num_layers
-        if hx is not None:
-            initial = list(zip(*(state.split(directions) for state in states), strict=True))
-        finals = []
-        with torch.autocast(autocast_device(input), enabled=False):
-            for index in range(self.num_layers):
-                if self.training and self.variational_dropout[0]:
-                    input = self._drop_input(input, batch_sizes)
-                run = self._run_extended if extended else self._run_plain
-                input, final = run(index, input, initial[index], batch_sizes, seed)
-                finals.append(final)
-                if self.training and self.dropout and index < self.num_layers - 1:
-                    input = torch.dropout(input, self.dropout, True)
-        return input, tuple(torch.cat(state) for state in zip(*finals, strict=True))
+        params = [self._params(index, seed) for index in range(self.num_layers)]
+        with torch.autocast(_autocast.device_of(input), enabled=False):
+            if not self._extended():
+                params = [tensor for of_layer in params for tensor in of_layer]
+                results = _plain.stack(cell, input, states, params, call, options)
+            else:
+                run, params = partial(_extended.run, self._within(seed)), list(enumerate(params))
+                results = _stack.apply(
+                    _stack.layers, params, run, input, states, call, options, False
+                )
+        output, states, each = results
+        if each is not None and self._norm == "joint":
+            each = each._replace(gates=dreamer_gates(each.gates))
+        return _stack.results(output, states, each)
 
     def _draws(self):
         """Whether masks of zoneout, recurrent dropout or weight drop are needed."""
@@ -234,89 +176,47 @@ class Layers:
             or (self.training and (self.recurrent_dropout or self.variational_dropout[1]))
         )
 
-    def _drop_input(self, input, batch_sizes):
+    def _within(self, seed):
+        return _extended.Within(
+            self.mode.lower(),
+            self.bias,
+            self._norm or "none",
+            self.eps,
+            (*self.zoneout, self.recurrent_dropout),
+            self.variational_dropout[1] if self.training else 0.0,
+            seed,
+        )
+
+    def _before(self, index, input, batch_sizes):
+        """Dropout between layers, and an input's variational dropout."""
+        if not self.training:
+            return input
+        if self.dropout and index:
+            input = torch.dropout(input, self.dropout, True)
         rate, features = self.variational_dropout[0], input.shape[-1]
+        if not rate:
+            return input
         if batch_sizes is None:
-            return input * batch_mask(input, (input.shape[1], features), rate)
+            return input * _extended.batch_mask(input, (input.shape[1], features), rate)
         batch = int(batch_sizes[0])
-        mask = batch_mask(input, (batch, features), rate)
+        mask = _extended.batch_mask(input, (batch, features), rate)
         return input * _extended.rows_of(mask, input.shape[0], batch, batch_sizes)
 
-    def _w_hh(self, index, seed):
-        """W_hh of each direction of a layer, elements dropped or not."""
-        weights = [getattr(self, f"weight_hh_{suffix}") for suffix in self._layer_suffixes(index)]
-        if not (self.training and self.weight_drop):
-            return weights
-        return [
-            _extended.dropped(w_hh, seed, 4 * index + 2 * d, self.weight_drop)
-            for d, w_hh in enumerate(weights)
-        ]
-
-    def _run_plain(self, index, input, states, batch_sizes, seed):
-        """A layer of fastrnn.functional, W_hh dropped or not."""
+    def _params(self, index, seed):
+        """The parameters of one layer, one direction after the other, elements of W_hh dropped or
+        not; in the order of `_extended.Within`, which is that of fastrnn.functional too."""
+        stems = ["weight_ih_l", "weight_hh_l", *["bias_ih_l", "bias_hh_l"] * self.bias]
+        stems += ["weight_hr_l"] if self.proj_size else [f"{s}_l" for s in self._norm_stems()]
         params = []
-        for suffix, w_hh in zip(self._layer_suffixes(index), self._w_hh(index, seed), strict=True):
-            weights = [getattr(self, f"weight_ih_{suffix}"), w_hh]
-            if self.bias:
-                weights += [getattr(self, f"bias_{stem}_{suffix}") for stem in ("ih", "hh")]
-            if self.proj_size:
-                weights.append(getattr(self, f"weight_hr_{suffix}"))
-            params += weights
-        options = {"has_biases": self.bias, "bidirectional": self.bidirectional,
-                   "batch_sizes": batch_sizes}  # fmt: skip
-        if self.mode == "LSTM":
-            return functional.lstm(input, states, params, **options)
-        states = None if states is None else states[0]
-        if self.mode == "GRU":
-            output, h_n = functional.gru(input, states, params, **options)
-        else:
-            nonlinearity = self.mode[4:].lower()
-            output, h_n = functional.rnn(
-                input, states, params, nonlinearity=nonlinearity, **options
-            )
-        return output, (h_n,)
-
-    def _layer_suffixes(self, index):
-        directions = 2 if self.bidirectional else 1
-        return self._suffixes()[index * directions : (index + 1) * directions]
-
-    def _run_extended(self, index, input, states, batch_sizes, seed):
-        """A layer through the extended recurrence."""
-        suffixes = self._layer_suffixes(index)
-
-        def stacked(stem):
-            return joined([getattr(self, f"{stem}_{suffix}") for suffix in suffixes])
-
-        def joined(tensors):
-            return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
-
-        rows = input if batch_sizes is not None else input.flatten(0, 1)
-        batch = int(batch_sizes[0]) if batch_sizes is not None else input.shape[1]
-        w_ih, w_hh = stacked("weight_ih"), joined(self._w_hh(index, seed))
-        gain_x = bias_x = bias = gain = cell_gain = cell_bias = None
-        if self.bias:
-            bias_x, bias = stacked("bias_ih"), stacked("bias_hh")
-            if self.mode != "GRU":  # only there the recurrent bias is no mere sum
-                bias_x, bias = bias_x + bias, None
-        if self._norm == "recurrent":
-            gain_x, gain = stacked("norm_ih"), stacked("norm_hh")
-            if self.mode == "LSTM":
-                cell_gain = stacked("norm_c")
-                cell_bias = stacked("norm_c_bias") if self.bias else torch.zeros_like(cell_gain)
-        elif self._norm == "joint":
-            gain, bias = dreamer_affine(stacked("norm"), stacked("norm_bias"), self.update_bias)
-        rate, h_scale = self.variational_dropout[1], None
-        if self.training and rate:
-            h_scale = batch_mask(input, (len(suffixes), batch, self.hidden_size), rate)
-        rates = (*self.zoneout, self.recurrent_dropout)
-        h0, c0 = (*(states or (None, None)), None)[:2]
-        output, h_n, c_n = _extended.layer(
-            self.mode.lower(), self._norm or "none", rows, batch_sizes, batch, h0, c0, w_ih, w_hh,
-            gain_x, bias_x, bias, gain, cell_gain, cell_bias, h_scale, seed, index, rates, self.eps,
-        )  # fmt: skip
-        if batch_sizes is None:
-            output = output.unflatten(0, input.shape[:2])
-        return output, (h_n, c_n) if self.mode == "LSTM" else (h_n,)
+        for d, ending in enumerate(("", "_reverse")[: 2 if self.bidirectional else 1]):
+            names = [f"{stem}{index}{ending}" for stem in stems]
+            w_ih, w_hh, *rest = weights(self, names)
+            if self.training and self.weight_drop:
+                w_hh = _extended.dropped(w_hh, seed, 4 * index + 2 * d, self.weight_drop)
+            if self._norm == "joint":
+                rest = dreamer_affine(*rest, self.update_bias)
+            params += [w_ih, w_hh, *rest]
+        return params
 
 
 def check_eps(name, eps):
@@ -335,26 +235,14 @@ def check_update_bias(name, update_bias):
         raise ValueError(f"{name}: expected update_bias to be finite, got {update_bias}")
 
 
-def autocast_device(tensor):
-    return "cpu" if tensor.is_meta else tensor.device.type  # meta has no autocast of its own
-
-
-def without_autocast(input, hx, dtype):
-    """Input and states in dtype where autocast is on, else as they are."""
-    device = autocast_device(input)
-    if not torch.is_autocast_enabled(device) or not input.is_floating_point():
-        return input, hx
-    if input.dtype is torch.float64:  # which autocast leaves alone
-        return input, hx
-    if isinstance(hx, tuple | list):
-        hx = tuple(state.to(dtype) for state in hx)
-    elif hx is not None:
-        hx = hx.to(dtype)
-    return input.to(dtype), hx
-
-
 def dreamer_affine(gain, bias, update_bias):
     """Gain and bias with which the kernel's z, what stays of h, is 1 - sigmoid(z + update_bias)."""
     r, z, n = gain.chunk(3, -1)
     b_r, b_z, b_n = bias.chunk(3, -1)
     return torch.cat([r, -z, n], -1), torch.cat([b_r, -b_z - update_bias, b_n], -1)
+
+
+def dreamer_gates(gates):
+    """r, z, n with z as Dreamer has it, from the kernel's."""
+    r, z, n = gates.chunk(3, -1)
+    return torch.cat([r, 1 - z, n], -1)

@@ -54,44 +54,13 @@ the order of `torch.nn.LSTM(...).parameters()`. G is 4 for LSTM (rows i, f, g, o
 (r, z, n), 1 for RNN. Direction 1 is the reverse one.
 """
 
-from functools import partial
-from typing import NamedTuple
+from torch import Tensor
 
-import torch
-from torch import _VF, Tensor
-
-from fastrnn import _autograd, _checkpoint, _checks, _ops, _options, _overlap
-from fastrnn._cells import CELLS
+from fastrnn import _checks, _options, _plain, _stack
 from fastrnn._options import States
+from fastrnn._plain import PLAIN
 
 __all__ = ["States", "gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
-
-
-class _Cell(NamedTuple):
-    """A cell and what runs it. torch's own functions are kept: torch.nn may be patched with us."""
-
-    name: str  # of the function
-    kind: str  # of the cell
-    products: int
-    layer: object
-    torch_stack: object
-    torch_cell: object
-
-
-def _cell(kind):
-    return _Cell(
-        CELLS[kind].function,
-        kind,
-        CELLS[kind].products,
-        partial(_autograd.layer, kind),
-        getattr(_VF, kind),
-        getattr(_VF, kind + "_cell"),
-    )
-
-
-_LSTM = _cell("lstm")
-_GRU = _cell("gru")
-_RNN = {nonlinearity: _cell(f"rnn_{nonlinearity}") for nonlinearity in ("tanh", "relu")}
 
 
 def lstm(
@@ -146,17 +115,12 @@ def lstm(
         `(output, (h_n, c_n))`: output like input with `D*P` features, states like hx.
     """
     options = _options.of_call("lstm", batch_sizes, resets, reset_to, lengths, return_states)
-    if hx is None:
-        states = (None, None)
-    elif type(hx) is tuple and len(hx) == 2 and hx[0] is not None and hx[1] is not None:
-        states = hx
-    else:
-        states = _checks.lstm_states(hx, 3, batch_sizes is not None)
-    output, states, each = _stack(
-        _LSTM, input, states, params, num_layers, has_biases, bidirectional, dropout, training,
-        batch_first, batch_sizes, checkpoint_every, options,
-    )  # fmt: skip
-    return (output, states) if each is None else (output, states, each)
+    states = _checks.lstm_states(hx, 3, batch_sizes is not None)
+    before = _stack.dropout(dropout, num_layers) if training else None
+    call = _stack.Call(
+        num_layers, has_biases, bidirectional, before, batch_first, batch_sizes, checkpoint_every
+    )
+    return _stack.results(*_plain.stack(PLAIN["lstm"], input, states, params, call, options))
 
 
 def gru(
@@ -198,11 +162,11 @@ def gru(
         `(output, h_n)`: output like input with `D*H` features, h_n like hx.
     """
     options = _options.of_call("gru", batch_sizes, resets, reset_to, lengths, return_states)
-    output, (h_n,), each = _stack(
-        _GRU, input, (hx,), params, num_layers, has_biases, bidirectional, dropout, training,
-        batch_first, batch_sizes, checkpoint_every, options,
-    )  # fmt: skip
-    return (output, h_n) if each is None else (output, h_n, each)
+    before = _stack.dropout(dropout, num_layers) if training else None
+    call = _stack.Call(
+        num_layers, has_biases, bidirectional, before, batch_first, batch_sizes, checkpoint_every
+    )
+    return _stack.results(*_plain.stack(PLAIN["gru"], input, (hx,), params, call, options))
 
 
 def rnn(
@@ -238,15 +202,15 @@ def rnn(
     Returns:
         `(output, h_n)`: output like input with `D*H` features, h_n like hx.
     """
-    cell = _RNN.get(nonlinearity)
+    cell = PLAIN.get(f"rnn_{nonlinearity}")
     if cell is None:
         raise ValueError(f"rnn: expected nonlinearity 'tanh' or 'relu', got {nonlinearity!r}")
     options = _options.of_call("rnn", batch_sizes, resets, reset_to, lengths, return_states)
-    output, (h_n,), each = _stack(
-        cell, input, (hx,), params, num_layers, has_biases, bidirectional, dropout, training,
-        batch_first, batch_sizes, checkpoint_every, options,
-    )  # fmt: skip
-    return (output, h_n) if each is None else (output, h_n, each)
+    before = _stack.dropout(dropout, num_layers) if training else None
+    call = _stack.Call(
+        num_layers, has_biases, bidirectional, before, batch_first, batch_sizes, checkpoint_every
+    )
+    return _stack.results(*_plain.stack(cell, input, (hx,), params, call, options))
 
 
 def lstm_cell(
@@ -267,13 +231,8 @@ def lstm_cell(
     Returns:
         `(h', c')`, like hx.
     """
-    if hx is None:
-        states = (None, None)
-    elif type(hx) is tuple and len(hx) == 2 and hx[0] is not None and hx[1] is not None:
-        states = hx
-    else:
-        states = _checks.lstm_states(hx, 2, isinstance(input, Tensor) and input.dim() == 1)
-    return _step(_LSTM, input, states, w_ih, w_hh, b_ih, b_hh)
+    states = _checks.lstm_states(hx, 2, isinstance(input, Tensor) and input.dim() == 1)
+    return _plain.step(PLAIN["lstm"], input, states, w_ih, w_hh, b_ih, b_hh)
 
 
 def gru_cell(
@@ -294,7 +253,7 @@ def gru_cell(
     Returns:
         `h'`, like hx.
     """
-    return _step(_GRU, input, (hx,), w_ih, w_hh, b_ih, b_hh)[0]
+    return _plain.step(PLAIN["gru"], input, (hx,), w_ih, w_hh, b_ih, b_hh)[0]
 
 
 def rnn_cell(
@@ -318,279 +277,9 @@ def rnn_cell(
     Returns:
         `h'`, like hx.
     """
-    cell = _RNN.get(nonlinearity)
+    cell = PLAIN.get(f"rnn_{nonlinearity}")
     if cell is None:
         raise RuntimeError(
             f"rnn_cell: expected nonlinearity 'tanh' or 'relu', got {nonlinearity!r}"
         )
-    return _step(cell, input, (hx,), w_ih, w_hh, b_ih, b_hh)[0]
-
-
-# -- One stack for all cells --------------------------------------------------------------------
-
-
-def _stack(
-    cell, input, states, params, num_layers, has_biases, bidirectional, dropout, training,
-    batch_first, batch_sizes, checkpoint_every, options,
-):  # fmt: skip
-    """`(output, final states, States or None)`. states is `(h0, c0)` or `(h0,)`, of None: zeros."""
-    if not isinstance(params, list | tuple):
-        raise TypeError(
-            f"{cell.name}: expected params to be a list of Tensors, got {_checks.what(params)}"
-        )
-    try:
-        dtype, narrow = input.dtype, None
-        if _autocasts(input):
-            projected = cell is _LSTM and len(params) == num_layers * (
-                2 if bidirectional else 1
-            ) * (5 if has_biases else 3)
-            composed = projected or (cell is _LSTM and _is_ragged(batch_sizes))
-            input, states, params, narrow = _autocast(
-                cell, input, states, params, composed, projected
-            )
-            dtype = input.dtype
-        supported = input.is_cpu and dtype in _ops.DTYPES or _is_supported(input)
-        _checks.check_stack(cell.name, input, states, params, num_layers, has_biases, bidirectional,
-                     batch_first, batch_sizes)  # fmt: skip
-    except AttributeError:
-        _checks.check_tensors(cell.name, input, states, params)
-        if batch_sizes is not None and not isinstance(batch_sizes, Tensor):
-            raise TypeError(
-                f"{cell.name}: expected batch_sizes to be a Tensor, got {_checks.what(batch_sizes)}"
-            ) from None
-        raise
-    if checkpoint_every is not None:
-        _checks.check_checkpoint_every(cell.name, checkpoint_every)
-    transposed = batch_first and batch_sizes is None
-    if options is not None:
-        return _stack_with_options(cell, input, states, params, num_layers, has_biases,
-                                   bidirectional, dropout, training, transposed, options, supported,
-                                   narrow)  # fmt: skip
-    if not supported:
-        return *_torch_stack(cell, input, states, params, has_biases, num_layers, dropout, training,
-                             bidirectional, batch_first, batch_sizes), None  # fmt: skip
-    if transposed:
-        input = input.transpose(0, 1)
-    layer, chunks = cell.layer, 1
-    if checkpoint_every is not None:
-        layer = partial(_checkpoint.layer, layer, cell.kind, checkpoint_every)
-    elif input.is_cuda and batch_sizes is None:
-        chunks = _overlap.chunk_count(
-            cell.kind, input, states, params, num_layers, 2 if bidirectional else 1
-        )
-    try:
-        if num_layers == 1:
-            output, *states = layer(input, batch_sizes, states, params, bidirectional)
-        elif chunks > 1:
-            output, states = _overlap.layers(
-                layer, input, states, params, num_layers, dropout if training else 0.0, chunks
-            )
-        else:
-            output, states, _ = _layers(
-                layer, input, batch_sizes, states, params, num_layers, bidirectional,
-                dropout if training else 0.0,
-            )  # fmt: skip
-    except (AttributeError, RuntimeError, TypeError):
-        _checks.check_tensors(cell.name, input, (), params)
-        raise
-    if transposed:
-        output = output.transpose(0, 1)
-    if narrow is not None:
-        output, states[0] = output.to(narrow), states[0].to(narrow)
-    return output, tuple(states), None
-
-
-def _stack_with_options(
-    cell, input, states, params, num_layers, has_biases, bidirectional, dropout, training,
-    transposed, options, supported, narrow,
-):  # fmt: skip
-    """What `_stack` does where more is asked for than a plain layer."""
-    if transposed:
-        input = input.transpose(0, 1)
-    options = _options.check(cell.name, options, input, transposed)
-    if options.return_states and not supported:
-        raise RuntimeError(
-            f"{cell.name}: expected input of a device and dtype that fastrnn has kernels for with "
-            f"return_states, got {input.dtype} on {input.device}"
-        )
-
-    def run(input, batch_sizes, states, layer, keep):
-        if not supported:
-            return *_torch_stack(cell, input, states, params, has_biases, num_layers, dropout,
-                                 training, bidirectional, False, batch_sizes), []  # fmt: skip
-        return _layers(layer, input, batch_sizes, states, params, num_layers, bidirectional,
-                       dropout if training else 0.0, keep)  # fmt: skip
-
-    try:
-        output, states, each = _options.apply(
-            options, run, cell.layer, input, states, 2 if bidirectional else 1, supported
-        )
-    except (AttributeError, RuntimeError, TypeError):
-        _checks.check_tensors(cell.name, input, (), params)
-        raise
-    if narrow is not None:
-        output, states[0] = output.to(narrow), states[0].to(narrow)
-        each = each and each._replace(hidden=each.hidden.to(narrow))
-    if transposed:
-        output = output.transpose(0, 1)
-        each = each and States(*(None if t is None else t.transpose(1, 2) for t in each))
-    return output, tuple(states), each
-
-
-def _layers(
-    layer, input, batch_sizes, states, params, num_layers, bidirectional, dropout, keep=False
-):
-    """Layers with dropout between them: `(output, final states, kept)`.
-
-    kept: if keep, `(output before dropout, cells, gates)` of each layer.
-    """
-    directions = 2 if bidirectional else 1
-    per_layer = len(params) // num_layers
-    initial = [
-        [s] * num_layers if s is None or num_layers == 1 else s.split(directions) for s in states
-    ]
-    finals, kept = [], []
-    for index in range(num_layers):
-        input, *final = layer(
-            input,
-            batch_sizes,
-            tuple(state[index] for state in initial),
-            params[index * per_layer : (index + 1) * per_layer],
-            bidirectional,
-            keep,
-        )
-        if keep:
-            *final, cells, gates = final
-            kept.append((input, cells, gates))
-        finals.append(final)
-        if dropout and index < num_layers - 1:
-            input = torch.dropout(input, dropout, True)
-    if num_layers == 1:
-        return input, finals[0], kept
-    return input, [torch.cat(state) for state in zip(*finals, strict=True)], kept
-
-
-def _step(cell, input, states, w_ih, w_hh, b_ih, b_hh):
-    """One step of one layer: the states."""
-    name = cell.name + "_cell"
-    try:
-        dim = input.dim()
-        if dim != 2 and dim != 1:
-            raise ValueError(
-                f"{name}: expected input of shape (batch, input_size) or (input_size), "
-                f"got {tuple(input.shape)}"
-            )
-        for state in states:
-            if state is not None and state.dim() != 2 and state.dim() != 1:
-                raise ValueError(
-                    f"{name}: expected hx of shape (batch, hidden_size) or (hidden_size), "
-                    f"got {tuple(state.shape)}"
-                )
-        if dim == 1:
-            input = input.unsqueeze(0)
-            states = [None if state is None else state.unsqueeze(0) for state in states]
-        if _autocasts(input):
-            weights = [w_ih, w_hh, b_ih, b_hh]
-            input, states, weights, _ = _autocast(cell, input, states, weights, True, False)
-            w_ih, w_hh, b_ih, b_hh = weights
-        supported = input.is_cpu and input.dtype in _ops.DTYPES or _is_supported(input)
-        _checks.check_step(name, cell.products, input, states, w_ih, w_hh)
-        promotes = (
-            len(states) == 2
-            and states[1] is not None
-            and states[0].dtype is input.dtype is not states[1].dtype
-        )
-        # A c of another dtype promotes the result, and sizes may be 0: seldom enough for torch's.
-        supported = supported and not promotes and w_ih.numel() > 0 and w_hh.numel() > 0
-    except AttributeError:
-        _checks.check_tensors(name, input, states, (w_ih, w_hh))
-        raise
-    if not supported:
-        result = _torch_step(cell, input, states, w_ih, w_hh, b_ih, b_hh)
-    else:
-        params = [w_ih, w_hh]
-        if b_ih is not None or b_hh is not None:
-            zeros = None if b_ih is not None and b_hh is not None else w_ih.new_zeros(len(w_ih))
-            params += [zeros if b_ih is None else b_ih, zeros if b_hh is None else b_hh]
-        states = [None if state is None else state.unsqueeze(0) for state in states]
-        result = cell.layer(input.unsqueeze(0), None, states, params, False)
-        result = tuple([state.squeeze(0) for state in result[1:]])
-    return result if dim == 2 else tuple([state.squeeze(0) for state in result])
-
-
-# -- Autocast, and what torch computes ------------------------------------------------------------
-
-
-def _autocasts(input):
-    """Whether autocast is on for a call that kernels of ours compute: torch's own see to it."""
-    if input.is_cpu:
-        return torch.is_autocast_enabled("cpu")
-    return input.is_cuda and "cuda" in _ops.DEVICE_TYPES and torch.is_autocast_enabled("cuda")
-
-
-def _is_ragged(batch_sizes):
-    """Whether packed data has different lengths; while a graph is traced, whether it may have."""
-    if batch_sizes is None or not _checks.has_value(batch_sizes):
-        return batch_sizes is not None
-    return bool(batch_sizes[0] != batch_sizes[-1])
-
-
-def _autocast(cell, input, states, params, composed, projected):
-    """Arguments in the dtype that torch.nn would return, and a narrower one for h or None.
-
-    On CUDA all of torch.nn's give the autocast dtype. On the CPU its RNN and its fused LSTM do.
-    Where it composes an LSTM or GRU from operations there, products are narrow, but a state
-    promotes the result, unless h is projected.
-    """
-    tensors = [t for t in (input, *states, *params) if t is not None]
-    if not all(t.is_floating_point() and t.dtype is not torch.float64 for t in tensors):
-        return input, states, params, None
-    narrow = torch.get_autocast_dtype(input.device.type)
-    state = input if states[0] is None else states[0]
-    wide = torch.promote_types(narrow, state.dtype)
-    promotes = input.is_cpu and (cell is _GRU or (cell is _LSTM and composed))
-    dtype = wide if promotes else narrow
-
-    def cast(tensor):
-        return None if tensor is None else tensor.to(dtype)
-
-    return (
-        cast(input),
-        tuple(cast(state) for state in states),
-        [cast(param) for param in params],
-        narrow if promotes and projected else None,
-    )
-
-
-def _is_supported(tensor):
-    return tensor.device.type in _ops.DEVICE_TYPES and tensor.dtype in _ops.DTYPES
-
-
-def _torch_stack(
-    cell, input, states, params, has_biases, num_layers, dropout, training, bidirectional,
-    batch_first, batch_sizes,
-):  # fmt: skip
-    """torch's own implementation, on devices and dtypes that have no kernels here."""
-    if states[0] is None:
-        indices = num_layers * (2 if bidirectional else 1)
-        if batch_sizes is not None:
-            batch = int(batch_sizes[0])
-        else:
-            batch = input.shape[0] if batch_first else input.shape[1]
-        sizes = (params[1].shape[1], params[0].shape[0] // cell.products)
-        states = [input.new_zeros(indices, batch, size) for size in sizes[: len(states)]]
-    hx = list(states) if cell is _LSTM else states[0]
-    rest = (params, has_biases, num_layers, dropout, training, bidirectional)
-    if batch_sizes is None:
-        output, *states = cell.torch_stack(input, hx, *rest, batch_first)
-    else:
-        output, *states = cell.torch_stack(input, batch_sizes, hx, *rest)
-    return output, tuple(states)
-
-
-def _torch_step(cell, input, states, w_ih, w_hh, b_ih, b_hh):
-    if states[0] is None:
-        states = [input.new_zeros(input.shape[0], w_hh.shape[1])] * len(states)
-    if cell is _LSTM:
-        return cell.torch_cell(input, list(states), w_ih, w_hh, b_ih, b_hh)
-    return (cell.torch_cell(input, states[0], w_ih, w_hh, b_ih, b_hh),)
+    return _plain.step(cell, input, (hx,), w_ih, w_hh, b_ih, b_hh)[0]

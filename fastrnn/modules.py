@@ -15,84 +15,27 @@ from typing import overload
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import _checks, _options, functional
-from fastrnn.functional import States
+from fastrnn import _checks, _packing, _plain, _stack, functional
+from fastrnn._plain import PLAIN
+from fastrnn._weights import weights
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 
-def _weights(module, names):
-    """The attributes of these names, as getattr gives them.
-
-    nn.Module keeps parameters where only its slow __getattr__ looks. Our own classes are known to
-    have no property of such a name; a subclass (as parametrizations make) may.
-    """
-    if type(module) not in _CLASSES:
-        return [_attribute(module, name) for name in names]
-    parameters, own = module._parameters, module.__dict__
-    return [
-        parameters[name] if name in parameters and name not in own else _attribute(module, name)
-        for name in names
-    ]
-
-
-def _attribute(module, name):
-    try:
-        return getattr(module, name)
-    except AttributeError:
-        # A deleted parameter: torch.nn goes on with the tensor it had last, or that was put there.
-        if name in getattr(module, "_flat_weights_names", ()):
-            return module._flat_weights[module._flat_weights_names.index(name)]
-        raise
-
-
-def _forward(module, run, input, hx, resets, reset_to, lengths, return_states, **options):
-    """What the forward of all layers does: run on padded, packed or unbatched input."""
-    if resets is not None or lengths is not None or return_states or reset_to != "zeros":
-        options |= {"resets": resets, "reset_to": reset_to, "lengths": lengths}
-        options["return_states"] = return_states
-    pair = module.mode == "LSTM"
-    weights = _weights(module, module._flat_weights_names)
-    options["num_layers"] = module.num_layers
-    options["has_biases"] = module.bias
-    options["bidirectional"] = module.bidirectional
-    options["dropout"] = module.dropout
-    options["training"] = module.training
-    options["checkpoint_every"] = module.checkpoint_every
-    if isinstance(input, PackedSequence):
-        # With options, run raises.
-        data, batch_sizes, sorted_indices, unsorted_indices = input
-        if hx is not None and sorted_indices is not None:
-            hx = module.permute_hidden(hx, sorted_indices)
-        output, hx = run(data, hx, weights, batch_sizes=batch_sizes, **options)
-        output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
-        return output, module.permute_hidden(hx, unsorted_indices)
-    if isinstance(input, Tensor) and input.dim() == 2:
-        if hx is not None:
-            hx = unsqueeze_states(module, hx, pair)
-        if "resets" in options:
-            options["resets"], options["lengths"] = _options.unbatched(
-                module._get_name().lower(), resets, lengths
-            )
-        output, hx, *each = run(input.unsqueeze(1), hx, weights, **options)
-        hx = (hx[0].squeeze(1), hx[1].squeeze(1)) if pair else hx.squeeze(1)
-        each = [States(*(None if t is None else t.squeeze(2) for t in s)) for s in each]
-        return output.squeeze(1), hx, *each
-    return run(input, hx, weights, batch_first=module.batch_first, **options)
-
-
-def unsqueeze_states(module, hx, pair):
-    """States `[L*D, H]` of unbatched input as `[L*D, 1, H]`."""
-    states = _checks.lstm_states(hx, 3, False) if pair else (hx,)
-    _checks.check_tensors(module._get_name().lower(), module.weight_hh_l0, states, ())
-    for state in states:
-        if state.dim() != 2:
-            raise RuntimeError(
-                f"{module._get_name().lower()}: expected hx of 2 dimensions "
-                f"(num_layers*directions, hidden_size) for 2-D input, got {tuple(state.shape)}"
-            )
-    states = tuple(state.unsqueeze(1) for state in states)
-    return states if pair else states[0]
+def _run(module, cell, input, states, batch_first, batch_sizes, options):
+    """The results of a layer of fastrnn.functional with the module's weights and settings."""
+    before = _stack.dropout(module.dropout, module.num_layers) if module.training else None
+    call = _stack.Call(
+        module.num_layers,
+        module.bias,
+        module.bidirectional,
+        before,
+        batch_first,
+        batch_sizes,
+        module.checkpoint_every,
+    )
+    params = weights(module, module._flat_weights_names)
+    return _stack.results(*_plain.stack(cell, input, states, params, call, options))
 
 
 class LSTM(nn.RNNBase):
@@ -200,7 +143,11 @@ class LSTM(nn.RNNBase):
         self, input, hx=None, *, resets=None, reset_to="zeros", lengths=None, return_states=False
     ):
         """Runs the layers; see the class."""
-        return _forward(self, functional.lstm, input, hx, resets, reset_to, lengths, return_states)
+        return _packing.forward(self, input, hx, resets, reset_to, lengths, return_states)
+
+    def _run(self, input, hx, batch_first, batch_sizes, options):
+        states = _checks.lstm_states(hx, 3, batch_sizes is not None)
+        return _run(self, PLAIN["lstm"], input, states, batch_first, batch_sizes, options)
 
 
 class GRU(nn.RNNBase):
@@ -257,7 +204,10 @@ class GRU(nn.RNNBase):
         self, input, hx=None, *, resets=None, reset_to="zeros", lengths=None, return_states=False
     ):
         """Runs the layers; see the class."""
-        return _forward(self, functional.gru, input, hx, resets, reset_to, lengths, return_states)
+        return _packing.forward(self, input, hx, resets, reset_to, lengths, return_states)
+
+    def _run(self, input, hx, batch_first, batch_sizes, options):
+        return _run(self, PLAIN["gru"], input, (hx,), batch_first, batch_sizes, options)
 
 
 class RNN(nn.RNNBase):
@@ -325,11 +275,11 @@ class RNN(nn.RNNBase):
         self, input, hx=None, *, resets=None, reset_to="zeros", lengths=None, return_states=False
     ):
         """Runs the layers; see the class."""
-        nonlinearity = "relu" if self.mode == "RNN_RELU" else "tanh"
-        return _forward(
-            self, functional.rnn, input, hx, resets, reset_to, lengths, return_states,
-            nonlinearity=nonlinearity,
-        )  # fmt: skip
+        return _packing.forward(self, input, hx, resets, reset_to, lengths, return_states)
+
+    def _run(self, input, hx, batch_first, batch_sizes, options):
+        cell = PLAIN["rnn_relu" if self.mode == "RNN_RELU" else "rnn_tanh"]
+        return _run(self, cell, input, (hx,), batch_first, batch_sizes, options)
 
 
 def _set_checkpoint_every(module, every):
@@ -370,7 +320,7 @@ class LSTMCell(nn.RNNCellBase):
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Runs the step; see the class."""
-        return functional.lstm_cell(input, hx, *_weights(self, _CELL_WEIGHTS))
+        return functional.lstm_cell(input, hx, *weights(self, _CELL_WEIGHTS))
 
 
 class GRUCell(nn.RNNCellBase):
@@ -393,7 +343,7 @@ class GRUCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Runs the step; see the class."""
-        return functional.gru_cell(input, hx, *_weights(self, _CELL_WEIGHTS))
+        return functional.gru_cell(input, hx, *weights(self, _CELL_WEIGHTS))
 
 
 class RNNCell(nn.RNNCellBase):
@@ -429,8 +379,5 @@ class RNNCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Runs the step; see the class."""
-        weights = _weights(self, _CELL_WEIGHTS)
-        return functional.rnn_cell(input, hx, *weights, nonlinearity=self.nonlinearity)
-
-
-_CLASSES = frozenset({LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell})
+        params = weights(self, _CELL_WEIGHTS)
+        return functional.rnn_cell(input, hx, *params, nonlinearity=self.nonlinearity)

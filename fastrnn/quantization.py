@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import _checks, _ops, _panels
+from fastrnn import _autocast, _checks, _ops, _packing, _panels, _stack
 from fastrnn._cells import CELLS, cell_of
 from fastrnn._transforms import in_forward_mode
 from fastrnn.conversion import TO_OURS, TO_TORCH, is_parametrized
@@ -203,12 +203,17 @@ class _Quantized(nn.Module):
             names += ["weight_hr" + suffix + kind for kind in kinds]
         return names
 
-    def _run(self, names, input, batch_sizes, states, bidirectional):
-        """One layer: output and final states."""
-        params = [self._buffers[name] for name in names]
-        sizes = params, self.hidden_size, self.proj_size, bidirectional
+    def _layer(self, input, batch_sizes, states, params, bidirectional, keep=False):
+        """One layer, as `fastrnn._stack` describes a run; params: names of buffers."""
+        if keep:
+            raise RuntimeError(
+                f"{self._get_name()}: expected return_states=False, got True: "
+                "a quantized layer keeps no cells and gates"
+            )
         if _has_tangent(input, *states):
             raise RuntimeError(f"{self._get_name()}: a quantized layer has no forward mode")
+        params = [self._buffers[name] for name in params]
+        sizes = params, self.hidden_size, self.proj_size, bidirectional
         if torch.is_grad_enabled() and any(
             t is not None and t.requires_grad for t in (input, *states)
         ):
@@ -222,35 +227,23 @@ class _Quantized(nn.Module):
                 f"{self._get_name()}: quantized layers are for inference: call eval() first"
             )
         if input.dtype is not torch.float32:
-            device = "cpu" if input.is_meta else input.device.type
-            if torch.is_autocast_enabled(device) and input.dtype in (torch.bfloat16, torch.float16):
+            on = torch.is_autocast_enabled(_autocast.device_of(input))
+            if on and input.dtype in (torch.bfloat16, torch.float16):
                 return input.float()  # of a product under autocast
             raise ValueError(
                 f"{self._get_name()}: expected input of dtype torch.float32, got {input.dtype}"
             )
-        device = next(self.buffers()).device
+        device = next(iter(self._buffers.values())).device
         if input.device != device and not input.is_meta:
             raise RuntimeError(
                 f"{self._get_name()}: expected input on {device}, where the layer is, "
                 f"got {input.device}"
             )
-        if input.shape[-1] != self.input_size:
-            raise RuntimeError(
-                f"{self._get_name()}: expected input.size(-1) to be input_size = "
-                f"{self.input_size}, got shape {tuple(input.shape)}"
-            )
         return input
 
-    def _check_states(self, states, leading):
-        """leading: their shape but for the last dimension."""
-        sizes = (self.proj_size or self.hidden_size, self.hidden_size)
-        for what, state, size in zip(("h", "c"), states, sizes):
-            if state.shape != (*leading, size):
-                raise RuntimeError(
-                    f"{self._get_name()}: expected {what} of hx of shape {(*leading, size)}, "
-                    f"got {tuple(state.shape)}"
-                )
-            if state.dtype is not torch.float32:
+    def _check_states(self, states):
+        for state in states:
+            if state is not None and state.dtype is not torch.float32:
                 raise RuntimeError(
                     f"{self._get_name()}: expected hx of dtype torch.float32, got {state.dtype}"
                 )
@@ -273,7 +266,7 @@ class _Quantized(nn.Module):
     def _states(self, hx, dim, indexed):
         """`(h,)` or `(h, c)`, None where zeros."""
         if self.cell == "lstm":
-            return (None, None) if hx is None else _checks.lstm_states(hx, dim, indexed)
+            return _checks.lstm_states(hx, dim, indexed)
         if hx is not None and not isinstance(hx, Tensor):
             raise AttributeError(
                 f"{self._get_name()}: expected hx to be a Tensor, got {_checks.what(hx)}"
@@ -289,7 +282,7 @@ class _Quantized(nn.Module):
         return super()._apply(move, recurse)
 
     def _get_name(self):
-        return f"Quantized{self._kind}"
+        return self._name
 
     def extra_repr(self):
         options = [f"{self.input_size}, {self.hidden_size}"]
@@ -302,7 +295,8 @@ class _Quantized(nn.Module):
 class QuantizedLayer(_Quantized):
     """An LSTM, GRU or RNN whose weights are int8 or bfloat16; made by `quantize`.
 
-    Call: as the layer it was made of (see `fastrnn.LSTM`), with float32 input and states.
+    Call: as the layer it was made of (see `fastrnn.LSTM`), with float32 input and states, resets
+        and lengths; return_states raises RuntimeError, for cells and gates are not kept.
 
     Attributes: `input_size`, `hidden_size`, `num_layers`, `bias`, `batch_first`, `dropout` (which
         inference ignores), `bidirectional`, `proj_size` and `mode` as that layer's; `dtype` of the
@@ -319,10 +313,10 @@ class QuantizedLayer(_Quantized):
 
     def __init__(self, layer: nn.RNNBase, dtype: torch.dtype) -> None:
         super().__init__(layer, layer.mode.lower(), dtype)
-        self.mode, self._kind = layer.mode, layer.mode.partition("_")[0]
+        self.mode, self._name = layer.mode, f"Quantized{layer.mode.partition('_')[0]}"
         self.num_layers, self.bidirectional = layer.num_layers, layer.bidirectional
         self.batch_first, self.dropout = layer.batch_first, layer.dropout
-        self._layers = []  # names of the buffers of each
+        self._layers = []  # names of the buffers of each layer
         stems = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * self.bias
         stems += ["weight_hr"] * bool(self.proj_size)
         for index in range(self.num_layers):
@@ -335,63 +329,42 @@ class QuantizedLayer(_Quantized):
     def flatten_parameters(self) -> None:
         """Nothing: weights are packed. Models call it before their layers."""
 
-    def forward(self, input: Tensor | PackedSequence, hx=None):
+    def permute_hidden(self, hx, permutation: Tensor | None):
+        """States with their batch rearranged, as of the layer it was made of."""
+        if permutation is None:
+            return hx
+        if isinstance(hx, Tensor):
+            return hx.index_select(1, permutation)
+        return tuple(state.index_select(1, permutation) for state in hx)
+
+    def forward(
+        self, input: Tensor | PackedSequence, hx=None, *, resets=None, reset_to="zeros",
+        lengths=None, return_states=False,
+    ):  # fmt: skip
         """Runs the layers; see the class."""
-        if isinstance(input, PackedSequence):
-            data, batch_sizes, order, back = input
-            states = self._states(hx, 3, True)
-            if order is not None:
-                states = tuple(None if s is None else s.index_select(1, order) for s in states)
-            output, states = self._stack(self._check_call(data), batch_sizes, states)
-            output = PackedSequence(output, batch_sizes, order, back)
-            if back is not None:
-                states = tuple(state.index_select(1, back) for state in states)
-            return output, states if self.cell == "lstm" else states[0]
+        return _packing.forward(self, input, hx, resets, reset_to, lengths, return_states)
+
+    def _run(self, input, hx, batch_first, batch_sizes, options):
+        name = self._get_name()
         if not isinstance(input, Tensor):
             raise AttributeError(
-                f"{self._get_name()}: expected input to be a Tensor or a PackedSequence, "
+                f"{name}: expected input to be a Tensor or a PackedSequence, "
                 f"got {_checks.what(input)}"
             )
-        dim = input.dim()
-        if dim != 2 and dim != 3:
-            raise ValueError(f"{self._get_name()}: expected input of 2 or 3 dimensions, got {dim}")
         input = self._check_call(input)
-        states = self._states(hx, 3, False)
-        turned = dim == 3 and self.batch_first
-        if dim == 2:
-            for state in states:
-                if state is not None and state.dim() != 2:
-                    raise RuntimeError(
-                        f"{self._get_name()}: expected hx of 2 dimensions for 2-D input, "
-                        f"got {tuple(state.shape)}"
-                    )
-            input = input.unsqueeze(1)
-            states = tuple(None if s is None else s.unsqueeze(1) for s in states)
-        output, states = self._stack(input.transpose(0, 1) if turned else input, None, states)
-        if turned:
-            output = output.transpose(0, 1)
-        if dim == 2:
-            output, states = output.squeeze(1), tuple(s.squeeze(1) for s in states)
-        return output, states if self.cell == "lstm" else states[0]
-
-    def _stack(self, input, batch_sizes, states):
-        directions = 2 if self.bidirectional else 1
-        if input.shape[0] == 0:
-            raise RuntimeError(f"{self._get_name()}: expected seq_len > 0, got 0")
-        if states[0] is not None:
-            batch = input.shape[1] if batch_sizes is None else int(batch_sizes[0])
-            self._check_states(states, (self.num_layers * directions, batch))
-        if self.num_layers == 1:
-            names = self._layers[0]
-            output, *final = self._run(names, input, batch_sizes, states, self.bidirectional)
-            return output, tuple(final)
-        finals = []
-        for index, names in enumerate(self._layers):
-            part = slice(index * directions, (index + 1) * directions)
-            initial = tuple(None if s is None else s[part] for s in states)
-            input, *final = self._run(names, input, batch_sizes, initial, self.bidirectional)
-            finals.append(final)
-        return input, tuple(torch.cat(states) for states in zip(*finals))
+        states = self._states(hx, 3, batch_sizes is not None)
+        call = _stack.Call(
+            self.num_layers, self.bias, self.bidirectional, None, batch_first, batch_sizes, None
+        )
+        _checks.check_input(name, input, states, torch.float32, self.input_size, call)
+        if hx is not None:
+            sizes = self.proj_size or self.hidden_size, self.hidden_size
+            _checks.check_states(name, input, states, sizes, call)
+            self._check_states(states)
+        results = _stack.apply(
+            _stack.layers, self._layers, self._layer, input, states, call, options, False
+        )
+        return _stack.results(*results)
 
 
 class QuantizedCell(_Quantized):
@@ -417,7 +390,7 @@ class QuantizedCell(_Quantized):
                 f"expected nonlinearity 'tanh' or 'relu', got {cell.nonlinearity!r}"
             ) from None
         super().__init__(cell, kind.name, dtype)
-        self._kind = kind.function.upper() + "Cell"
+        self._name = f"Quantized{kind.function.upper()}Cell"
         self._take(cell, "", ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * self.bias)
         self._all = self._names("")
 
@@ -433,10 +406,22 @@ class QuantizedCell(_Quantized):
         input = self._check_call(input)
         states = self._states(hx, 2, dim == 1)
         batched = dim == 2
+        if input.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"{self._get_name()}: expected input.size(-1) to be input_size = "
+                f"{self.input_size}, got shape {tuple(input.shape)}"
+            )
+        self._check_states(states)
         if states[0] is not None:
-            self._check_states(states, input.shape[:-1])
+            expected = *input.shape[:-1], self.hidden_size
+            for what, state in zip(("h", "c"), states):
+                if state.shape != expected:
+                    raise RuntimeError(
+                        f"{self._get_name()}: expected {what} of hx of shape {expected}, "
+                        f"got {tuple(state.shape)}"
+                    )
             states = tuple(s.unsqueeze(0) if batched else s[None, None] for s in states)
         rows = input.unsqueeze(0) if batched else input[None, None]
-        _, *finals = self._run(self._all, rows, None, states, False)
+        _, *finals = self._layer(rows, None, states, self._all, False)
         finals = tuple(s.squeeze(0) if batched else s[0, 0] for s in finals)
         return finals if self.cell == "lstm" else finals[0]

@@ -41,8 +41,10 @@ Common to all layers
     attributes: what was given, zoneout and variational_dropout as pairs. Rates may be set between
         calls, in that form and unchecked; layer_norm and proj_size may not, their parameters are
         made at construction.
-    call, shapes, packed input, dtypes: as of `fastrnn.LSTM`, `fastrnn.GRU`, `fastrnn.RNN`. Under
-        autocast a layer computes in its parameters' dtype.
+    call, shapes, packed input, dtypes: as of `fastrnn.LSTM`, `fastrnn.GRU`, `fastrnn.RNN`, with
+        resets, lengths and return_states. What lies between two resets is a sequence of its own,
+        with masks of its own. States' cells and h are those after zoneout, its gates those before
+        recurrent dropout. Under autocast a layer computes in its parameters' dtype.
     random numbers: torch.manual_seed reproduces them. Masks of zoneout, recurrent dropout and
         weight drop come from Philox 4x32-10 (Salmon et al. 2011) with a key that each call draws
         from torch's generator, and counters of layer, direction, step, row and unit: they are the
@@ -53,23 +55,17 @@ Common to all layers
         step: right, but slow. Without options that reach into the recurrence (all but weight_drop
         and an input's variational dropout), and in eval with dropout alone, a layer runs as
         `fastrnn.LSTM`, `GRU` or `RNN` does.
-    raises: ValueError for a rate outside of [0, 1), recurrent_dropout of an RNN, a pair where there
-        is one rate, eps <= 0 and proj_size > 0 with an option that reaches into the recurrence;
-        TypeError for an option of the wrong type; in the call what torch.nn raises.
+    raises: ValueError for checkpoint_every, for a rate outside of [0, 1), recurrent_dropout of an
+        RNN, a pair where there is one rate, eps <= 0 and proj_size > 0 with an option that reaches
+        into the recurrence; TypeError for an option of the wrong type; in the call what torch.nn
+        raises.
 """
 
 import torch
 from torch import Tensor, nn
 
-from fastrnn import _checks, _extended, modules
-from fastrnn._variants import (
-    Layers,
-    autocast_device,
-    check_eps,
-    check_update_bias,
-    dreamer_affine,
-    without_autocast,
-)
+from fastrnn import _autocast, _checks, _extended, modules
+from fastrnn._variants import Layers, check_eps, check_update_bias, dreamer_affine
 
 __all__ = ["GRU", "LSTM", "RNN", "DreamerGRU", "DreamerGRUCell"]
 
@@ -207,8 +203,8 @@ class DreamerGRUCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Runs the step; see the class."""
-        _checks.check_tensors("DreamerGRUCell", input, () if hx is None else (hx,), ())
-        input, hx = without_autocast(input, hx, self.weight_ih.dtype)
+        _checks.check_tensors("DreamerGRUCell", input, (hx,), ())
+        input, (hx,) = _autocast.in_dtype(self.weight_ih.dtype, input, (hx,))
         for argument, value in (("input", input), ("hx", hx)):
             if value is not None and value.dim() not in (1, 2):
                 raise ValueError(
@@ -223,13 +219,10 @@ class DreamerGRUCell(nn.RNNCellBase):
         rows = input if input.dim() == 2 else input.unsqueeze(0)
         h0 = hx if hx is None or hx.dim() == 2 else hx.unsqueeze(0)
         _checks.check_step("DreamerGRUCell", 3, rows, (h0,), self.weight_ih, self.weight_hh)
-        gain, bias = dreamer_affine(
-            self.norm.unsqueeze(0), self.norm_bias.unsqueeze(0), self.update_bias
-        )
-        with torch.autocast(autocast_device(rows), enabled=False):
-            h, _, _ = _extended.layer(
-                "gru", "joint", rows, None, rows.shape[0], None if h0 is None else h0.unsqueeze(0),
-                None, self.weight_ih.unsqueeze(0), self.weight_hh.unsqueeze(0), None, None, bias,
-                gain, None, None, None, None, 0, (0.0, 0.0, 0.0), self.eps,
-            )  # fmt: skip
-        return h if input.dim() == 2 else h.squeeze(0)
+        within = _extended.Within("gru", False, "joint", self.eps, (0.0, 0.0, 0.0), 0.0, None)
+        affine = dreamer_affine(self.norm, self.norm_bias, self.update_bias)
+        params = 0, [self.weight_ih, self.weight_hh, *affine]
+        states = [None if h0 is None else h0.unsqueeze(0)]
+        with torch.autocast(_autocast.device_of(rows), enabled=False):
+            _, h = _extended.run(within, rows.unsqueeze(0), None, states, params, False)
+        return h[0] if input.dim() == 2 else h[0, 0]

@@ -107,8 +107,8 @@ def step(
     weights: dict,
     mask: tuple,
     eps: float,
-) -> tuple[Tensor, Tensor | None]:
-    """One step of one direction on rows: `(h', c')`.
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """One step of one direction on rows: `(h', c', gates)`.
 
     x: the input's share of the gates, `[B, G*H]`. weights: w_hh, and None or a tensor for each of
     bias, gain, cell_gain, cell_bias and h_scale. ::
@@ -126,6 +126,8 @@ def step(
                new = (1 - z) * n + z * h
         RNN:   new = tanh(x + v), or relu
         h' = zoneout_h * h + (1 - zoneout_h) * new
+
+    gates: i, f, g, o of an LSTM, r, z, n of a GRU, new of an RNN; g and n before dropout.
     """
     zoneout_c, zoneout_h, factor = mask
     scaled = h if weights["h_scale"] is None else h * weights["h_scale"]
@@ -138,20 +140,24 @@ def step(
         v = v + weights["bias"]
     if cell == "lstm":
         i, f, g, o = (x + v).chunk(4, 1)
-        fresh = torch.sigmoid(f) * c + torch.sigmoid(i) * (factor * torch.tanh(g))
+        i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
+        fresh = f * c + i * (factor * g)
         y = fresh
         if weights["cell_gain"] is not None:
             y = _normalise(fresh, eps) * weights["cell_gain"] + weights["cell_bias"]
-        new = torch.sigmoid(o) * torch.tanh(y)
+        new, gates = o * torch.tanh(y), (i, f, g, o)
         c = zoneout_c * c + (1 - zoneout_c) * fresh
     elif cell == "gru":
         (xr, xz, xn), (vr, vz, vn) = x.chunk(3, 1), v.chunk(3, 1)
         r, z = torch.sigmoid(xr + vr), torch.sigmoid(xz + vz)
-        n = factor * torch.tanh(xn + r * vn)
+        n = torch.tanh(xn + r * vn)
+        gates = r, z, n
+        n = factor * n
         new = n + z * (h - n)
     else:
         new = {"rnn_tanh": torch.tanh, "rnn_relu": torch.relu}[cell](x + v)
-    return zoneout_h * h + (1 - zoneout_h) * new, c
+        gates = (new,)
+    return zoneout_h * h + (1 - zoneout_h) * new, c, torch.cat(gates, 1)
 
 
 def recurrence(
@@ -175,8 +181,10 @@ def recurrence(
     layer: int,
     rates: tuple[float, float, float],
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """All steps and directions of one layer: `(output [N, D*H], h_n [D, B, H], c_n)`.
+    keep: bool = False,
+) -> tuple[Tensor, ...]:
+    """All steps and directions of one layer: `(output [N, D*H], h_n [D, B, H], c_n)`, and if keep
+    every step's c `[D, N, H]`, or None, and gates `[D, N, G*H]`.
 
     input `[N, I]`, `w_ih [D, G*H, I]`, `w_hh [D, G*H, H]`, `gain_x`, `bias_x`, `bias`, `gain`
     `[D, G*H]`, `cell_gain`, `cell_bias` `[D, H]`, `h0`, `c0`, `h_scale` `[D, B, H]`; c_n has size 0
@@ -193,7 +201,7 @@ def recurrence(
     counts = [batch] * (rows // batch if batch else 0)
     if batch_sizes is not None:
         counts = batch_sizes.tolist()
-    outputs, h_n, c_n = [], [], []
+    outputs, h_n, c_n, cells, gates = [], [], [], [], []
     for d in range(directions):
         of = {"w_hh": w_hh, "bias": bias, "gain": gain, "cell_gain": cell_gain,
               "cell_bias": cell_bias}  # fmt: skip
@@ -202,17 +210,26 @@ def recurrence(
         c = None
         if cell == "lstm":
             c = gates_x.new_zeros(batch, size) if c0 is None else c0[d]
-        inputs, output = gates_x[d].split(counts) if counts else (), [None] * len(counts)
+        inputs = gates_x[d].split(counts) if counts else ()
+        output, each_c, each_gates = ([None] * len(counts) for _ in range(3))
         for t in reversed(range(len(counts))) if d else range(len(counts)):
             n = counts[t]
             of["h_scale"] = None if h_scale is None else h_scale[d, :n]
             mask = masks(seed, rates, layer, d, t, n, h)
             before = None if c is None else c[:n]
-            output[t], new = step(cell, norm, inputs[t], h[:n], before, of, mask, eps)
+            output[t], each_c[t], each_gates[t] = step(
+                cell, norm, inputs[t], h[:n], before, of, mask, eps
+            )
             h = torch.cat([output[t], h[n:]])
-            c = None if c is None else torch.cat([new, c[n:]])
+            c = None if c is None else torch.cat([each_c[t], c[n:]])
         outputs.append(torch.cat(output) if output else gates_x.new_empty(0, size))
+        if keep:
+            cells.append(each_c if c is None else torch.cat(each_c))
+            gates.append(torch.cat(each_gates))
         h_n.append(h)
         c_n.append(gates_x.new_empty(0) if c is None else c)
     c_n = torch.stack(c_n) if cell == "lstm" else c_n[0]
-    return torch.cat(outputs, 1), torch.stack(h_n), c_n
+    results = torch.cat(outputs, 1), torch.stack(h_n), c_n
+    if not keep:
+        return results
+    return *results, torch.stack(cells) if cell == "lstm" else None, torch.stack(gates)

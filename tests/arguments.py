@@ -252,8 +252,9 @@ def of_extended(name, values):
         values["bias_x"] = None
     if name == "extended_backward":
         results = results_of("extended_forward", values)
-        values |= results | {f"d_{n}": like(results[n]) for n in ("output", "h_n", "c_n")}
-        values["d_c_n"] = values["d_c_n"] if values["cell"] == "lstm" else None
+        values |= results | {f"d_{n}": like(results[n]) for n in ("output", "h_n", "c_n", "cells")}
+        if values["cell"] != "lstm":
+            values |= {"d_c_n": None, "d_cells": None}
         values |= {f"has_{n}": values[n] is not None for n in ("bias_x", "bias")}
     return in_order(name, values)
 

@@ -100,3 +100,38 @@ def assert_close(ours, theirs, tolerance):
         scale = max(magnitude(expected), 1e-2 * largest if name[:2] == "d_" else 0.0) or 1.0
         error = (ours[name].double() - expected.double()).abs().max().item() / scale
         assert error <= tolerance, f"{name}: {error}"
+
+
+def pieces(module, x, hx, resets, reset_to):
+    """A layer on each piece of each row: what resets mean. x `[T, B, I]`."""
+    outputs, finals = [], []
+    pair = module.mode == "LSTM"
+    forward = 0
+    for b in range(x.shape[1]):
+        ends = [*(t for t in range(1, len(x)) if resets[t, b]), len(x)]
+        begins = [0, *ends[:-1]]
+        states = hx if pair else (hx,)
+        row, last = [], []
+        for begin, end in zip(begins, ends):
+            # Of each direction: hx where it starts or resets go there, else zeros.
+            is_hx = [begin == 0 and not resets[0, b], end == len(x)]
+            start = []
+            for state in states:
+                mine = state[:, b].clone()
+                for d, has in enumerate(is_hx[: 1 + module.bidirectional]):
+                    if not has and reset_to == "zeros":
+                        mine[d :: 1 + module.bidirectional] *= 0
+                start.append(mine)
+            output, final = module(x[begin:end, b], tuple(start) if pair else start[0])
+            row.append(output)
+            last.append(final if pair else (final,))
+        outputs.append(torch.cat(row))
+        every = 1 + module.bidirectional
+        ended = []
+        for i in range(len(states)):
+            parts = [last[-1][i][d::every] if d == forward else last[0][i][d::every]
+                     for d in range(every)]  # fmt: skip
+            ended.append(torch.stack(parts, 1).flatten(0, 1))
+        finals.append(ended)
+    finals = [torch.stack(s, 1) for s in zip(*finals)]
+    return torch.stack(outputs, 1), tuple(finals) if pair else finals[0]

@@ -10,7 +10,7 @@ import fastrnn
 from fastrnn import _autograd, _options, reference
 from tests.arguments import call, tensors_in
 from tests.cases import KINDS, LAYERS, Case
-from tests.options import ASKED, SETTINGS, TOLERANCE, assert_close, both, options_of
+from tests.options import ASKED, SETTINGS, TOLERANCE, assert_close, both, options_of, pieces
 
 
 def numbered(tensors):
@@ -100,41 +100,6 @@ def test_random_configurations(seed, monkeypatch):
         x = data.inputs[0].transpose(0, 1) if case.arguments["batch_first"] else data.inputs[0]
         x[torch.arange(case.seq_len)[:, None] >= options["lengths"]] = torch.nan
     assert_close(*both(case, options, dtype, data), TOLERANCE[dtype])
-
-
-def pieces(module, x, hx, resets, reset_to):
-    """torch.nn's layer on each piece of each row: the definition. x `[T, B, I]`."""
-    outputs, finals = [], []
-    pair = module.mode == "LSTM"
-    forward = 0
-    for b in range(x.shape[1]):
-        ends = [*(t for t in range(1, len(x)) if resets[t, b]), len(x)]
-        begins = [0, *ends[:-1]]
-        states = hx if pair else (hx,)
-        row, last = [], []
-        for begin, end in zip(begins, ends):
-            # Of each direction: hx where it starts or resets go there, else zeros.
-            is_hx = [begin == 0 and not resets[0, b], end == len(x)]
-            start = []
-            for state in states:
-                mine = state[:, b].clone()
-                for d, has in enumerate(is_hx[: 1 + module.bidirectional]):
-                    if not has and reset_to == "zeros":
-                        mine[d :: 1 + module.bidirectional] *= 0
-                start.append(mine)
-            output, final = module(x[begin:end, b], tuple(start) if pair else start[0])
-            row.append(output)
-            last.append(final if pair else (final,))
-        outputs.append(torch.cat(row))
-        every = 1 + module.bidirectional
-        ended = []
-        for i in range(len(states)):
-            parts = [last[-1][i][d::every] if d == forward else last[0][i][d::every]
-                     for d in range(every)]  # fmt: skip
-            ended.append(torch.stack(parts, 1).flatten(0, 1))
-        finals.append(ended)
-    finals = [torch.stack(s, 1) for s in zip(*finals)]
-    return torch.stack(outputs, 1), tuple(finals) if pair else finals[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,17 +11,24 @@ import torch
 from torch import nn
 
 import fastrnn
-from fastrnn import _C, _overlap
-from fastrnn.functional import _GRU, _LSTM, _RNN
+from fastrnn import _C, _overlap, _stack
+from fastrnn._plain import PLAIN
 
 DEVICES = _C.cuda_devices()
-CELLS = {"LSTM": _LSTM, "GRU": _GRU, "RNN": _RNN["tanh"]}
+CELLS = {"LSTM": PLAIN["lstm"], "GRU": PLAIN["gru"], "RNN": PLAIN["rnn_tanh"]}
 
 
 def wavefront(module, cell, x, states, chunks, dropout=0.0):
-    return _overlap.layers(
-        cell.layer, x, states, list(module.parameters()), module.num_layers, dropout, chunks
-    )
+    params = list(module.parameters())
+    return layers(cell.layer, x, states, params, module.num_layers, dropout, chunks)
+
+
+def layers(run, x, states, params, num_layers, dropout, chunks):
+    each = len(params) // num_layers
+    params = [params[i * each : (i + 1) * each] for i in range(num_layers)]
+    before = _stack.Dropout(dropout) if dropout else None
+    call = _stack.Call(num_layers, True, False, before, False, None, None)
+    return _overlap.layers(chunks, params, call, run, x, None, states)[:2]
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -61,10 +68,10 @@ def test_equals_the_plain_stack(name, seq_len, num_layers, chunks, bias, hx):
 def test_dropout_is_between_layers():
     module = fastrnn.LSTM(3, 4, 2)
     x = torch.randn(8, 2, 3)
-    everything = wavefront(module, _LSTM, x, [None, None], 4, dropout=1.0)
+    everything = wavefront(module, CELLS["LSTM"], x, [None, None], 4, dropout=1.0)
     with torch.no_grad():
         module.weight_ih_l1.zero_()
-    torch.testing.assert_close(everything, wavefront(module, _LSTM, x, [None, None], 4))
+    torch.testing.assert_close(everything, wavefront(module, CELLS["LSTM"], x, [None, None], 4))
 
 
 # -- Order: every stream carries what it has waited for ------------------------------------------
@@ -129,7 +136,7 @@ def breaches(monkeypatch, stream, num_layers, chunks):
     alive = []
     _overlap._lanes.cache_clear()
     x, h = torch.zeros(9, 2, 3), torch.zeros(num_layers, 2, 3)
-    output, _ = _overlap.layers(layer, x, [h], [None] * 2 * num_layers, num_layers, 0.0, chunks)
+    output, _ = layers(layer, x, [h], [None] * 2 * num_layers, num_layers, 0.0, chunks)
     _overlap._lanes.cache_clear()
     torch.testing.assert_close(output, x + num_layers)
     found.extend(f"{e} not waited for" for e in range(next(numbers)) if e not in module.home.past)

@@ -261,7 +261,7 @@ def test_variational_dropout_of_h_by_hand():
     torch.manual_seed(1)
     output, (h_n, _) = module(x)
     torch.manual_seed(1)
-    mask = _variants.batch_mask(x, (1, B, H), 0.5)[0]
+    mask = _extended.batch_mask(x, (1, B, H), 0.5)[0]
     assert set(mask.unique().tolist()) == {0.0, 2.0}
     h = c = torch.zeros(B, H, dtype=torch.float64)
     for t in range(T):

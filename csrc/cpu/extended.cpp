@@ -164,8 +164,9 @@ Forward extended_forward(c10::string_view cell, c10::string_view norm, const Ten
 
 Backward extended_backward(
     c10::string_view cell, c10::string_view norm, const OptionalTensor& d_output,
-    const OptionalTensor& d_h_n, const OptionalTensor& d_c_n, const OptionalTensor& batch_sizes,
-    c10::SymInt batch, const OptionalTensor& h0, const OptionalTensor& c0,
+    const OptionalTensor& d_h_n, const OptionalTensor& d_c_n, const OptionalTensor& d_cells,
+    const OptionalTensor& batch_sizes, c10::SymInt batch, const OptionalTensor& h0,
+    const OptionalTensor& c0,
     const OptionalTensor& gates_x, const Tensor& gates, const Tensor& hidden, const Tensor& cells,
     const Tensor& normed, const Tensor& rstd, const Tensor& moments_x, const Tensor& w_hh,
     const OptionalTensor& gain_x, bool has_bias_x, bool has_bias, const OptionalTensor& gain,
@@ -194,6 +195,7 @@ Backward extended_backward(
   p.d_output = e.pointer(d_output, "d_output", {N, D * H});
   p.d_h_n = e.pointer(d_h_n, "d_h_n", {D, B, H});
   p.d_c_n = e.has_c() ? e.pointer(d_c_n, "d_c_n", {D, B, H}) : nullptr;
+  p.d_cells = e.has_c() ? e.pointer(d_cells, "d_cells", {D, N, H}) : nullptr;
 
   const auto sized = [&](at::IntArrayRef size, bool exists) {
     return empty(layer, exists ? size : at::IntArrayRef({0}));

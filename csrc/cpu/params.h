@@ -170,6 +170,7 @@ struct ExtendedBackwardParams {
   const void* d_output;  // [N, D*H] or null: zeros
   const void* d_h_n;     // [D, B, H] or null
   const void* d_c_n;     // [D, B, H] or null
+  const void* d_cells;   // [D, N, H], of every step's c, or null
   const void* h0;        // [D, B, H] or null, GRU
   const void* c0;        // [D, B, H] or null, LSTM
   const void* gates_x;   // [D, N, G*H] with gain_x, else null

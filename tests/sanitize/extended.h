@@ -30,7 +30,7 @@ struct ExtendedTensors {
 };
 
 struct ExtendedResults {
-  Values output, h_n, c_n;
+  Values output, h_n, c_n, cells;  // cells [D, N, H]
 };
 
 constexpr uint64_t kExtendedSeed = 0x9876543210ABCDEFu;
@@ -67,7 +67,7 @@ ExtendedResults extended_reference(const ExtendedConfig& e, const ExtendedTensor
   const Config& c = e.c;
   const int64_t H = c.H, D = c.directions, GH = c.gates() * H, N = c.rows;
   const bool lstm = c.cell == cells::kKind<cells::Lstm>, gru = c.cell == cells::kKind<cells::Gru>;
-  ExtendedResults r{Values(N * D * H), t.h0, t.c0};
+  ExtendedResults r{Values(N * D * H), t.h0, t.c0, Values(D * N * H)};
   for (int64_t d = 0; d < D; ++d) {
     for (int64_t s = 0; s < c.T; ++s) {
       const int64_t now = d == 1 ? c.T - 1 - s : s;
@@ -130,6 +130,7 @@ ExtendedResults extended_reference(const ExtendedConfig& e, const ExtendedTensor
             if (e.cell_norm) y[j] = y[j] * t.cell_gain[d * H + j] + t.cell_bias[d * H + j];
             fresh_h[j] = o[j] * std::tanh(y[j]);
             state[j] = z_c[j] * state[j] + (1 - z_c[j]) * fresh[j];
+            r.cells[(d * N + row) * H + j] = state[j];
           }
         }
         for (int64_t j = 0; j < H; ++j) {
@@ -244,16 +245,19 @@ void run_extended(const Config& config, const std::string& name) {
     compare("output", output, expected.output, where);
     compare("h_n", h_n, expected.h_n, where);
     if (lstm) compare("c_n", c_n, expected.c_n, where);
+    if (lstm && save) compare("cells", cells, expected.cells, where);
   }
 
   const ExtendedResults loss{random_values(N * D * H, 1), random_values(BH, 1),
-                             random_values(BH, lstm ? 1 : 0)};
+                             random_values(BH, lstm ? 1 : 0),
+                             random_values(D * N * H, lstm && e.random ? 1 : 0)};
   ExtendedBackwardParams b{};
   b.shape = shape;
   b.options = options;
   b.d_output = memory.in(loss.output);
   b.d_h_n = memory.in(loss.h_n);
   b.d_c_n = lstm ? memory.in(loss.c_n) : nullptr;
+  b.d_cells = lstm && e.random ? memory.in(loss.cells) : nullptr;
   b.h0 = h0;
   b.c0 = c0;
   b.gates = gates;
@@ -328,7 +332,8 @@ void run_extended(const Config& config, const std::string& name) {
     const ExtendedResults high = extended_reference(e, after), low = extended_reference(e, before);
     const double quotient = (inner(loss.output, high.output) - inner(loss.output, low.output) +
                              inner(loss.h_n, high.h_n) - inner(loss.h_n, low.h_n) +
-                             (lstm ? inner(loss.c_n, high.c_n) - inner(loss.c_n, low.c_n) : 0)) /
+                             (lstm ? inner(loss.c_n, high.c_n) - inner(loss.c_n, low.c_n) : 0) +
+                             inner(loss.cells, high.cells) - inner(loss.cells, low.cells)) /
                             (2 * kStep);
     const double limit = std::fmax(4 * Info<S>::tolerance, 1e-6) * size;
     if (!(std::fabs(slope - quotient) <= limit)) {

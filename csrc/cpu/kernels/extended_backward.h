@@ -269,6 +269,9 @@ class ExtendedBackward {
       C* const carry = directions_[step.d].d_c + b * stride_ + v * L;
       if constexpr (kHasC) {
         V d_c = b < step.joined ? V::load(carry) : load_state(p_.d_c_n, step.d, b, v);
+        if (p_.d_cells) {
+          d_c = d_c + load_lanes<V>(static_cast<const S*>(p_.d_cells) + n * H_ + v * L, k);
+        }
         d_before[1] = V::zero();
         if (masks.zoneout_c) {
           const V keep = V::load(masks.zoneout_c + v * L);
