@@ -166,12 +166,12 @@ Backward extended_backward(
     c10::string_view cell, c10::string_view norm, const OptionalTensor& d_output,
     const OptionalTensor& d_h_n, const OptionalTensor& d_c_n, const OptionalTensor& d_cells,
     const OptionalTensor& batch_sizes, c10::SymInt batch, const OptionalTensor& h0,
-    const OptionalTensor& c0,
-    const OptionalTensor& gates_x, const Tensor& gates, const Tensor& hidden, const Tensor& cells,
-    const Tensor& normed, const Tensor& rstd, const Tensor& moments_x, const Tensor& w_hh,
-    const OptionalTensor& gain_x, bool has_bias_x, bool has_bias, const OptionalTensor& gain,
-    const OptionalTensor& cell_gain, const OptionalTensor& cell_bias, const OptionalTensor& h_scale,
-    const OptionalTensor& seed, int64_t layer_index, at::ArrayRef<double> rates, double eps) {
+    const OptionalTensor& c0, const OptionalTensor& gates_x, const Tensor& gates,
+    const Tensor& hidden, const Tensor& cells, const Tensor& normed, const Tensor& rstd,
+    const Tensor& moments_x, const Tensor& w_hh, const OptionalTensor& gain_x, bool has_bias_x,
+    bool has_bias, const OptionalTensor& gain, const OptionalTensor& cell_gain,
+    const OptionalTensor& cell_bias, const OptionalTensor& h_scale, const OptionalTensor& seed,
+    int64_t layer_index, at::ArrayRef<double> rates, double eps) {
   Extended e = read("extended_backward", cell, norm, gates, batch_sizes, batch, w_hh, gain_x, gain,
                     cell_gain, cell_bias, h_scale, seed, layer_index, rates, eps);
   const Layer& layer = e.layer;
