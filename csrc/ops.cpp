@@ -1,5 +1,5 @@
 // The map: every operator of fastrnn, one schema each, and what its tensors are. csrc/host/,
-// csrc/cpu/ and csrc/cuda/ implement them, fastrnn/_ops.py has a fake kernel of each.
+// csrc/cpu/ and csrc/cuda/ implement them, fastrnn/_layer/ops.py has a fake kernel of each.
 //
 // Only what is sequential, and the products beside it, is an operator. One call is one layer with
 // all its directions; layers, dropout and the permutation of packed sequences are Python.
@@ -20,12 +20,12 @@
 // bfloat16, float16; the last two compute in float32.
 //
 // vmap puts a mapped dimension behind the rows of every tensor and calls an operator once
-// (fastrnn/_rows.py, fastrnn/_vmap.py).
+// (fastrnn/_layer/rows.py, batching.py).
 #include <torch/library.h>
 
 // clang-format off
 TORCH_LIBRARY(fastrnn, m) {
-  m.set_python_module("fastrnn._ops");
+  m.set_python_module("fastrnn._layer.ops");
 
   // One layer. input [T, B, I] or [N, I], of any strides; params: weights, with b_ih [G*H] and b_hh
   // [G*H] before w_hr or without both, in the order of nn.RNNBase._flat_weights. Returns output [T,

@@ -8,7 +8,7 @@ import sys
 import torch
 
 import fastrnn
-from fastrnn import _extension, _ops
+from fastrnn._layer import extension, ops
 
 
 def cpu_model():
@@ -24,7 +24,7 @@ def cpu_model():
 
 def report():
     """Pairs of a name and what it is here."""
-    target, targets = _extension.cpu_target(), ", ".join(_extension.cpu_targets())
+    target, targets = extension.cpu_target(), ", ".join(extension.cpu_targets())
     forced = os.environ.get("FASTRNN_CPU_TARGET")
     environment = [
         f"{name}={os.environ[name]}"
@@ -37,24 +37,24 @@ def report():
         ("python", f"{platform.python_version()} ({platform.python_implementation()})"),
         ("platform", platform.platform()),
         ("cpu", f"{cpu_model()}, {os.cpu_count()} logical"),
-        *((f"built: {name}", value) for name, value in _extension.build_info().items()),
+        *((f"built: {name}", value) for name, value in extension.build_info().items()),
         ("cpu target", target + (f" (FASTRNN_CPU_TARGET={forced})" if forced else "")),
         ("cpu targets", targets),
         ("threads", ", ".join([f"{torch.get_num_threads()} of torch", *environment])),
-        ("devices", ", ".join(sorted(_ops.DEVICE_TYPES - {"meta"}))),
+        ("devices", ", ".join(sorted(ops.DEVICE_TYPES - {"meta"}))),
     ]
 
 
 def plans(batch, directions, seq_len):
     """Pairs of a layer and its regime and tiles, forward and backward, on every known device."""
-    for device, limits in _extension.cuda_devices().items():
+    for device, limits in extension.cuda_devices().items():
         for cell in ("lstm", "gru", "rnn_tanh"):
             for dtype, tf32 in (
                 ("bfloat16", False), ("float16", False), ("float32", True), ("float32", False),
             ):  # fmt: skip
                 for hidden_size in (32, 64, 96, 128, 256, 512, 768, 1024, 2048):
                     for backward in (False, True):
-                        plan = _extension.cuda_plan(
+                        plan = extension.cuda_plan(
                             cell, backward, dtype, tf32, hidden_size, batch, directions, False,
                             seq_len, limits,
                         )  # fmt: skip

@@ -56,9 +56,9 @@ the order of `torch.nn.LSTM(...).parameters()`. G is 4 for LSTM (rows i, f, g, o
 
 from torch import Tensor
 
-from fastrnn import _checks, _options, _plain, _stack
-from fastrnn._options import States
-from fastrnn._plain import PLAIN
+from fastrnn._stack import beyond, checks, plain, stack
+from fastrnn._stack.beyond import States
+from fastrnn._stack.plain import PLAIN
 
 __all__ = ["States", "gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 
@@ -114,13 +114,13 @@ def lstm(
     Returns:
         `(output, (h_n, c_n))`: output like input with `D*P` features, states like hx.
     """
-    options = _options.of_call("lstm", batch_sizes, resets, reset_to, lengths, return_states)
-    states = _checks.lstm_states(hx, 3, batch_sizes is not None)
-    before = _stack.dropout(dropout, num_layers) if training else None
-    call = _stack.Call(
+    options = beyond.of_call("lstm", batch_sizes, resets, reset_to, lengths, return_states)
+    states = checks.lstm_states(hx, 3, batch_sizes is not None)
+    before = stack.dropout(dropout, num_layers) if training else None
+    call = stack.Call(
         num_layers, has_biases, bidirectional, before, batch_first, batch_sizes, checkpoint_every
     )
-    return _stack.results(*_plain.stack(PLAIN["lstm"], input, states, params, call, options))
+    return stack.results(*plain.run(PLAIN["lstm"], input, states, params, call, options))
 
 
 def gru(
@@ -161,12 +161,12 @@ def gru(
     Returns:
         `(output, h_n)`: output like input with `D*H` features, h_n like hx.
     """
-    options = _options.of_call("gru", batch_sizes, resets, reset_to, lengths, return_states)
-    before = _stack.dropout(dropout, num_layers) if training else None
-    call = _stack.Call(
+    options = beyond.of_call("gru", batch_sizes, resets, reset_to, lengths, return_states)
+    before = stack.dropout(dropout, num_layers) if training else None
+    call = stack.Call(
         num_layers, has_biases, bidirectional, before, batch_first, batch_sizes, checkpoint_every
     )
-    return _stack.results(*_plain.stack(PLAIN["gru"], input, (hx,), params, call, options))
+    return stack.results(*plain.run(PLAIN["gru"], input, (hx,), params, call, options))
 
 
 def rnn(
@@ -205,12 +205,12 @@ def rnn(
     cell = PLAIN.get(f"rnn_{nonlinearity}")
     if cell is None:
         raise ValueError(f"rnn: expected nonlinearity 'tanh' or 'relu', got {nonlinearity!r}")
-    options = _options.of_call("rnn", batch_sizes, resets, reset_to, lengths, return_states)
-    before = _stack.dropout(dropout, num_layers) if training else None
-    call = _stack.Call(
+    options = beyond.of_call("rnn", batch_sizes, resets, reset_to, lengths, return_states)
+    before = stack.dropout(dropout, num_layers) if training else None
+    call = stack.Call(
         num_layers, has_biases, bidirectional, before, batch_first, batch_sizes, checkpoint_every
     )
-    return _stack.results(*_plain.stack(cell, input, (hx,), params, call, options))
+    return stack.results(*plain.run(cell, input, (hx,), params, call, options))
 
 
 def lstm_cell(
@@ -231,8 +231,8 @@ def lstm_cell(
     Returns:
         `(h', c')`, like hx.
     """
-    states = _checks.lstm_states(hx, 2, isinstance(input, Tensor) and input.dim() == 1)
-    return _plain.step(PLAIN["lstm"], input, states, w_ih, w_hh, b_ih, b_hh)
+    states = checks.lstm_states(hx, 2, isinstance(input, Tensor) and input.dim() == 1)
+    return plain.step(PLAIN["lstm"], input, states, w_ih, w_hh, b_ih, b_hh)
 
 
 def gru_cell(
@@ -253,7 +253,7 @@ def gru_cell(
     Returns:
         `h'`, like hx.
     """
-    return _plain.step(PLAIN["gru"], input, (hx,), w_ih, w_hh, b_ih, b_hh)[0]
+    return plain.step(PLAIN["gru"], input, (hx,), w_ih, w_hh, b_ih, b_hh)[0]
 
 
 def rnn_cell(
@@ -282,4 +282,4 @@ def rnn_cell(
         raise RuntimeError(
             f"rnn_cell: expected nonlinearity 'tanh' or 'relu', got {nonlinearity!r}"
         )
-    return _plain.step(cell, input, (hx,), w_ih, w_hh, b_ih, b_hh)[0]
+    return plain.step(cell, input, (hx,), w_ih, w_hh, b_ih, b_hh)[0]

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from fastrnn._cells import cell_of
+from fastrnn._layer.cells import cell_of
 
 __all__ = ["init_"]
 

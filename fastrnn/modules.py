@@ -15,17 +15,18 @@ from typing import overload
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import _checks, _packing, _plain, _stack, functional
-from fastrnn._plain import PLAIN
-from fastrnn._weights import weights
+from fastrnn import functional
+from fastrnn._stack import checks, packing, plain, stack
+from fastrnn._stack.plain import PLAIN
+from fastrnn._stack.weights import weights
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 
 def _run(module, cell, input, states, batch_first, batch_sizes, options):
     """The results of a layer of fastrnn.functional with the module's weights and settings."""
-    before = _stack.dropout(module.dropout, module.num_layers) if module.training else None
-    call = _stack.Call(
+    before = stack.dropout(module.dropout, module.num_layers) if module.training else None
+    call = stack.Call(
         module.num_layers,
         module.bias,
         module.bidirectional,
@@ -35,7 +36,7 @@ def _run(module, cell, input, states, batch_first, batch_sizes, options):
         module.checkpoint_every,
     )
     params = weights(module, module._flat_weights_names)
-    return _stack.results(*_plain.stack(cell, input, states, params, call, options))
+    return stack.results(*plain.run(cell, input, states, params, call, options))
 
 
 class LSTM(nn.RNNBase):
@@ -143,10 +144,10 @@ class LSTM(nn.RNNBase):
         self, input, hx=None, *, resets=None, reset_to="zeros", lengths=None, return_states=False
     ):
         """Runs the layers; see the class."""
-        return _packing.forward(self, input, hx, resets, reset_to, lengths, return_states)
+        return packing.forward(self, input, hx, resets, reset_to, lengths, return_states)
 
     def _run(self, input, hx, batch_first, batch_sizes, options):
-        states = _checks.lstm_states(hx, 3, batch_sizes is not None)
+        states = checks.lstm_states(hx, 3, batch_sizes is not None)
         return _run(self, PLAIN["lstm"], input, states, batch_first, batch_sizes, options)
 
 
@@ -204,7 +205,7 @@ class GRU(nn.RNNBase):
         self, input, hx=None, *, resets=None, reset_to="zeros", lengths=None, return_states=False
     ):
         """Runs the layers; see the class."""
-        return _packing.forward(self, input, hx, resets, reset_to, lengths, return_states)
+        return packing.forward(self, input, hx, resets, reset_to, lengths, return_states)
 
     def _run(self, input, hx, batch_first, batch_sizes, options):
         return _run(self, PLAIN["gru"], input, (hx,), batch_first, batch_sizes, options)
@@ -275,7 +276,7 @@ class RNN(nn.RNNBase):
         self, input, hx=None, *, resets=None, reset_to="zeros", lengths=None, return_states=False
     ):
         """Runs the layers; see the class."""
-        return _packing.forward(self, input, hx, resets, reset_to, lengths, return_states)
+        return packing.forward(self, input, hx, resets, reset_to, lengths, return_states)
 
     def _run(self, input, hx, batch_first, batch_sizes, options):
         cell = PLAIN["rnn_relu" if self.mode == "RNN_RELU" else "rnn_tanh"]
@@ -283,7 +284,7 @@ class RNN(nn.RNNBase):
 
 
 def _set_checkpoint_every(module, every):
-    _checks.check_checkpoint_every(module._get_name().lower(), every)
+    checks.check_checkpoint_every(module._get_name().lower(), every)
     if every is not None:  # else the class has it: instances have the attributes of torch.nn's
         module.checkpoint_every = every
 

@@ -5,8 +5,8 @@ weights are in another order), and `custom_translation_table` of torch.onnx.expo
 needs onnxscript, which is imported when the table is asked for: fastrnn does not depend on it.
 """
 
-from fastrnn import _ops
-from fastrnn._cells import CELLS
+from fastrnn._layer import ops
+from fastrnn._layer.cells import CELLS
 
 __all__ = ["translation_table"]
 
@@ -55,7 +55,7 @@ def translation_table() -> dict:
             )
         return node.outputs(getattr(op, node.kind)(*node.arguments(states), **node.attributes))
 
-    return {_ops.layer_forward: layer}
+    return {ops.layer_forward: layer}
 
 
 class _Node:

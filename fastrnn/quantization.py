@@ -6,7 +6,7 @@ The kernels are the CPU's; on other devices the same comes from torch's own oper
 `QuantizedCell`. docs/quantization.md has the equations, what they cost and when to use which.
 
 Weights are packed once, when a module is quantized, in the order in which a step reads them. The
-order (`fastrnn._panels`) is the same on every machine, so that files can be moved.
+order (`fastrnn._layer.panels`) is the same on every machine, so that files can be moved.
 """
 
 import copy
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import _autocast, _checks, _ops, _packing, _panels, _stack
-from fastrnn._cells import CELLS, cell_of
-from fastrnn._transforms import in_forward_mode
+from fastrnn._layer import ops, panels
+from fastrnn._layer.cells import CELLS, cell_of
+from fastrnn._layer.transforms import in_forward_mode
+from fastrnn._stack import autocast, checks, packing, stack
 from fastrnn.conversion import TO_OURS, TO_TORCH, is_parametrized
 
 __all__ = ["QuantizedCell", "QuantizedLayer", "quantize"]
@@ -76,7 +77,7 @@ def quantize(
         raise TypeError(f"quantize: expected a torch.nn.Module, got {type(model).__name__}")
     if dtype is torch.qint8:
         dtype = torch.int8
-    if not isinstance(dtype, torch.dtype) or dtype not in _panels.GROUP:
+    if not isinstance(dtype, torch.dtype) or dtype not in panels.GROUP:
         raise ValueError(f"quantize: expected dtype torch.int8 or torch.bfloat16, got {dtype}")
     if not inplace:
         model = copy.deepcopy(model)
@@ -123,7 +124,7 @@ class _Refuse(torch.autograd.Function):
     @staticmethod
     def forward(ctx, cell, input, batch_sizes, params, hidden_size, proj_size, bidirectional, *hx):
         return tuple(
-            _ops.quantized_forward(
+            ops.quantized_forward(
                 cell, input, batch_sizes, hx, params, hidden_size, proj_size, bidirectional
             )
         )
@@ -182,7 +183,7 @@ class _Quantized(nn.Module):
                 raise ValueError(
                     f"expected at most {_MOST_TERMS:,} columns in {name}, got {weight.shape[1]:,}"
                 )
-            parts = _panels.pack(weight, 1 if prefix == "weight_hr" else gates, self.dtype)
+            parts = panels.pack(weight, 1 if prefix == "weight_hr" else gates, self.dtype)
             for kind, part in zip(("", "_scales", "_sums"), parts):
                 self.register_buffer(name + kind, part)
         if self.bias:
@@ -192,7 +193,7 @@ class _Quantized(nn.Module):
         both, h = b_ih + b_hh, self.hidden_size
         if CELLS[self.cell].apart:  # the reset gate scales b_hn, so that stays apart
             both = torch.cat([both[: 2 * h], b_ih[2 * h :], b_hh[2 * h :]])
-        self.register_buffer("biases" + suffix, _panels.arrange(both, CELLS[self.cell].columns))
+        self.register_buffer("biases" + suffix, panels.arrange(both, CELLS[self.cell].columns))
 
     def _names(self, suffix):
         """Buffers of one direction, in the order in which the operator takes them."""
@@ -204,7 +205,7 @@ class _Quantized(nn.Module):
         return names
 
     def _layer(self, input, batch_sizes, states, params, bidirectional, keep=False):
-        """One layer, as `fastrnn._stack` describes a run; params: names of buffers."""
+        """One layer, as `fastrnn._stack.stack` describes a run; params: names of buffers."""
         if keep:
             raise RuntimeError(
                 f"{self._get_name()}: expected return_states=False, got True: "
@@ -218,7 +219,7 @@ class _Quantized(nn.Module):
             t is not None and t.requires_grad for t in (input, *states)
         ):
             return _Refuse.apply(self.cell, input, batch_sizes, *sizes, *states)
-        return _ops.quantized_forward(self.cell, input, batch_sizes, states, *sizes)
+        return ops.quantized_forward(self.cell, input, batch_sizes, states, *sizes)
 
     def _check_call(self, input):
         """The input in float32, or what is wrong with the call."""
@@ -227,7 +228,7 @@ class _Quantized(nn.Module):
                 f"{self._get_name()}: quantized layers are for inference: call eval() first"
             )
         if input.dtype is not torch.float32:
-            on = torch.is_autocast_enabled(_autocast.device_of(input))
+            on = torch.is_autocast_enabled(autocast.device_of(input))
             if on and input.dtype in (torch.bfloat16, torch.float16):
                 return input.float()  # of a product under autocast
             raise ValueError(
@@ -266,10 +267,10 @@ class _Quantized(nn.Module):
     def _states(self, hx, dim, indexed):
         """`(h,)` or `(h, c)`, None where zeros."""
         if self.cell == "lstm":
-            return _checks.lstm_states(hx, dim, indexed)
+            return checks.lstm_states(hx, dim, indexed)
         if hx is not None and not isinstance(hx, Tensor):
             raise AttributeError(
-                f"{self._get_name()}: expected hx to be a Tensor, got {_checks.what(hx)}"
+                f"{self._get_name()}: expected hx to be a Tensor, got {checks.what(hx)}"
             )
         return (hx,)
 
@@ -342,29 +343,29 @@ class QuantizedLayer(_Quantized):
         lengths=None, return_states=False,
     ):  # fmt: skip
         """Runs the layers; see the class."""
-        return _packing.forward(self, input, hx, resets, reset_to, lengths, return_states)
+        return packing.forward(self, input, hx, resets, reset_to, lengths, return_states)
 
     def _run(self, input, hx, batch_first, batch_sizes, options):
         name = self._get_name()
         if not isinstance(input, Tensor):
             raise AttributeError(
                 f"{name}: expected input to be a Tensor or a PackedSequence, "
-                f"got {_checks.what(input)}"
+                f"got {checks.what(input)}"
             )
         input = self._check_call(input)
         states = self._states(hx, 3, batch_sizes is not None)
-        call = _stack.Call(
+        call = stack.Call(
             self.num_layers, self.bias, self.bidirectional, None, batch_first, batch_sizes, None
         )
-        _checks.check_input(name, input, states, torch.float32, self.input_size, call)
+        checks.check_input(name, input, states, torch.float32, self.input_size, call)
         if hx is not None:
             sizes = self.proj_size or self.hidden_size, self.hidden_size
-            _checks.check_states(name, input, states, sizes, call)
+            checks.check_states(name, input, states, sizes, call)
             self._check_states(states)
-        results = _stack.apply(
-            _stack.layers, self._layers, self._layer, input, states, call, options, False
+        results = stack.apply(
+            stack.layers, self._layers, self._layer, input, states, call, options, False
         )
-        return _stack.results(*results)
+        return stack.results(*results)
 
 
 class QuantizedCell(_Quantized):
@@ -398,7 +399,7 @@ class QuantizedCell(_Quantized):
         """Runs the step; see the class."""
         if not isinstance(input, Tensor):
             raise AttributeError(
-                f"{self._get_name()}: expected input to be a Tensor, got {_checks.what(input)}"
+                f"{self._get_name()}: expected input to be a Tensor, got {checks.what(input)}"
             )
         dim = input.dim()
         if dim != 1 and dim != 2:

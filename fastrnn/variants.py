@@ -64,8 +64,10 @@ Common to all layers
 import torch
 from torch import Tensor, nn
 
-from fastrnn import _autocast, _checks, _extended, modules
-from fastrnn._variants import Layers, check_eps, check_update_bias, dreamer_affine
+from fastrnn import modules
+from fastrnn._layer import extended
+from fastrnn._stack import autocast, checks
+from fastrnn._stack.inside import Layers, check_eps, check_update_bias, dreamer_affine
 
 __all__ = ["GRU", "LSTM", "RNN", "DreamerGRU", "DreamerGRUCell"]
 
@@ -203,8 +205,8 @@ class DreamerGRUCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Runs the step; see the class."""
-        _checks.check_tensors("DreamerGRUCell", input, (hx,), ())
-        input, (hx,) = _autocast.in_dtype(self.weight_ih.dtype, input, (hx,))
+        checks.check_tensors("DreamerGRUCell", input, (hx,), ())
+        input, (hx,) = autocast.in_dtype(self.weight_ih.dtype, input, (hx,))
         for argument, value in (("input", input), ("hx", hx)):
             if value is not None and value.dim() not in (1, 2):
                 raise ValueError(
@@ -218,11 +220,11 @@ class DreamerGRUCell(nn.RNNCellBase):
             )
         rows = input if input.dim() == 2 else input.unsqueeze(0)
         h0 = hx if hx is None or hx.dim() == 2 else hx.unsqueeze(0)
-        _checks.check_step("DreamerGRUCell", 3, rows, (h0,), self.weight_ih, self.weight_hh)
-        within = _extended.Within("gru", False, "joint", self.eps, (0.0, 0.0, 0.0), 0.0, None)
+        checks.check_step("DreamerGRUCell", 3, rows, (h0,), self.weight_ih, self.weight_hh)
+        within = extended.Within("gru", False, "joint", self.eps, (0.0, 0.0, 0.0), 0.0, None)
         affine = dreamer_affine(self.norm, self.norm_bias, self.update_bias)
         params = 0, [self.weight_ih, self.weight_hh, *affine]
         states = [None if h0 is None else h0.unsqueeze(0)]
-        with torch.autocast(_autocast.device_of(rows), enabled=False):
-            _, h = _extended.run(within, rows.unsqueeze(0), None, states, params, False)
+        with torch.autocast(autocast.device_of(rows), enabled=False):
+            _, h = extended.run(within, rows.unsqueeze(0), None, states, params, False)
         return h[0] if input.dim() == 2 else h[0, 0]

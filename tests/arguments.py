@@ -8,7 +8,7 @@ import functools
 import torch
 
 import fastrnn
-from fastrnn._cells import CELLS
+from fastrnn._layer.cells import CELLS
 from tests.cases import gates_of
 
 CPU_ONLY = {"layer_tangent", "gate_gradients_tangent", "quantized_forward", "extended_forward",
@@ -208,7 +208,7 @@ def extended_values(
     dtype=torch.float64,
     layer=0,
 ):
-    """What `recurrence` and `_extended.layer` take, in their order; random, and gains near 1."""
+    """What `recurrence` and `extended.layer` take, in their order; random, and gains near 1."""
     gates, d = gates_of(cell) * size, directions
     draw = functools.partial(random, dtype=dtype)
     batch_sizes, rows = None, steps * batch

@@ -5,7 +5,8 @@ import os
 import pytest
 import torch
 
-from fastrnn import _C, _ops, _vmap
+from fastrnn import _C
+from fastrnn._layer import batching, ops
 
 # An assertion of a helper that fails shows values, as those of the tests do.
 pytest.register_assert_rewrite(
@@ -63,9 +64,9 @@ def rules_of_shim(shim):
     """Its operators under vmap, as the engine's are."""
     library = torch.library.Library("fastrnn_cuda_shim", "IMPL")
     for name in ("layer_forward", "gate_gradients"):
-        _vmap.register_by_rows(getattr(shim, name).default, library)
-    library.impl("layer_backward", _vmap.layer_backward, "FuncTorchBatched")
-    _vmap.register(shim.products.default, library)(_vmap.products)
+        batching.register_by_rows(getattr(shim, name).default, library)
+    library.impl("layer_backward", batching.layer_backward, "FuncTorchBatched")
+    batching.register(shim.products.default, library)(batching.products)
     yield
     library._destroy()
 
@@ -77,5 +78,5 @@ def engine(shim, rules_of_shim, monkeypatch):
 
     torch.set_num_threads(1)  # small products; threads would only wait for each other
     for name in device_operators():
-        monkeypatch.setattr(_ops, name, getattr(shim, name).default)
+        monkeypatch.setattr(ops, name, getattr(shim, name).default)
     return monkeypatch

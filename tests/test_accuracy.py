@@ -11,7 +11,7 @@ import numpy
 import pytest
 import torch
 
-from fastrnn import _ops
+from fastrnn._layer import ops
 from tests.arguments import call
 from tests.cases import Case, module_results
 
@@ -26,7 +26,7 @@ def test_functions(cpu_target, name, gate):
     )
     params = [torch.ones(4, 1), torch.zeros(4, 1)]
     x = x.view(1, -1, 1)
-    _, _, _, gates, *_ = _ops.layer_forward("lstm", x, None, [None] * 2, params, False, True)
+    _, _, _, gates, *_ = ops.layer_forward("lstm", x, None, [None] * 2, params, False, True)
     exact = getattr(torch, name)(x.view(-1).double())
     ulp = torch.from_numpy(numpy.spacing(exact.abs().float().numpy())).double()
     assert ((gates[0, :, gate].double() - exact).abs() / ulp).max() <= 2.5

@@ -140,11 +140,11 @@ def test_results_share_no_memory(name):
 @pytest.mark.parametrize("name", LAYERS + CELLS)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_nothing_is_saved_without_gradients(name, mode, monkeypatch):
-    from fastrnn import _ops
+    from fastrnn._layer import ops
 
     module, x = make(name)
-    seen, real = [], _ops.layer_forward
-    monkeypatch.setattr(_ops, "layer_forward", lambda *a: seen.append(a[-1]) or real(*a))
+    seen, real = [], ops.layer_forward
+    monkeypatch.setattr(ops, "layer_forward", lambda *a: seen.append(a[-1]) or real(*a))
     with mode():
         results = tensors_of(module(x))
     assert seen == [False] and not any(t.requires_grad for t in results)
@@ -157,13 +157,13 @@ def test_nothing_is_saved_without_gradients(name, mode, monkeypatch):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_frozen_layers_save_nothing(name, monkeypatch):
-    from fastrnn import _ops
+    from fastrnn._layer import ops
 
     module, x = make(name, 2)
     for n, parameter in module.named_parameters():
         parameter.requires_grad_("_l1" in n)
-    seen, real = [], _ops.layer_forward
-    monkeypatch.setattr(_ops, "layer_forward", lambda *a: seen.append(a[-1]) or real(*a))
+    seen, real = [], ops.layer_forward
+    monkeypatch.setattr(ops, "layer_forward", lambda *a: seen.append(a[-1]) or real(*a))
     module(x.detach())
     assert seen == [False, True]
 

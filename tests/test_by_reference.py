@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import fastrnn
-from fastrnn import _by_reference, _ops, _panels, reference, variants_reference
-from fastrnn._gradients import Layer
+from fastrnn import reference, variants_reference
+from fastrnn._layer import by_reference, ops, panels
+from fastrnn._layer.backward import Layer
 from tests import second_order, transforms
 from tests.arguments import arguments_of, extended_values, quantized_arguments
 from tests.cases import KINDS, LAYERS, Case, gates_of
@@ -21,9 +22,9 @@ from tests.tolerances import error
 @pytest.fixture
 def no_kernels(monkeypatch):
     """As on a device whose engine has the first derivatives alone."""
-    monkeypatch.setattr(_by_reference, "serves", lambda tensor: True)
+    monkeypatch.setattr(by_reference, "serves", lambda tensor: True)
     for name in ("layer_tangent", "gate_gradients_tangent"):
-        monkeypatch.setattr(_ops, name, None)
+        monkeypatch.setattr(ops, name, None)
 
 
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -120,8 +121,8 @@ def test_quantized(kind, dtype, lengths, hx):
         input, batch_sizes = packed.data, packed.batch_sizes
     states = data.states if hx else None
     arguments = quantized_arguments(layer, input, batch_sizes, states).values()
-    expected = _ops.quantized_forward(*arguments)
-    for a, b in zip(_panels.quantized_forward(*arguments), expected, strict=True):
+    expected = ops.quantized_forward(*arguments)
+    for a, b in zip(panels.quantized_forward(*arguments), expected, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
         # An h on the border between two integers may be rounded either way.
         assert b.numel() == 0 or error(a, b.double(), 1.0) <= (
@@ -133,7 +134,7 @@ def test_quantized_params_elsewhere():
     arguments = arguments_of("quantized_forward", False, False)
     arguments["input"] = arguments["input"].to("meta")
     with pytest.raises(RuntimeError, match="quantized_forward: expected params on meta, as input"):
-        _panels.quantized_forward(*arguments.values())
+        panels.quantized_forward(*arguments.values())
     layer = fastrnn.quantize(fastrnn.LSTM(3, 4)).to("meta")
     with pytest.raises(RuntimeError, match="expected input on meta, where the layer is, got cpu"):
         layer(torch.zeros(2, 1, 3))
@@ -163,7 +164,7 @@ def test_reference_on_one_device(kind):
     assert output.is_meta
     v = [meta(output.shape), *[None] * layer.states]
     flags = [True] * layer.results, [True] * layer.arguments, [True] * layer.arguments
-    for results in _by_reference.second_order(layer, flags, v, v, arguments, None, None, arguments):
+    for results in by_reference.second_order(layer, flags, v, v, arguments, None, None, arguments):
         assert all(r.is_meta for r in results)
 
 
@@ -171,7 +172,7 @@ def test_reference_on_one_device(kind):
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16], ids=str)
 def test_quantized_on_one_device(name, dtype):
     layer = fastrnn.quantize(getattr(fastrnn, name)(6, 9, bidirectional=True), dtype).to("meta")
-    results = _panels.quantized_forward(*quantized_arguments(layer, meta(4, 5, 6)).values())
+    results = panels.quantized_forward(*quantized_arguments(layer, meta(4, 5, 6)).values())
     assert all(r.is_meta for r in results)
 
 

@@ -35,15 +35,15 @@ def compare(case, every, dtype=torch.float64, limit=1e-12):
 @pytest.fixture
 def operators(monkeypatch):
     """Counts calls of layer_forward by whether they save."""
-    from fastrnn import _ops
+    from fastrnn._layer import ops
 
-    calls, real = {True: 0, False: 0}, _ops.layer_forward
+    calls, real = {True: 0, False: 0}, ops.layer_forward
 
     def count(*arguments):
         calls[arguments[-1]] += 1
         return real(*arguments)
 
-    monkeypatch.setattr(_ops, "layer_forward", count)
+    monkeypatch.setattr(ops, "layer_forward", count)
     return calls
 
 

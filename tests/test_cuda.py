@@ -14,7 +14,7 @@ import torch
 from torch.nn.utils.rnn import pack_sequence
 
 import fastrnn
-from fastrnn import _overlap
+from fastrnn._stack import overlap
 from tests.arguments import arguments_of, device_operators, overload, tensors_in
 from tests.cases import KINDS, LAYERS, OPTIONS, PACKED, SHAPES, Case, check, module_results
 from tests.precision import tf32_products
@@ -297,7 +297,7 @@ def test_overlapped_layers(cuda, monkeypatch, name, chunks):
     monkeypatch.setenv("FASTRNN_CUDA_OVERLAP", "0")
     expected = results(module, x)
     monkeypatch.delenv("FASTRNN_CUDA_OVERLAP")
-    monkeypatch.setattr(_overlap, "chunk_count", lambda *arguments: chunks)
+    monkeypatch.setattr(overlap, "chunk_count", lambda *arguments: chunks)
     first = results(module, x)
     for a, b in zip(first, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * b.abs().max().item())

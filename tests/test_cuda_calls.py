@@ -31,7 +31,9 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 import fastrnn
-from fastrnn import _autograd, _by_reference, _extended, _ops, _options, _vmap, reference, variants
+from fastrnn import reference, variants
+from fastrnn._layer import autograd, batching, by_reference, extended, ops
+from fastrnn._stack import beyond
 from tests.arguments import device_operators, operators
 from tests.cases import KINDS, LAYERS, Case
 from tests.options import options_of
@@ -52,15 +54,15 @@ def on_cuda(cuda):
 def on_shim(engine):
     """What fastrnn does on tensors for whose values nobody may wait, and that fewer operators have
     kernels for."""
-    engine.setattr(_options, "_stays_padded", lambda input, resets: True)
+    engine.setattr(beyond, "_stays_padded", lambda input, resets: True)
     engine.setattr(
-        _ops, "gather_rows", lambda rows, index: list(map(_autograd._gather_by_torch, rows, index))
+        ops, "gather_rows", lambda rows, index: list(map(autograd._gather_by_torch, rows, index))
     )
-    engine.setattr(_by_reference, "serves", lambda tensor: True)
-    engine.setattr(_extended, "_runs_on_kernels", lambda tensor: False)
+    engine.setattr(by_reference, "serves", lambda tensor: True)
+    engine.setattr(extended, "_runs_on_kernels", lambda tensor: False)
     for name in NO_KERNEL:
-        engine.setattr(_ops, name, functools.partial(no_kernel, name))
-    engine.setattr(_ops, "sample_products", _vmap.sample_products_by_torch)
+        engine.setattr(ops, name, functools.partial(no_kernel, name))
+    engine.setattr(ops, "sample_products", batching.sample_products_by_torch)
     return torch.device("cpu")
 
 

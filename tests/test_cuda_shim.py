@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import fastrnn
-from fastrnn import _by_reference, _options, _overlap, functional, reference
+from fastrnn import functional, reference
+from fastrnn._layer import by_reference
+from fastrnn._stack import beyond, overlap
 from tests.arguments import arguments_of, device_operators, overload, tensors_in
 from tests.cases import KINDS, PACKED, Case, check, module_results
 from tests.options import ASKED, SETTINGS, TOLERANCE, assert_close, both, options_of
@@ -197,7 +199,7 @@ def test_precision_switches(engine, switch):
     try:
         assert torch.equal(module(x)[0], strict) is not expected
         module(x)[0].sum().backward()
-        assert _overlap._products_are_tf32() is expected
+        assert overlap._products_are_tf32() is expected
     finally:
         setattr(owner, attribute, restored)
     assert torch.equal(module(x)[0], strict)
@@ -405,8 +407,8 @@ REGIME_KINDS = [("steps", kind) for kind in KINDS] + [
 @pytest.fixture
 def padded(engine):
     """Resets and lengths as on a device, whose values nobody reads: no rows are moved."""
-    engine.setattr(_options, "_stays_padded", lambda input, resets: True)
-    engine.setattr(_options, "_Segments", None)
+    engine.setattr(beyond, "_stays_padded", lambda input, resets: True)
+    engine.setattr(beyond, "_Segments", None)
     return engine
 
 
@@ -440,7 +442,7 @@ def test_resets_in_other_formats(numeric, padded, regime, name):
 
 
 def test_second_derivatives_with_resets(padded):
-    padded.setattr(_by_reference, "serves", lambda tensor: True)
+    padded.setattr(by_reference, "serves", lambda tensor: True)
     x, h0 = torch.randn(6, 3, 4, dtype=torch.float64), torch.randn(1, 3, 5, dtype=torch.float64)
     params = [p.detach().double() for p in fastrnn.GRU(4, 5).parameters()]
     resets = torch.rand(6, 3) < 0.4

@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from fastrnn import _extended, variants_reference
+from fastrnn import variants_reference
+from fastrnn._layer import extended
 from fastrnn.variants_reference import recurrence
 from tests.arguments import arguments_of, extended_values, of_extended
 from tests.cases import NO_PROJ
@@ -45,7 +46,7 @@ def assert_close(ours, expected, limit):
 
 
 def check(values, limit=1e-11):
-    ours, losses = with_gradients(_extended.layer, values)
+    ours, losses = with_gradients(extended.layer, values)
     theirs, _ = with_gradients(recurrence, values, losses)
     assert_close(ours, theirs, limit)
 
@@ -84,7 +85,7 @@ def test_masks_are_the_reference_ones(cpu_target, size, seed):
     for name, value in (("input", 0.0), ("w_hh", 0.0), ("h0", 9.0), ("c0", 8.0)):
         values[name] = torch.full_like(values[name], value)
     # Gates of 1/2 and a candidate of 0: c halves where it is not kept.
-    output, h_n, c_n = _extended.layer(*values.values())
+    output, h_n, c_n = extended.layer(*values.values())
     expected = recurrence(*values.values())
     for ours, theirs in zip((output, h_n, c_n), expected, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-5)
@@ -175,7 +176,7 @@ def test_accuracy(cpu_target, cell, norm, dtype):
     oracle, losses = with_gradients(recurrence, exact)
     losses = [w.to(dtype) for w in losses]
     oracle, _ = with_gradients(recurrence, exact, [w.double() for w in losses])
-    ours, _ = with_gradients(_extended.layer, values, losses)
+    ours, _ = with_gradients(extended.layer, values, losses)
     theirs, _ = with_gradients(recurrence, values, losses)
     eps = torch.finfo(dtype).eps
     largest = max(t.abs().max().item() for n, t in oracle.items() if n[:2] == "d_")
@@ -193,10 +194,10 @@ def test_threads_do_not_change_a_bit(cpu_target, cell, batch):
                              seed=3, cell_norm=True, scale=True, rates=(0.2, 0.2, 0.2), features=1,
                              dtype=torch.float32)  # fmt: skip
     torch.set_num_threads(1)
-    one, losses = with_gradients(_extended.layer, values)
+    one, losses = with_gradients(extended.layer, values)
     for threads in (2, 3, 4):
         torch.set_num_threads(threads)
-        several, _ = with_gradients(_extended.layer, values, losses)
+        several, _ = with_gradients(extended.layer, values, losses)
         for name, value in one.items():
             assert torch.equal(value, several[name]), (name, threads)
 
@@ -211,7 +212,7 @@ def test_numerical_derivatives(cell, norm):
 
     def call(*tensors):
         mine = values | dict(zip(names, tensors, strict=True))
-        return tuple(r for r in _extended.layer(*mine.values()) if r.numel())
+        return tuple(r for r in extended.layer(*mine.values()) if r.numel())
 
     tensors = [values[name].requires_grad_() for name in names]
     assert torch.autograd.gradcheck(call, tensors, check_forward_ad=True, fast_mode=True)
@@ -221,7 +222,7 @@ def test_numerical_derivatives(cell, norm):
 def test_backward_twice_gives_the_same():
     values = extended_values("lstm", "recurrent", cell_norm=True, seed=1, rates=(0.2, 0.2, 0.2))
     w_hh = values["w_hh"].requires_grad_()
-    output, _, _ = _extended.layer(*values.values())
+    output, _, _ = extended.layer(*values.values())
     loss = output.square().sum()
     first = torch.autograd.grad(loss, w_hh, retain_graph=True)[0]
     assert torch.equal(first, torch.autograd.grad(loss, w_hh)[0])
@@ -229,8 +230,8 @@ def test_backward_twice_gives_the_same():
 
 def test_rows_of():
     values = torch.randn(2, 3, 4)
-    assert torch.equal(_extended.rows_of(values, 6, 3, None), torch.cat([values, values], 1))
-    packed = _extended.rows_of(values, 6, 3, torch.tensor([3, 2, 1]))
+    assert torch.equal(extended.rows_of(values, 6, 3, None), torch.cat([values, values], 1))
+    packed = extended.rows_of(values, 6, 3, torch.tensor([3, 2, 1]))
     assert torch.equal(packed, torch.cat([values, values[:, :2], values[:, :1]], 1))
 
 
@@ -267,28 +268,28 @@ def test_dropped_weights_are_the_reference_ones(cpu_target, shape, dtype):
     weights = torch.randn(shape, dtype=torch.float64).to(dtype)
     for seed, stream in ((0, 0), (-1, 3), (2**63 - 1, 6), (-(2**63), 1)):
         seed = torch.tensor([seed])
-        ours = _extended.dropped(weights, seed, stream, 0.3)
+        ours = extended.dropped(weights, seed, stream, 0.3)
         factors = variants_reference.weight_factors(seed, stream, 0.3, weights.double())
         assert torch.equal(ours == 0, factors == 0)
         torch.testing.assert_close(ours, (weights.double() * factors).to(dtype))
     strided = torch.randn(shape[1], shape[0], dtype=torch.float64).to(dtype).t()
-    expected = _extended.dropped(strided.contiguous(), seed, stream, 0.3)
-    assert torch.equal(_extended.dropped(strided, seed, stream, 0.3), expected)
+    expected = extended.dropped(strided.contiguous(), seed, stream, 0.3)
+    assert torch.equal(extended.dropped(strided, seed, stream, 0.3), expected)
 
 
 def test_dropped_weights_statistics(cpu_target):
     """Rates and means are met, and no seed, stream, row or column tells of another."""
     ones, seed = torch.ones(512, 384), torch.tensor([7])
     for rate in (0.05, 0.5, 0.9):
-        factors = _extended.dropped(ones, seed, 0, rate)
+        factors = extended.dropped(ones, seed, 0, rate)
         deviation = 5 * (rate * (1 - rate) / ones.numel()) ** 0.5
         assert abs((factors == 0).double().mean() - rate) < deviation
         assert abs(factors.double().mean() - 1) < deviation / (1 - rate)
         assert torch.equal(factors[factors != 0].unique(), torch.tensor([1 / (1 - rate)]))
-    base = _extended.dropped(ones, seed, 0, 0.5)
+    base = extended.dropped(ones, seed, 0, 0.5)
     others = [
-        _extended.dropped(ones, seed + 1, 0, 0.5),
-        _extended.dropped(ones, seed, 2, 0.5),
+        extended.dropped(ones, seed + 1, 0, 0.5),
+        extended.dropped(ones, seed, 2, 0.5),
         *(base.roll(shift, dim) for shift in (1, 16, 64, 192) for dim in (0, 1)),
     ]
     for other in others:
@@ -301,10 +302,10 @@ def test_dropped_weights_statistics(cpu_target):
 def test_dropped_weights_do_not_depend_on_threads(cpu_target):
     weights, seed = torch.randn(1030, 257), torch.tensor([5])
     torch.set_num_threads(1)
-    expected = _extended.dropped(weights, seed, 0, 0.4)
+    expected = extended.dropped(weights, seed, 0, 0.4)
     for threads in (2, 3, 4):
         torch.set_num_threads(threads)
-        assert torch.equal(_extended.dropped(weights, seed, 0, 0.4), expected)
+        assert torch.equal(extended.dropped(weights, seed, 0, 0.4), expected)
 
 
 def test_dropped_weights_derivatives():
@@ -312,7 +313,7 @@ def test_dropped_weights_derivatives():
     seed = torch.tensor([11])
 
     def call(w):
-        return _extended.dropped(w, seed, 2, 0.4).square()
+        return extended.dropped(w, seed, 2, 0.4).square()
 
     assert torch.autograd.gradcheck(call, weights, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(call, weights)

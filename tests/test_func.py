@@ -105,7 +105,7 @@ def test_tangents_of_weights_for_each_sample(kind, lengths, directed):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_sample_products(apart, packed, dtype, cpu_target):
     """Each sample's are those of its rows alone, bit for bit, whatever the number of threads."""
-    from fastrnn._vmap import sample_products_by_torch
+    from fastrnn._layer.batching import sample_products_by_torch
 
     torch.manual_seed(0)
     samples, batch, features, hidden, size = 5, 3, 19, 17, 9
@@ -125,7 +125,7 @@ def test_sample_products(apart, packed, dtype, cpu_target):
     before, results = torch.get_num_threads(), []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        results.append(fastrnn._ops.sample_products(*arguments))
+        results.append(fastrnn._layer.ops.sample_products(*arguments))
     torch.set_num_threads(before)
     split = {
         name: values[name].unflatten(-2, (-1, samples)).movedim(-2, 0)
@@ -134,7 +134,7 @@ def test_sample_products(apart, packed, dtype, cpu_target):
     for sample in range(samples):
         own = values | {name: t[sample] for name, t in split.items()}
         own = in_order("products", own).values()
-        _, expected = fastrnn._ops.products(*own)
+        _, expected = fastrnn._layer.ops.products(*own)
         for result in results:
             for a, b, w in zip(result, expected, wanted, strict=True):
                 assert torch.equal(a[sample], b) if w else a.shape == b.shape == (0,)

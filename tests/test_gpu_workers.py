@@ -31,7 +31,7 @@ from benchmarks.gpu import (
     training,
 )
 from benchmarks.gpu.cells import Cell
-from fastrnn import _overlap
+from fastrnn._stack import overlap
 
 # -- Cells and rows --------------------------------------------------------------------------------
 
@@ -337,7 +337,7 @@ def test_cuda_device_calls_what_torch_has(monkeypatch):
 
 def test_the_plan_of_a_cell_is_text(monkeypatch):
     """On a device that is only described."""
-    monkeypatch.setattr(_overlap, "limits", lambda index: (90, 132, 232448, 132, 16, 8))
+    monkeypatch.setattr(overlap, "limits", lambda index: (90, 132, 232448, 132, 16, 8))
     for cell in [*cells.core(), *cells.more()]:
         for way in ("forward", "backward"):
             assert core.plan_text(cell, way)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fastrnn import _ops
-from fastrnn._gradients import Record, by_products, layer_of
+from fastrnn._layer import ops
+from fastrnn._layer.backward import Record, by_products, layer_of
 from tests.arguments import layer_values, of_layer, tensors_in
 from tests.cases import KINDS
 
@@ -26,7 +26,7 @@ def values_of(cell, shape, directions, dtype):
 
 
 def by_one(values):
-    return _ops.layer_backward(*of_layer("layer_backward", values).values())
+    return ops.layer_backward(*of_layer("layer_backward", values).values())
 
 
 def by_two(values):
@@ -90,11 +90,11 @@ def test_only_what_is_wanted(cell, directions):
         "layer_backward", values_of(cell, SHAPES["last"], directions, torch.float64)
     )
     flags = arguments["wanted"]
-    every = _ops.layer_backward(*arguments.values())
+    every = ops.layer_backward(*arguments.values())
     assert len(every) == len(flags)
     for i, expected in enumerate(every):
         wanted = [k == i for k in range(len(flags))]
-        (alone,) = _ops.layer_backward(*dict(arguments, wanted=wanted).values())
+        (alone,) = ops.layer_backward(*dict(arguments, wanted=wanted).values())
         assert torch.equal(alone, expected)
     # Neither products with the input nor, of an LSTM, those with every step's h: not asked for.
     states = len(arguments["states"])
@@ -102,9 +102,9 @@ def test_only_what_is_wanted(cell, directions):
     saved = list(arguments["saved"])
     if cell.startswith("lstm"):
         saved[1] = None
-    found = _ops.layer_backward(*dict(arguments, saved=saved, wanted=wanted, input=None).values())
+    found = ops.layer_backward(*dict(arguments, saved=saved, wanted=wanted, input=None).values())
     assert all(map(torch.equal, found, every)) and len(found) == 1 + states
-    assert not _ops.layer_backward(*dict(arguments, wanted=[False] * len(flags)).values())
+    assert not ops.layer_backward(*dict(arguments, wanted=[False] * len(flags)).values())
 
 
 def test_checks():
@@ -113,7 +113,7 @@ def test_checks():
 
     def refused(message, **changed):
         with pytest.raises(RuntimeError, match=message):
-            _ops.layer_backward(*dict(arguments, **changed).values())
+            ops.layer_backward(*dict(arguments, **changed).values())
 
     refused("layer_backward: expected 7 flags, or 11 with biases, got 4", wanted=[True] * 4)
     refused("expected input for d_w_ih, got None", input=None)

@@ -13,6 +13,7 @@ PACKAGE, CSRC, TESTS = ROOT / "fastrnn", ROOT / "csrc", ROOT / "tests"
 
 # module -> modules of fastrnn that it may import; "" is the package itself.
 IMPORTS = {
+    # What a user calls, and what is done to a model.
     "__init__": {
         "_version",
         "conversion",
@@ -23,67 +24,110 @@ IMPORTS = {
         "quantization",
         "variants",
     },
-    "__main__": {"", "_extension", "_ops"},
-    "_autograd": {
-        "_by_reference",
-        "_cells",
-        "_derivatives",
-        "_gradients",
-        "_ops",
-        "_rows",
-        "_transforms",
-        "_vmap",
-    },
-    "_checkpoint": {"_autograd", "_cells", "_derivatives", "_gradients", "_ops", "_transforms"},
-    "_by_reference": {"reference"},
-    "_derivatives": {"_by_reference", "_gradients", "_ops", "_transforms", "_vmap"},
-    "_extended": {"_ops", "_transforms", "variants_reference"},
-    "_gradients": {"_cells", "_ops"},
-    "_cells": {"_extension"},
-    "_extension": {"_C"},
-    "_ops": {"_cells", "_extension"},
-    "_rows": set(),
-    "_transforms": set(),
+    "__main__": {"", "_layer.extension", "_layer.ops"},
     "_version": set(),
-    "_weights": set(),
     "conversion": {"modules"},
-    "_vmap": {"_cells", "_gradients", "_ops", "_rows", "_transforms"},
-    "initialization": {"_cells"},
-    "_autocast": {"_checks", "_ops"},
-    "_options": {"_autograd", "_ops", "_transforms"},
-    "_packing": {"_checks", "_options"},
-    "_plain": {
-        "_autocast",
-        "_autograd",
-        "_cells",
-        "_checkpoint",
-        "_checks",
-        "_ops",
-        "_overlap",
-        "_stack",
+    "functional": {"_stack.beyond", "_stack.checks", "_stack.plain", "_stack.stack"},
+    "initialization": {"_layer.cells"},
+    "modules": {
+        "_stack.checks",
+        "_stack.packing",
+        "_stack.plain",
+        "_stack.stack",
+        "_stack.weights",
+        "functional",
     },
-    "_stack": {"_options"},
-    "_overlap": {"_autograd", "_extension", "_transforms"},
-    "_checks": set(),
-    "functional": {"_checks", "_options", "_plain", "_stack"},
-    "modules": {"_checks", "_packing", "_plain", "_stack", "_weights", "functional"},
-    "onnx": {"_cells", "_ops"},
-    "_panels": {"_cells"},
+    "onnx": {"_layer.cells", "_layer.ops"},
     "quantization": {
-        "_autocast",
-        "_cells",
-        "_checks",
-        "_ops",
-        "_packing",
-        "_panels",
-        "_stack",
-        "_transforms",
+        "_layer.cells",
+        "_layer.ops",
+        "_layer.panels",
+        "_layer.transforms",
+        "_stack.autocast",
+        "_stack.checks",
+        "_stack.packing",
+        "_stack.stack",
         "conversion",
     },
     "reference": set(),
-    "_variants": {"_autocast", "_checks", "_extended", "_plain", "_stack", "_weights"},
-    "variants": {"_autocast", "_checks", "_extended", "_variants", "modules"},
+    "variants": {
+        "_layer.extended",
+        "_stack.autocast",
+        "_stack.checks",
+        "_stack.inside",
+        "modules",
+    },
     "variants_reference": set(),
+    # Many layers.
+    "_stack.__init__": set(),
+    "_stack.autocast": {"_layer.ops", "_stack.checks"},
+    "_stack.beyond": {"_layer.autograd", "_layer.ops", "_layer.transforms"},
+    "_stack.checkpoint": {
+        "_layer.autograd",
+        "_layer.backward",
+        "_layer.cells",
+        "_layer.derivatives",
+        "_layer.ops",
+        "_layer.transforms",
+    },
+    "_stack.checks": set(),
+    "_stack.inside": {
+        "_layer.extended",
+        "_stack.autocast",
+        "_stack.checks",
+        "_stack.plain",
+        "_stack.stack",
+        "_stack.weights",
+    },
+    "_stack.overlap": {"_layer.autograd", "_layer.extension", "_layer.transforms"},
+    "_stack.packing": {"_stack.beyond", "_stack.checks"},
+    "_stack.plain": {
+        "_layer.autograd",
+        "_layer.cells",
+        "_layer.ops",
+        "_stack.autocast",
+        "_stack.checkpoint",
+        "_stack.checks",
+        "_stack.overlap",
+        "_stack.stack",
+    },
+    "_stack.stack": {"_stack.beyond"},
+    "_stack.weights": set(),
+    # One layer.
+    "_layer.__init__": set(),
+    "_layer.autograd": {
+        "_layer.backward",
+        "_layer.batching",
+        "_layer.by_reference",
+        "_layer.cells",
+        "_layer.derivatives",
+        "_layer.ops",
+        "_layer.rows",
+        "_layer.transforms",
+    },
+    "_layer.backward": {"_layer.cells", "_layer.ops"},
+    "_layer.batching": {
+        "_layer.backward",
+        "_layer.cells",
+        "_layer.ops",
+        "_layer.rows",
+        "_layer.transforms",
+    },
+    "_layer.by_reference": {"reference"},
+    "_layer.cells": {"_layer.extension"},
+    "_layer.derivatives": {
+        "_layer.backward",
+        "_layer.batching",
+        "_layer.by_reference",
+        "_layer.ops",
+        "_layer.transforms",
+    },
+    "_layer.extended": {"_layer.ops", "_layer.transforms", "variants_reference"},
+    "_layer.extension": {"_C"},
+    "_layer.ops": {"_layer.cells", "_layer.extension"},
+    "_layer.panels": {"_layer.cells"},
+    "_layer.rows": set(),
+    "_layer.transforms": set(),
 }
 # Optional packages: imported inside a function, which says what to install.
 OPTIONAL = {"onnx": {"onnxscript"}}
@@ -190,17 +234,40 @@ def imported(path, ours_is="fastrnn"):
             package, _, inner = module.partition(".")
             if package != ours_is:
                 others.add(package)
+            elif inner and name and (ROOT / module.replace(".", "/")).is_dir():
+                ours.add(f"{inner}.{name}")
             else:
                 ours.add(inner or name or "")
     return ours, others
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda p: p.stem)
+def dotted(path):
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=dotted)
 def test_imports(path):
+    name = dotted(path)
     ours, others = imported(path)
-    assert path.stem in IMPORTS, f"{path.name} has no row in IMPORTS, nor in docs/design.md"
-    assert ours <= IMPORTS[path.stem]
-    assert others <= {"torch"} | set(sys.stdlib_module_names) | OPTIONAL.get(path.stem, set())
+    assert name in IMPORTS, f"{name} has no row in IMPORTS, nor perhaps in docs/design.md"
+    assert ours <= IMPORTS[name]
+    assert others <= {"torch"} | set(sys.stdlib_module_names) | OPTIONAL.get(name, set())
+
+
+def test_folders_import_one_way():
+    """_layer nothing of _stack, and neither of them what a user calls but the equations."""
+    equations = {"_C", "reference", "variants_reference"}
+    for name, allowed in IMPORTS.items():
+        folder = name.partition(".")[0]
+        if folder == name:
+            continue
+        folders = ("_layer.",) if folder == "_layer" else ("_layer.", "_stack.")
+        assert all(a.startswith(folders) or a in equations for a in allowed), name
+    seen = {}
+    while len(seen) < len(IMPORTS):  # what can be imported after what was
+        ready = {n for n, of in IMPORTS.items() if n not in seen and of <= {*seen, "", "_C"}}
+        assert ready, f"a circle among {set(IMPORTS) - set(seen)}"
+        seen |= dict.fromkeys(ready)
 
 
 def private_names(path):

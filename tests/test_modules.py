@@ -340,7 +340,7 @@ def test_meta(name):
 @pytest.mark.parametrize("name", LAYERS + CELLS)
 def test_what_has_no_kernels_is_torchs(name, monkeypatch):
     """Other devices and dtypes run torch's implementation, whatever torch.nn has become."""
-    from fastrnn import _ops
+    from fastrnn._layer import ops
 
     theirs, ours = build(name, 3, 4)
     x = input_of(name)
@@ -349,7 +349,7 @@ def test_what_has_no_kernels_is_torchs(name, monkeypatch):
     expected = [theirs(x), theirs(x, hx)]
     packed = pack_sequence([torch.randn(n, 3) for n in (2, 4, 1)], enforce_sorted=False)
     packed_expected = None if name in CELLS else theirs(packed)[0].data
-    monkeypatch.setattr(_ops, "DTYPES", frozenset())
+    monkeypatch.setattr(ops, "DTYPES", frozenset())
     monkeypatch.setattr(nn, name, getattr(fastrnn, name))
     torch.testing.assert_close([ours(x), ours(x, hx)], expected, rtol=0, atol=0)
     if name in LAYERS:

@@ -33,7 +33,7 @@ def test_each_argument_is_explained():
 @pytest.mark.parametrize("proj", [False, True], ids=["plain", "proj"])
 def test_opcheck(name, packed, bidirectional, proj):
     arguments = arguments_of(name, packed, bidirectional, proj)
-    # Without tensors that require gradients: those are fastrnn._autograd's, not the operators'.
+    # Without tensors that require gradients: those are the Function's, not the operators'.
     opcheck(overload(name), tuple(arguments.values()))
 
 

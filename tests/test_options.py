@@ -7,7 +7,9 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import fastrnn
-from fastrnn import _autograd, _options, reference
+from fastrnn import reference
+from fastrnn._layer import autograd
+from fastrnn._stack import beyond
 from tests.arguments import call, tensors_in
 from tests.cases import KINDS, LAYERS, Case
 from tests.options import ASKED, SETTINGS, TOLERANCE, assert_close, both, options_of, pieces
@@ -21,7 +23,7 @@ def numbered(tensors):
 def path(request, monkeypatch):
     """Both ways that lengths are kept to: the second is that of other devices."""
     if request.param == "masked":
-        monkeypatch.setattr(_options, "_stays_padded", lambda input, resets: resets is None)
+        monkeypatch.setattr(beyond, "_stays_padded", lambda input, resets: resets is None)
     return request.param
 
 
@@ -42,7 +44,7 @@ def test_nothing_to_split_is_the_plain_layer(kind, setting, monkeypatch):
     options["lengths"].fill_(case.seq_len)
     torch.manual_seed(0)
     plain, _ = both(case, {})
-    monkeypatch.setattr(_options, "gather_rows", None)
+    monkeypatch.setattr(beyond, "gather_rows", None)
     for asked in ({"resets"}, {"lengths"}, {"resets", "lengths"}):
         torch.manual_seed(0)
         ours, theirs = both(case, {name: options[name] for name in asked})
@@ -57,8 +59,8 @@ def test_nothing_to_split_is_the_plain_layer(kind, setting, monkeypatch):
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("states", [False, True], ids=["", "states"])
 def test_lengths_without_reading_them(kind, setting, states, monkeypatch):
-    monkeypatch.setattr(_options, "_stays_padded", lambda input, resets: resets is None)
-    monkeypatch.setattr(_options, "_Segments", None)
+    monkeypatch.setattr(beyond, "_stays_padded", lambda input, resets: resets is None)
+    monkeypatch.setattr(beyond, "_Segments", None)
     case = Case(kind, **{"hidden_size": 5, "seq_len": 7, **SETTINGS[setting]})
     options = options_of(case, {"lengths": True, "return_states": states})
     assert_close(*both(case, options), 1e-10)
@@ -88,7 +90,7 @@ def test_random_configurations(seed, monkeypatch):
     if rng.random() < 0.6:
         asked["lengths"] = rng.choice((True, "any", 0))
     if rng.random() < 0.3:
-        monkeypatch.setattr(_options, "_stays_padded", lambda input, resets: resets is None)
+        monkeypatch.setattr(beyond, "_stays_padded", lambda input, resets: resets is None)
     dtype = rng.choice((torch.float32, torch.float64, torch.bfloat16, torch.float16))
     if "rnn_relu" in case.kind and dtype.itemsize == 2:
         dtype = torch.float32  # within rounding of the kink no gradient is right
@@ -211,7 +213,7 @@ def test_what_requires_no_gradient_gets_none(kind, asked):
     assert states.gates is None or not states.gates.requires_grad
     index = torch.tensor([[1, 0]])
     leaves = [torch.randn(1, 2, 3, requires_grad=needed) for needed in (True, False)]
-    moved = _autograd.gather_rows(leaves, index, index)
+    moved = autograd.gather_rows(leaves, index, index)
     assert [t.requires_grad for t in moved] == [True, False]
 
 
@@ -361,16 +363,16 @@ def test_autocast_dtypes(kind):
 @pytest.mark.parametrize("name", LAYERS)
 def test_nothing_more_is_kept_than_asked_for(name, monkeypatch):
     """Without return_states no operator saves, and none is called that was not."""
-    from fastrnn import _ops
+    from fastrnn._layer import ops
 
-    flags, forward = [], _ops.layer_forward
+    flags, forward = [], ops.layer_forward
 
     def counted(*arguments):
         flags.append(dict(zip((a.name for a in forward._schema.arguments), arguments))["save"])
         return forward(*arguments)
 
-    monkeypatch.setattr(_ops, "layer_forward", counted)
-    monkeypatch.setattr(_options, "apply", None)
+    monkeypatch.setattr(ops, "layer_forward", counted)
+    monkeypatch.setattr(beyond, "apply", None)
     module = getattr(fastrnn, name)(3, 4)
     with torch.no_grad():
         module(torch.randn(5, 2, 3))

@@ -1,4 +1,4 @@
-"""Layers in a wavefront (fastrnn._overlap): numbers on CPU tensors, order on recorded streams.
+"""Layers in a wavefront (_stack/overlap.py): numbers on CPU tensors, order on recorded streams.
 
 What streams do on a device, tests/test_cuda.py sees.
 """
@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import fastrnn
-from fastrnn import _C, _overlap, _stack
-from fastrnn._plain import PLAIN
+from fastrnn import _C
+from fastrnn._stack import overlap, stack
+from fastrnn._stack.plain import PLAIN
 
 DEVICES = _C.cuda_devices()
 CELLS = {"LSTM": PLAIN["lstm"], "GRU": PLAIN["gru"], "RNN": PLAIN["rnn_tanh"]}
@@ -26,9 +27,9 @@ def wavefront(module, cell, x, states, chunks, dropout=0.0):
 def layers(run, x, states, params, num_layers, dropout, chunks):
     each = len(params) // num_layers
     params = [params[i * each : (i + 1) * each] for i in range(num_layers)]
-    before = _stack.Dropout(dropout) if dropout else None
-    call = _stack.Call(num_layers, True, False, before, False, None, None)
-    return _overlap.layers(chunks, params, call, run, x, None, states)[:2]
+    before = stack.Dropout(dropout) if dropout else None
+    call = stack.Call(num_layers, True, False, before, False, None, None)
+    return overlap.layers(chunks, params, call, run, x, None, states)[:2]
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -134,10 +135,10 @@ def breaches(monkeypatch, stream, num_layers, chunks):
         return results
 
     alive = []
-    _overlap._lanes.cache_clear()
+    overlap._lanes.cache_clear()
     x, h = torch.zeros(9, 2, 3), torch.zeros(num_layers, 2, 3)
     output, _ = layers(layer, x, [h], [None] * 2 * num_layers, num_layers, 0.0, chunks)
-    _overlap._lanes.cache_clear()
+    overlap._lanes.cache_clear()
     torch.testing.assert_close(output, x + num_layers)
     found.extend(f"{e} not waited for" for e in range(next(numbers)) if e not in module.home.past)
     return found
@@ -157,7 +158,7 @@ def test_a_missing_wait_would_be_found(monkeypatch):
 
 def pays(cell="lstm", dtype="bfloat16", hidden_size=512, seq_len=2048, batch=8, num_layers=2,
          training=True, host_us=0.0, device="H200 (sm_90)"):  # fmt: skip
-    return _overlap.chunks_that_pay(
+    return overlap.chunks_that_pay(
         cell, dtype, False, hidden_size, seq_len, batch, num_layers, training, host_us,
         DEVICES[device],
     )  # fmt: skip
@@ -188,8 +189,8 @@ def test_only_where_all_layers_fit(device, cell, hidden_size):
 
 def test_not_without_cooperative_launches(monkeypatch):
     monkeypatch.setenv("FASTRNN_CUDA_COOPERATIVE", "0")
-    _overlap.chunks_that_pay.cache_clear()
+    overlap.chunks_that_pay.cache_clear()
     assert pays(device="A100 (sm_80)") == 1
     monkeypatch.delenv("FASTRNN_CUDA_COOPERATIVE")
-    _overlap.chunks_that_pay.cache_clear()
+    overlap.chunks_that_pay.cache_clear()
     assert pays(device="A100 (sm_80)") > 1

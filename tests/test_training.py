@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import fastrnn
-from fastrnn import _ops
+from fastrnn._layer import ops
 from tests.cases import CELLS, LAYERS
 
 SETTINGS = [(name, {}) for name in LAYERS + CELLS]
@@ -76,7 +76,7 @@ def test_autocast(name, options, packed, outside):
 @pytest.mark.parametrize("name", LAYERS + CELLS)
 def test_cuda_autocast_without_a_device(name, monkeypatch):
     """Fake CUDA tensors, as if there were kernels: everything comes in the autocast dtype."""
-    monkeypatch.setattr(_ops, "DEVICE_TYPES", _ops.DEVICE_TYPES | {"cuda"})
+    monkeypatch.setattr(ops, "DEVICE_TYPES", ops.DEVICE_TYPES | {"cuda"})
     module, x = getattr(fastrnn, name)(3, 4), data(name)
 
     def dtypes():

@@ -63,14 +63,15 @@ def row_tiles_of(cell, way, regime, device):
     """Row tiles that a team, or for steps the whole batch, has; None where it cannot run."""
     if regime == "steps" or device.name == "cpu":
         return -(-cell.batch // 8)
-    from fastrnn import _extension, _overlap
+    from fastrnn._layer import extension
+    from fastrnn._stack import overlap
 
     dtype, tf32 = measure.NUMERICS[cell.numeric]
     name = "rnn_tanh" if cell.cell == "RNN" else cell.cell.lower()
     try:
-        plan = _extension.cuda_plan(
+        plan = extension.cuda_plan(
             name, way == "backward", str(dtype).removeprefix("torch."), tf32, cell.hidden,
-            cell.batch, 1, False, cell.steps, _overlap.limits(0),
+            cell.batch, 1, False, cell.steps, overlap.limits(0),
         )  # fmt: skip
     except ValueError:
         return None

@@ -23,14 +23,15 @@ from benchmarks.gpu import cells, measure, peers, rows
 
 def plan_text(cell, way):
     """What the plan says of one layer of a cell, on the device."""
-    from fastrnn import _extension, _overlap
+    from fastrnn._layer import extension
+    from fastrnn._stack import overlap
 
     dtype, tf32 = measure.NUMERICS[cell.numeric]
     names = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn_tanh" if not cell.variant else "rnn_relu"}
     directions = 2 if cell.variant == "bidirectional" else 1
-    return _extension.cuda_plan(
+    return extension.cuda_plan(
         names[cell.cell], way == "backward", str(dtype).removeprefix("torch."), tf32, cell.hidden,
-        cell.batch, directions, cell.variant == "projected", cell.steps, _overlap.limits(0),
+        cell.batch, directions, cell.variant == "projected", cell.steps, overlap.limits(0),
     )["text"]  # fmt: skip
 
 

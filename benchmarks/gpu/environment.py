@@ -55,11 +55,11 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     row = {"stage": "environment", **facts()}
     try:
-        from fastrnn import _extension, _ops
+        from fastrnn._layer import extension, ops
 
-        row["build"] = _extension.build_info()
-        row["fastrnn"] = _ops.__file__
-        row["serves"] = options.device in _ops.DEVICE_TYPES
+        row["build"] = extension.build_info()
+        row["fastrnn"] = ops.__file__
+        row["serves"] = options.device in ops.DEVICE_TYPES
         row["serves"] &= options.device == "cpu" or torch.cuda.is_available()
     except ImportError as error:
         row["serves"] = False

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastrnn import _ops
-from fastrnn._autograd import gather_rows
-from fastrnn._transforms import transforms_active
+from fastrnn._layer import ops
+from fastrnn._layer.autograd import gather_rows
+from fastrnn._layer.transforms import transforms_active
 
 
 class States(NamedTuple):
@@ -116,8 +116,8 @@ def with_batch(options):
 def apply(options, layers, run, input, initial, directions, native):
     """`(output, final states, States or None)` of a stack on `[T, B, I]`.
 
-    layers: `(run, input, batch_sizes, states, keep)`, as of `fastrnn._stack`, as run is. native:
-    whether run takes resets on devices other than the CPU.
+    layers: `(run, input, batch_sizes, states, keep)`, as of `fastrnn._stack.stack`, as run is.
+    native: whether run takes resets on devices other than the CPU.
     """
     seq_len, batch = input.shape[:2]
     _, resets, reset_to, lengths, keep = options
@@ -223,7 +223,7 @@ class _Segments:
         on_cpu = device.type == "cpu"
         if not on_cpu:
             resets, lengths = (None if t is None else t.cpu() for t in (resets, lengths))
-        self.batch_sizes, *indices = _ops.segments(
+        self.batch_sizes, *indices = ops.segments(
             resets, lengths, seq_len, batch, directions, known
         )
         self.are_whole = known and self.batch_sizes.shape[0] == 0

@@ -2,7 +2,8 @@
 
 Right but slow, a loop over steps of torch's own operations; nothing here is a Function, so results
 can be differentiated any number of times. Write F for a layer at its arguments p, v for gradients
-of its results, u for tangents of its arguments, J for the Jacobian, as in `fastrnn._derivatives`.
+of its results, u for tangents of its arguments, J for the Jacobian, as in
+`fastrnn._layer.derivatives`.
 """
 
 import torch

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import linear
 
-from fastrnn import _ops
-from fastrnn._transforms import apply, in_forward_mode, transforms_active
+from fastrnn._layer import ops
+from fastrnn._layer.transforms import apply, in_forward_mode, transforms_active
 from fastrnn.variants_reference import recurrence, weight_factors
 
 
@@ -21,7 +21,7 @@ def _runs_on_kernels(tensor):
     """Whether the operators serve this call: not under forward mode or torch.func."""
     return (
         tensor.device.type in ("cpu", "meta")
-        and tensor.dtype in _ops.DTYPES
+        and tensor.dtype in ops.DTYPES
         and not in_forward_mode()
         and not transforms_active()
     )
@@ -55,7 +55,7 @@ class Within(NamedTuple):
 
 
 def run(within, input, batch_sizes, states, params, bidirectional, keep=False):
-    """One layer, as `fastrnn._stack` describes a run, on the CPU.
+    """One layer, as `fastrnn._stack.stack` describes a run, on the CPU.
 
     params: `(the layer's index, tensors)`, the tensors within.stems of each direction.
     """
@@ -123,7 +123,7 @@ def dropped(weights: Tensor, seed: Tensor, stream: int, rate: float) -> Tensor:
         return weights * weight_factors(seed, stream, rate, weights)
     if torch.is_grad_enabled() and weights.requires_grad:
         return apply(_Dropped, weights, seed, stream, rate)
-    return _ops.drop_weights(weights, seed, stream, rate)
+    return ops.drop_weights(weights, seed, stream, rate)
 
 
 def rows_of(batch_values: Tensor, rows: int, batch: int, batch_sizes: Tensor | None) -> Tensor:
@@ -146,7 +146,7 @@ class _Dropped(Function):
     def forward(ctx, weights, seed, stream, rate):
         ctx.save_for_backward(seed)
         ctx.options = stream, rate
-        return _ops.drop_weights(weights, seed, stream, rate)
+        return ops.drop_weights(weights, seed, stream, rate)
 
     @staticmethod
     def backward(ctx, d_weights):
@@ -169,7 +169,7 @@ def _forward(arguments, save):
     # A bias goes with the product, unless what comes between them is the kernel's.
     within, bias_x = (None, bias_x) if norm == "recurrent" else (bias_x, None)
     gates_x = _product(input, w_ih, within)
-    results = _ops.extended_forward(
+    results = ops.extended_forward(
         cell, norm, gates_x, batch_sizes, batch, h0, c0, w_hh, gain_x, bias_x, *rest, save
     )
     return results, gates_x
@@ -217,7 +217,7 @@ def _backward(options, needs, tensors, incoming):
         h_scale, seed, gates, hidden, cells, normed, rstd, moments_x, *gates_x,
     ) = tensors  # fmt: skip
     within = norm != "recurrent"  # bias_x went with the input product
-    d_gates, d_product, d_h0, d_c0, d_gain_x, d_bias_x, *d_affine = _ops.extended_backward(
+    d_gates, d_product, d_h0, d_c0, d_gain_x, d_bias_x, *d_affine = ops.extended_backward(
         cell, norm, *incoming, batch_sizes, batch, h0, c0, None if within else gates_x[0], gates,
         hidden, cells, normed, rstd, moments_x, w_hh, gain_x,
         bias_x is not None and not within, bias is not None, gain, cell_gain, cell_bias, h_scale,
@@ -243,7 +243,7 @@ def _products(d_gates, d_product, batch_sizes, batch, input, hidden, h0, w_ih, w
     directions = d_gates.shape[0]
 
     def gradients(d, of_input, *flags):
-        d_input, found = _ops.products(
+        d_input, found = ops.products(
             d, 0, batch_sizes, batch, input if flags[0] else None,
             hidden if flags[1] else None, h0 if flags[1] else None,
             list(w_ih) if of_input else [], [*flags, False] * directions,

@@ -5,9 +5,10 @@ from functools import partial
 import torch
 from torch import nn
 
-from fastrnn import _autocast, _checks, _extended, _plain, _stack
-from fastrnn._plain import PLAIN
-from fastrnn._weights import weights
+from fastrnn._layer import extended
+from fastrnn._stack import autocast, checks, plain, stack
+from fastrnn._stack.plain import PLAIN
+from fastrnn._stack.weights import weights
 
 
 def _rate(name, option, value):
@@ -134,33 +135,33 @@ class Layers:
     def _run(self, input, hx, batch_first, batch_sizes, options):
         """What modules.LSTM's `_run` does, with what is inside the recurrence."""
         name, cell = self._get_name(), PLAIN[self.mode.lower()]
-        states = _checks.lstm_states(hx, 3, batch_sizes is not None) if cell.has_c else (hx,)
-        _checks.check_tensors(name, input, states, ())
+        states = checks.lstm_states(hx, 3, batch_sizes is not None) if cell.has_c else (hx,)
+        checks.check_tensors(name, input, states, ())
         dtype = self.weight_ih_l0.dtype
-        input, states = _autocast.in_dtype(dtype, input, states)
-        call = _stack.Call(
+        input, states = autocast.in_dtype(dtype, input, states)
+        call = stack.Call(
             self.num_layers, self.bias, self.bidirectional, self._before, batch_first, batch_sizes,
             self.checkpoint_every,
         )  # fmt: skip
-        _checks.check_input(name, input, states, dtype, self.input_size, call)
+        checks.check_input(name, input, states, dtype, self.input_size, call)
         if hx is not None:
             sizes = self.proj_size or self.hidden_size, self.hidden_size
-            _checks.check_states(name, input, states, sizes, call)
+            checks.check_states(name, input, states, sizes, call)
         seed = draw_seed() if self._draws() else None
         params = [self._params(index, seed) for index in range(self.num_layers)]
-        with torch.autocast(_autocast.device_of(input), enabled=False):
+        with torch.autocast(autocast.device_of(input), enabled=False):
             if not self._extended():
                 params = [tensor for of_layer in params for tensor in of_layer]
-                results = _plain.stack(cell, input, states, params, call, options)
+                results = plain.run(cell, input, states, params, call, options)
             else:
-                run, params = partial(_extended.run, self._within(seed)), list(enumerate(params))
-                results = _stack.apply(
-                    _stack.layers, params, run, input, states, call, options, False
+                run, params = partial(extended.run, self._within(seed)), list(enumerate(params))
+                results = stack.apply(
+                    stack.layers, params, run, input, states, call, options, False
                 )
         output, states, each = results
         if each is not None and self._norm == "joint":
             each = each._replace(gates=dreamer_gates(each.gates))
-        return _stack.results(output, states, each)
+        return stack.results(output, states, each)
 
     def _draws(self):
         """Whether masks of zoneout, recurrent dropout or weight drop are needed."""
@@ -177,7 +178,7 @@ class Layers:
         )
 
     def _within(self, seed):
-        return _extended.Within(
+        return extended.Within(
             self.mode.lower(),
             self.bias,
             self._norm or "none",
@@ -197,14 +198,14 @@ class Layers:
         if not rate:
             return input
         if batch_sizes is None:
-            return input * _extended.batch_mask(input, (input.shape[1], features), rate)
+            return input * extended.batch_mask(input, (input.shape[1], features), rate)
         batch = int(batch_sizes[0])
-        mask = _extended.batch_mask(input, (batch, features), rate)
-        return input * _extended.rows_of(mask, input.shape[0], batch, batch_sizes)
+        mask = extended.batch_mask(input, (batch, features), rate)
+        return input * extended.rows_of(mask, input.shape[0], batch, batch_sizes)
 
     def _params(self, index, seed):
         """The parameters of one layer, one direction after the other, elements of W_hh dropped or
-        not; in the order of `_extended.Within`, which is that of fastrnn.functional too."""
+        not; in the order of `extended.Within`, which is that of fastrnn.functional too."""
         stems = ["weight_ih_l", "weight_hh_l", *["bias_ih_l", "bias_hh_l"] * self.bias]
         stems += ["weight_hr_l"] if self.proj_size else [f"{s}_l" for s in self._norm_stems()]
         params = []
@@ -212,7 +213,7 @@ class Layers:
             names = [f"{stem}{index}{ending}" for stem in stems]
             w_ih, w_hh, *rest = weights(self, names)
             if self.training and self.weight_drop:
-                w_hh = _extended.dropped(w_hh, seed, 4 * index + 2 * d, self.weight_drop)
+                w_hh = extended.dropped(w_hh, seed, 4 * index + 2 * d, self.weight_drop)
             if self._norm == "joint":
                 rest = dreamer_affine(*rest, self.update_bias)
             params += [w_ih, w_hh, *rest]

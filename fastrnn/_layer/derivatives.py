@@ -2,7 +2,7 @@
 
 Write J for the Jacobian of a layer at its arguments p (input, states, parameters), v for gradients
 of its results and u for tangents of its arguments.
-* `gradients` is J^T v, the backward pass of `fastrnn._gradients`.
+* `gradients` is J^T v, the backward pass of `fastrnn._layer.backward`.
 * `_tangents` is J u. The only sequential part is `w_hh t_h`; what input, weights and biases bring
   to the gates is a product over all steps.
 * Second derivatives are those of <J u, v> = <u, J^T v>. With respect to v that is J u, to u it is
@@ -11,7 +11,8 @@ of its results and u for tangents of its arguments.
   tangents. It serves reverse over reverse, forward over reverse and reverse over forward alike.
 
 Each of them is a Function, so that transforms nest. vmap goes through to the operators. Where the
-operators of tangents and second order have no kernels, `fastrnn._by_reference` takes their place.
+operators of tangents and second order have no kernels, `fastrnn._layer.by_reference` takes their
+place.
 """
 
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch.autograd import Function
 
-from fastrnn import _by_reference, _ops, _vmap
-from fastrnn._gradients import (
+from fastrnn._layer import batching, by_reference, ops
+from fastrnn._layer.backward import (
     PRODUCTS,
     Layer,
     Record,
@@ -32,8 +33,8 @@ from fastrnn._gradients import (
     products_of,
     unprojected,
 )
-from fastrnn._gradients import gradients as first_order
-from fastrnn._transforms import in_forward_mode, no_autocast, requires_grad, transforms_active
+from fastrnn._layer.backward import gradients as first_order
+from fastrnn._layer.transforms import in_forward_mode, no_autocast, requires_grad, transforms_active
 
 # -- The derivative in a direction --------------------------------------------------------------
 
@@ -75,7 +76,7 @@ def _sweep(layer, record, tangents, batch, save):
         for d, w in enumerate(t.w_hr)
     ]
     t_params = [p for each in zip(t.w_ih, t.w_hh, t.b_ih, t.b_hh) for p in each]
-    found = _ops.layer_tangent(
+    found = ops.layer_tangent(
         layer.cell, None if t.input is None else t.input.reshape(sizes), t.states, t_params,
         (None, None, _stack(projected)), None if r.input is None else r.input.reshape(sizes),
         r.batch_sizes, batch, r.states, r.saved, r.weights, save,
@@ -109,10 +110,10 @@ def _tangents(layer, *tensors):
 def tangents(layer, *tensors):
     """J u of tangents and a record, differentiable where somebody asks."""
     t_arguments, record = tensors[: layer.arguments], tensors[layer.arguments :]
-    if _by_reference.serves(record[layer.recorded]):
-        return _by_reference.tangents(layer, t_arguments, *_by_arguments(layer, record))
+    if by_reference.serves(record[layer.recorded]):
+        return by_reference.tangents(layer, t_arguments, *_by_arguments(layer, record))
     if transforms_active() or requires_grad(*tensors):
-        return _vmap.applied(_Tangent, layer, *tensors)
+        return batching.applied(_Tangent, layer, *tensors)
     return _tangents(layer, *tensors)
 
 
@@ -147,7 +148,7 @@ class _Tangent(Function):
 
 def gradients(layer, wanted, *tensors):
     """J^T v of v and a record, differentiable; wanted: a flag for each argument."""
-    return _vmap.applied(_Gradients, _Request(layer, wanted), *tensors)
+    return batching.applied(_Gradients, _Request(layer, wanted), *tensors)
 
 
 @dataclass(frozen=True)
@@ -207,13 +208,13 @@ class _Gradients(_MappedGradients):
         call = _MappedGradients.forward
         if in_forward_mode() or requires_grad(*tensors):
             call = _MappedGradients.apply
-        return _vmap.through(call, info.batch_size, in_dims, (request, *tensors))
+        return batching.through(call, info.batch_size, in_dims, (request, *tensors))
 
 
 def _kept(layer, record):
     """What derivatives are computed from, of a record with all parameters."""
-    by_reference = _by_reference.serves(record[layer.recorded])
-    return record if by_reference else _without_biases(layer, record)
+    needs_biases = by_reference.serves(record[layer.recorded])
+    return record if needs_biases else _without_biases(layer, record)
 
 
 def _without_biases(layer, record):
@@ -256,11 +257,11 @@ class _Plan:
         if all(t is None for t in (*t_v, *tangents)) and not any(self.first):
             return [[None] * len(flags) for flags in every]
         layer = self.layer
-        if _by_reference.serves(record[layer.recorded]):
-            return _by_reference.second_order(
+        if by_reference.serves(record[layer.recorded]):
+            return by_reference.second_order(
                 layer, every, v, t_v, tangents, *_by_arguments(layer, record)
             )
-        flat = iter(_vmap.applied(_Second, self, *v, *t_v, *tangents, *record))
+        flat = iter(batching.applied(_Second, self, *v, *t_v, *tangents, *record))
         return [[next(flat) if wanted else None for wanted in flags] for flags in every]
 
 
@@ -286,7 +287,7 @@ class _Second(Function):
             flat = _wanted(plan.results, results[: layer.results])
         if not any(plan.first) and not any(plan.second):
             return tuple(flat)
-        found = gate_gradients(layer, _ops.gate_gradients(layer.cell, v, *sizes, True))
+        found = gate_gradients(layer, ops.gate_gradients(layer.cell, v, *sizes, True))
         if any(plan.first):
             d_input, d_params = products_of(layer, r, plan.first, found, batch)
             flat += _wanted(plan.first, (d_input, *found.states, *d_params))
@@ -297,7 +298,7 @@ class _Second(Function):
             )
             t_found = gate_gradients(
                 layer,
-                _ops.gate_gradients_tangent(
+                ops.gate_gradients_tangent(
                     layer.cell, t_v, through, t.states, t.saved, found.received, *sizes
                 ),
             )
@@ -359,7 +360,7 @@ def _products_tangent(plan, record, tangents, found, t_found, batch):
             flags[i // each * 4 + PRODUCTS.index(stem)] = True
     if w_ih or any(flags):
         input = None if t.input is None else t.input.reshape(rows, t.input.shape[-1])
-        more, products = _ops.products(
+        more, products = ops.products(
             found.gates, apart_columns(layer, found.gates), r.batch_sizes, batch, input, t.hidden,
             t.states[0], w_ih, flags,
         )  # fmt: skip

@@ -11,8 +11,8 @@ import inspect
 import torch
 from torch import Tensor
 
-from fastrnn import _extension  # noqa: F401  (registers the operators)
-from fastrnn._cells import CELLS
+from fastrnn._layer import extension  # noqa: F401  (registers the operators)
+from fastrnn._layer.cells import CELLS
 
 layer_forward = torch.ops.fastrnn.layer_forward.default
 layer_backward = torch.ops.fastrnn.layer_backward.default
@@ -59,14 +59,16 @@ def _register_fake(op):
         def checked(*arguments):
             first = None
             for name, value in zip(names, arguments):
-                if name in ("batch_sizes", "seed"):  # on the CPU wherever the layer is
+                if name == "batch_sizes":  # on the CPU wherever the layer is
                     _check(
                         value is None or value.device.type == "cpu",
-                        lambda name=name, value=value: (
-                            f"{what(arguments)}: expected {name} on cpu, got {value.device}"
+                        lambda value=value: (
+                            f"{what(arguments)}: expected batch_sizes on cpu, got {value.device}"
                         ),
                     )
                     continue
+                if name == "seed" and value is not None and value.device.type == "cpu":
+                    continue  # it is drawn there
                 for tensor in value if isinstance(value, list | tuple) else (value,):
                     if not isinstance(tensor, Tensor):
                         continue

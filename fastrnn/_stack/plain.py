@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import _VF, Tensor
 
-from fastrnn import _autocast, _autograd, _checkpoint, _checks, _ops, _overlap, _stack
-from fastrnn._cells import CELLS
+from fastrnn._layer import autograd, ops
+from fastrnn._layer.cells import CELLS
+from fastrnn._stack import autocast, checkpoint, checks, overlap, stack
 
 
 class Cell(NamedTuple):
@@ -18,7 +19,7 @@ class Cell(NamedTuple):
     products: int
     has_c: bool
     composes: bool  # whether torch.nn makes a layer of operations on the CPU, not of one
-    layer: object  # the run of fastrnn._stack
+    layer: object  # the run of fastrnn._stack.stack
     torch_stack: object
     torch_cell: object
 
@@ -31,7 +32,7 @@ def _cell(kind):
         products=of.products,
         has_c=of.has_c,
         composes=of.function == "gru",  # and an LSTM at times: see _as_torch_nn
-        layer=partial(_autograd.layer, kind),
+        layer=partial(autograd.layer, kind),
         torch_stack=getattr(_VF, kind),
         torch_cell=getattr(_VF, kind + "_cell"),
     )
@@ -43,28 +44,28 @@ PLAIN = {kind: _cell(kind) for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
 # -- A stack ------------------------------------------------------------------------------------
 
 
-def stack(cell, input, states, params, call, options):
+def run(cell, input, states, params, call, options):
     """`(output, [final state, ...], States or None)`, as `fastrnn.functional` documents it.
 
-    states: `(h0, c0)` or `(h0,)`, None each for zeros. call: a `_stack.Call`. options: those of
-    `_options.of_call`.
+    states: `(h0, c0)` or `(h0,)`, None each for zeros. call: a `stack.Call`. options: those of
+    `beyond.of_call`.
     """
     name, batch_sizes = cell.name, call.batch_sizes
     if not isinstance(params, list | tuple):
         raise TypeError(
-            f"{name}: expected params to be a list of Tensors, got {_checks.what(params)}"
+            f"{name}: expected params to be a list of Tensors, got {checks.what(params)}"
         )
     try:
         narrow = None
-        if _autocast.applies(input):
+        if autocast.applies(input):
             input, states, params, narrow = _as_torch_nn(cell, input, states, params, call)
-        supported = input.dtype in _ops.DTYPES and (input.is_cpu or _has_kernels(input))
-        _checks.check_stack(name, cell.has_c, input, states, params, call)
+        supported = input.dtype in ops.DTYPES and (input.is_cpu or _has_kernels(input))
+        checks.check_stack(name, cell.has_c, input, states, params, call)
     except AttributeError:
-        _checks.check_tensors(name, input, states, params)
+        checks.check_tensors(name, input, states, params)
         if batch_sizes is not None and not isinstance(batch_sizes, Tensor):
             raise TypeError(
-                f"{name}: expected batch_sizes to be a Tensor, got {_checks.what(batch_sizes)}"
+                f"{name}: expected batch_sizes to be a Tensor, got {checks.what(batch_sizes)}"
             ) from None
         raise
     if options is not None and options.return_states and not supported:
@@ -72,21 +73,21 @@ def stack(cell, input, states, params, call, options):
             f"{name}: expected input of a device and dtype that fastrnn has kernels for with "
             f"return_states, got {input.dtype} on {input.device}"
         )
-    run = cell.layer if supported else partial(_torch_layer, cell)
+    layer = cell.layer if supported else partial(_torch_layer, cell)
     if call.checkpoint_every is not None:
-        _checks.check_checkpoint_every(name, call.checkpoint_every)
+        checks.check_checkpoint_every(name, call.checkpoint_every)
         if supported:
-            run = partial(_checkpoint.layer, run, cell.kind, call.checkpoint_every)
+            layer = partial(checkpoint.layer, layer, cell.kind, call.checkpoint_every)
     if call.num_layers == 1:
-        layers, by_layer = _stack.layers, [params]
+        layers, by_layer = stack.layers, [params]
     else:
         layers, by_layer = _layers(cell, input, states, params, call, options)
     try:
-        output, states, each = _stack.apply(
-            layers, by_layer, run, input, states, call, options, supported
+        output, states, each = stack.apply(
+            layers, by_layer, layer, input, states, call, options, supported
         )
     except (AttributeError, RuntimeError, TypeError):
-        _checks.check_tensors(name, input, (), params)
+        checks.check_tensors(name, input, (), params)
         raise
     if narrow is not None:
         output, states[0] = output.to(narrow), states[0].to(narrow)
@@ -105,12 +106,12 @@ def _layers(cell, input, states, params, call, options):
         or call.checkpoint_every is not None
         or options is not None
         # Chunks of time have masks of their own: right for dropout between layers alone.
-        or not isinstance(call.before, _stack.Dropout | None)
+        or not isinstance(call.before, stack.Dropout | None)
     ):
-        return _stack.layers, by_layer
+        return stack.layers, by_layer
     steps = input.transpose(0, 1) if call.batch_first else input
-    chunks = _overlap.chunk_count(cell.kind, steps, states, params, call)
-    return partial(_overlap.layers, chunks) if chunks > 1 else _stack.layers, by_layer
+    chunks = overlap.chunk_count(cell.kind, steps, states, params, call)
+    return partial(overlap.layers, chunks) if chunks > 1 else stack.layers, by_layer
 
 
 def _as_torch_nn(cell, input, states, params, call):
@@ -118,12 +119,12 @@ def _as_torch_nn(cell, input, states, params, call):
     if cell.has_c:
         directions = 2 if call.bidirectional else 1
         projected = len(params) == call.num_layers * directions * (5 if call.has_biases else 3)
-        composes = projected or _autocast.is_ragged(call.batch_sizes)
-    return _autocast.as_torch_nn(composes, input, states, params, projected)
+        composes = projected or autocast.is_ragged(call.batch_sizes)
+    return autocast.as_torch_nn(composes, input, states, params, projected)
 
 
 def _has_kernels(input):
-    return input.device.type in _ops.DEVICE_TYPES
+    return input.device.type in ops.DEVICE_TYPES
 
 
 def _torch_layer(cell, input, batch_sizes, states, params, bidirectional, keep=False, resets=()):
@@ -165,13 +166,13 @@ def step(cell, input, states, w_ih, w_hh, b_ih, b_hh):
         if dim == 1:
             input = input.unsqueeze(0)
             states = [None if state is None else state.unsqueeze(0) for state in states]
-        if _autocast.applies(input):
+        if autocast.applies(input):
             weights = [w_ih, w_hh, b_ih, b_hh]
             composes = cell.composes or cell.has_c
-            input, states, weights, _ = _autocast.as_torch_nn(composes, input, states, weights)
+            input, states, weights, _ = autocast.as_torch_nn(composes, input, states, weights)
             w_ih, w_hh, b_ih, b_hh = weights
-        supported = input.dtype in _ops.DTYPES and (input.is_cpu or _has_kernels(input))
-        _checks.check_step(name, cell.products, input, states, w_ih, w_hh)
+        supported = input.dtype in ops.DTYPES and (input.is_cpu or _has_kernels(input))
+        checks.check_step(name, cell.products, input, states, w_ih, w_hh)
         promotes = (
             len(states) == 2
             and states[1] is not None
@@ -180,7 +181,7 @@ def step(cell, input, states, w_ih, w_hh, b_ih, b_hh):
         # A c of another dtype promotes the result, and sizes may be 0: seldom enough for torch's.
         supported = supported and not promotes and w_ih.numel() > 0 and w_hh.numel() > 0
     except AttributeError:
-        _checks.check_tensors(name, input, states, (w_ih, w_hh))
+        checks.check_tensors(name, input, states, (w_ih, w_hh))
         raise
     if not supported:
         result = _torch_step(cell, input, states, w_ih, w_hh, b_ih, b_hh)

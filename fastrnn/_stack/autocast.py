@@ -6,14 +6,15 @@ has not compute in the dtype of their parameters.
 
 import torch
 
-from fastrnn import _checks, _ops
+from fastrnn._layer import ops
+from fastrnn._stack import checks
 
 
 def applies(input):
     """Whether autocast is on for a call that kernels of ours compute: torch's own see to it."""
     if input.is_cpu:
         return torch.is_autocast_enabled("cpu")
-    return input.is_cuda and "cuda" in _ops.DEVICE_TYPES and torch.is_autocast_enabled("cuda")
+    return input.is_cuda and "cuda" in ops.DEVICE_TYPES and torch.is_autocast_enabled("cuda")
 
 
 def as_torch_nn(composes, input, states, params, projected=False):
@@ -45,7 +46,7 @@ def as_torch_nn(composes, input, states, params, projected=False):
 
 def is_ragged(batch_sizes):
     """Whether packed data has different lengths; while a graph is traced, whether it may have."""
-    if batch_sizes is None or not _checks.has_value(batch_sizes):
+    if batch_sizes is None or not checks.has_value(batch_sizes):
         return batch_sizes is not None
     return bool(batch_sizes[0] != batch_sizes[-1])
 

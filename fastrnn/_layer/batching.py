@@ -11,11 +11,11 @@ from torch import Tensor
 from torch._functorch.vmap import vmap_increment_nesting
 from torch.utils import _pytree as pytree
 
-from fastrnn import _ops
-from fastrnn._cells import CELLS
-from fastrnn._gradients import Layer, Record, by_products
-from fastrnn._rows import fold, previous, unfold
-from fastrnn._transforms import apply, batched_levels, in_forward_mode
+from fastrnn._layer import ops
+from fastrnn._layer.backward import Layer, Record, by_products
+from fastrnn._layer.cells import CELLS
+from fastrnn._layer.rows import fold, previous, unfold
+from fastrnn._layer.transforms import apply, batched_levels, in_forward_mode
 
 
 def _is_mapped(dims):
@@ -148,7 +148,7 @@ def check_batch_sizes(dim):
 
 
 def refuse_resets(resets):
-    """A layer called inside vmap has none: fastrnn._options sees to it."""
+    """A layer called inside vmap has none: fastrnn._stack.beyond sees to it."""
     if resets is not None:
         raise RuntimeError(
             "fastrnn: expected a layer without resets where vmap maps its gradients on this "
@@ -160,7 +160,7 @@ def register_by_rows(op, library=_library):
     register(op, library)(partial(_by_rows, op))
 
 
-for _op in (_ops.layer_forward, _ops.gate_gradients, _ops.gate_gradients_tangent):
+for _op in (ops.layer_forward, ops.gate_gradients, ops.gate_gradients_tangent):
     register_by_rows(_op)
 
 
@@ -180,13 +180,13 @@ def layer_backward(
     return by_products(layer, Record(layer, tensors), wanted, d_results, batch)
 
 
-@register(_ops.layer_tangent)
+@register(ops.layer_tangent)
 def _(size, in_dims, *arguments):
     """What tangents of weights bring where each sample has its own is made here: batched products.
 
     The operator would make one call each.
     """
-    names = [argument.name for argument in _ops.layer_tangent._schema.arguments]
+    names = [argument.name for argument in ops.layer_tangent._schema.arguments]
     a, dims = dict(zip(names, arguments)), dict(zip(names, in_dims))
     if _is_mapped(dims["t_params"]) and not _is_mapped(dims["weights"]):
         t_params = list(map(_to_front, a["t_params"], dims["t_params"]))
@@ -210,7 +210,7 @@ def _(size, in_dims, *arguments):
                 every = [zeros if p is None else p.expand_as(zeros) for p in parts]
                 a["through"][i], dims["through"][i] = torch.stack(every, 1), 0
         a["t_params"], dims["t_params"] = [None] * len(t_params), None
-    return _by_rows(_ops.layer_tangent, size, list(dims.values()), *a.values())
+    return _by_rows(ops.layer_tangent, size, list(dims.values()), *a.values())
 
 
 def _to_front(value, dim):
@@ -225,14 +225,14 @@ def _affine(rows, weight, bias):
     return bias[..., None, :] if product is None else product + bias[..., None, :]
 
 
-@register(_ops.segments)
+@register(ops.segments)
 def _(size, in_dims, *arguments):
     raise RuntimeError(
         "fastrnn: expected the same resets and lengths for all samples of vmap, got mapped ones"
     )
 
 
-@register(_ops.gather_rows)
+@register(ops.gather_rows)
 def _(size, in_dims, inputs, indices):
     """Whole rows move: a mapped dimension goes beside their columns."""
     dims, index_dims = in_dims
@@ -241,14 +241,14 @@ def _(size, in_dims, inputs, indices):
             "fastrnn: expected the same index for all samples of vmap, got mapped ones"
         )
     folded = [t if d is None else t.movedim(d, -2).flatten(-2) for t, d in zip(inputs, dims)]
-    results = _ops.gather_rows(folded, indices)
+    results = ops.gather_rows(folded, indices)
     return (
         [r if d is None else r.unflatten(-1, (size, -1)) for r, d in zip(results, dims)],
         [None if d is None else r.dim() - 1 for r, d in zip(results, dims)],
     )
 
 
-@register(_ops.products)
+@register(ops.products)
 def products(
     size, in_dims, d_gates, apart, batch_sizes, batch, input, hidden, h0, w_ih, wanted, *options
 ):
@@ -269,30 +269,30 @@ def products(
     elif w_ih:
         nothing = None, None, None, w_ih, [False] * len(wanted)
         if gates_dim is None:
-            d_input = _ops.products(d_gates, apart, batch_sizes, batch, *nothing)[0], None
+            d_input = ops.products(d_gates, apart, batch_sizes, batch, *nothing)[0], None
         else:
             sizes = None if batch_sizes is None else batch_sizes * size
             more = fold(d_gates, gates_dim, size)
-            d_input = unfold(_ops.products(more, apart, sizes, batch * size, *nothing)[0], size)
+            d_input = unfold(ops.products(more, apart, sizes, batch * size, *nothing)[0], size)
 
     if not any(wanted):
         d_params = [d_gates.new_empty(0)] * len(wanted)
     elif mapped:
         more, *states = (None if t is None else fold(t, dim, size) for t, dim in rows)
-        d_params = _ops.sample_products(more, apart, size, batch_sizes, batch, *states, wanted)
+        d_params = ops.sample_products(more, apart, size, batch_sizes, batch, *states, wanted)
     else:
-        d_params = _ops.products(d_gates, apart, batch_sizes, batch, input, hidden, h0, [], wanted)[
+        d_params = ops.products(d_gates, apart, batch_sizes, batch, input, hidden, h0, [], wanted)[
             1
         ]
     return (d_input[0], d_params), (d_input[1], [0 if mapped and w else None for w in wanted])
 
 
-@register(_ops.sample_products)
+@register(ops.sample_products)
 def _(size, in_dims, d_gates, apart, samples, batch_sizes, batch, input, hidden, h0, wanted):
     check_batch_sizes(in_dims[3])
     rows = zip((d_gates, input, hidden, h0), (in_dims[0], *in_dims[5:8]))
     d_gates, input, hidden, h0 = (None if t is None else fold(t, dim, size) for t, dim in rows)
-    d_params = _ops.sample_products(
+    d_params = ops.sample_products(
         d_gates, apart, samples * size, batch_sizes, batch, input, hidden, h0, wanted
     )
     results = [p.unflatten(0, (samples, size)) if w else p for p, w in zip(d_params, wanted)]
@@ -341,13 +341,13 @@ def applied(function, *arguments):
 
 
 for _op in (
-    _ops.layer_forward,
-    _ops.layer_backward,
-    _ops.gate_gradients,
-    _ops.gate_gradients_tangent,
-    _ops.layer_tangent,
-    _ops.products,
-    _ops.gather_rows,
+    ops.layer_forward,
+    ops.layer_backward,
+    ops.gate_gradients,
+    ops.gate_gradients_tangent,
+    ops.layer_tangent,
+    ops.products,
+    ops.gather_rows,
 ):
     _library.impl(_op.name().partition("::")[2], partial(by_other_vmap, _op), "Batched")
 

@@ -7,9 +7,9 @@ are::
         -> (output, *final states), and cells, gates if keep: None where the cell has none
 
 with the shapes of layer_forward (csrc/ops.cpp), states a list with None for zeros, and params what
-the run takes for one layer. `fastrnn._autograd.layer` is that of a plain layer; checkpointing and
-the masks of `fastrnn._options` are runs around a run. `layers` below is the loop;
-`fastrnn._overlap` has another one.
+the run takes for one layer. `fastrnn._layer.autograd.layer` is that of a plain layer; checkpointing
+and the masks of `fastrnn._stack.beyond` are runs around a run. `layers` below is the loop;
+`fastrnn._stack.overlap` has another one.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastrnn import _options
-from fastrnn._options import States
+from fastrnn._stack import beyond
+from fastrnn._stack.beyond import States
 
 
 class Call(NamedTuple):
@@ -84,7 +84,7 @@ def layers(params, call, run, input, batch_sizes, states, keep=False):
 def apply(layers, params, run, input, states, call, options, native):
     """`(output, [final state, ...], States or None)` of a stack on input as the caller has it.
 
-    layers: `layers` above, or what does the same. options: of `_options.of_call`. native: whether
+    layers: `layers` above, or what does the same. options: of `beyond.of_call`. native: whether
     run takes resets on devices other than the CPU.
     """
     batch_sizes = call.batch_sizes
@@ -94,10 +94,10 @@ def apply(layers, params, run, input, states, call, options, native):
     if options is None:
         output, states, _ = layers(params, call, run, input, batch_sizes, states)
         return output.transpose(0, 1) if transposed else output, states, None
-    options = _options.check(options, input, transposed)
+    options = beyond.check(options, input, transposed)
     directions = 2 if call.bidirectional else 1
     layers = partial(layers, params, call)
-    output, states, each = _options.apply(options, layers, run, input, states, directions, native)
+    output, states, each = beyond.apply(options, layers, run, input, states, directions, native)
     if transposed:
         output = output.transpose(0, 1)
         each = each and States(*(None if t is None else t.transpose(1, 2) for t in each))

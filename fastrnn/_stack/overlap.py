@@ -18,8 +18,8 @@ import os
 
 import torch
 
-from fastrnn import _autograd, _extension
-from fastrnn._transforms import in_forward_mode, transforms_active
+from fastrnn._layer import autograd, extension
+from fastrnn._layer.transforms import in_forward_mode, transforms_active
 
 _CHUNKS = (2, 4, 8)
 # What the host needs to launch a layer, with a graph of derivatives and without: a guess until
@@ -30,9 +30,9 @@ _HOST_US = {True: 150.0, False: 60.0}
 def chunk_count(cell, input, states, params, call):
     """Into how many chunks to cut the time of a padded stack on a CUDA device; 1: do not.
 
-    cell: the name of one. input `[T, B, I]`, params of all layers, call of `fastrnn._stack`. A
-    second direction begins at the end, so nothing overlaps there; transforms and tracing see the
-    plain stack.
+    cell: the name of one. input `[T, B, I]`, params of all layers, call: a `stack.Call`. A second
+    direction begins at the end, so nothing overlaps there; transforms and tracing see the plain
+    stack.
     """
     num_layers = call.num_layers
     if (
@@ -47,7 +47,7 @@ def chunk_count(cell, input, states, params, call):
     ):
         return 1
     tf32 = input.dtype == torch.float32 and _products_are_tf32()
-    records = _autograd.records(input, *states, *params)
+    records = autograd.records(input, *states, *params)
     return chunks_that_pay(
         cell,
         str(input.dtype).removeprefix("torch."),
@@ -97,7 +97,7 @@ def chunks_that_pay(
 
     def pass_us(backward, chunks):
         """Time of a pass, infinite where it does not overlap."""
-        plan = _extension.cuda_plan(
+        plan = extension.cuda_plan(
             cell, backward, dtype, tf32, hidden_size, batch, 1, False, seq_len // chunks, limits
         )
         blocks = plan["blocks"] * plan["replicas"] * (num_layers if chunks > 1 else 1)
@@ -117,7 +117,7 @@ def chunks_that_pay(
 
 
 def layers(chunks, params, call, run, input, batch_sizes, states):
-    """`fastrnn._stack.layers` in a wavefront, of one direction, of padded input, keeping nothing.
+    """`stack.layers` in a wavefront, of one direction, of padded input, keeping nothing.
 
     chunks: at most T.
     """

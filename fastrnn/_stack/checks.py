@@ -13,7 +13,7 @@ def check_checkpoint_every(name, every):
 
 
 def check_stack(name, has_c, input, states, params, call):
-    """Raises where the arguments of a stack do not fit each other; call: a `_stack.Call`.
+    """Raises where the arguments of a stack do not fit each other; call: a `stack.Call`.
 
     Parameters are checked by the operators, a layer at a time.
     """

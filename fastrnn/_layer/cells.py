@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from fastrnn import _extension
+from fastrnn._layer import extension
 
 
 class Cell(NamedTuple):
@@ -41,7 +41,7 @@ class Cell(NamedTuple):
         return self.name.partition("_")[0]
 
 
-CELLS = {cell.name: cell for cell in (Cell(*values) for values in _extension.cells())}
+CELLS = {cell.name: cell for cell in (Cell(*values) for values in extension.cells())}
 
 
 def cell_of(module: nn.RNNBase | nn.RNNCellBase) -> Cell:

@@ -1,6 +1,6 @@
 """What transforms are active, and how a Function is called among them.
 
-Private names of torch.func stand here and in `fastrnn._vmap` alone.
+Private names of torch.func stand here and in `fastrnn._layer.batching` alone.
 """
 
 import functools

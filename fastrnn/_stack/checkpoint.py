@@ -16,16 +16,16 @@ from dataclasses import replace
 import torch
 from torch.autograd import Function
 
-from fastrnn import _autograd, _derivatives, _ops
-from fastrnn._cells import CELLS
-from fastrnn._gradients import Record, gradients, layer_of
-from fastrnn._transforms import apply, batched_levels, in_forward_mode, transforms_active
+from fastrnn._layer import autograd, derivatives, ops
+from fastrnn._layer.backward import Record, gradients, layer_of
+from fastrnn._layer.cells import CELLS
+from fastrnn._layer.transforms import apply, batched_levels, in_forward_mode, transforms_active
 
 
 def layer(
     run, cell, every, input, batch_sizes, states, params, bidirectional, keep=False, resets=()
 ):
-    """One layer: what `run`, its plain form in fastrnn._autograd, returns for the same arguments.
+    """One layer: what `run`, autograd.layer of a cell, returns for the same arguments.
 
     Where nothing is to be saved or everything is asked for (keep), for packed data and resets, and
     for what goes beyond one backward pass through these chunks (forward mode, torch.func), it is
@@ -36,7 +36,7 @@ def layer(
         or resets
         or batch_sizes is not None
         or input.shape[0] <= every
-        or not _autograd.records(input, *states, *params)
+        or not autograd.records(input, *states, *params)
         or in_forward_mode()
         or transforms_active()
     ):
@@ -46,7 +46,7 @@ def layer(
 
 def _run(layer, input, states, params, save):
     """One chunk: output, final states and, if save, what backward needs."""
-    return _ops.layer_forward(layer.cell, input, None, states, params, layer.directions == 2, save)
+    return ops.layer_forward(layer.cell, input, None, states, params, layer.directions == 2, save)
 
 
 def _chunks(seq_len, every, direction):
@@ -166,5 +166,5 @@ def _differentiable(layer, wanted, arguments, d_results):
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         saved = _run(layer, input, states, params, True)[1 + layer.states :]
     record = input, None, None, *states, *saved, *params
-    found = iter(_derivatives.gradients(layer, wanted, *d_results, *record))
+    found = iter(derivatives.gradients(layer, wanted, *d_results, *record))
     return [next(found) if needed else None for needed in wanted]

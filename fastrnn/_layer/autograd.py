@@ -7,17 +7,17 @@ Invariants
 * Only what some gradient needs is saved, and only gradients that are asked for are computed.
   Biases are never saved: changing one between forward and backward is legal, as in torch.nn.
 * Whatever is beyond one backward pass (create_graph, forward mode, nested transforms) goes through
-  the Functions of fastrnn._derivatives.
+  the Functions of fastrnn._layer.derivatives.
 """
 
 import torch
 from torch.autograd import Function
 
-from fastrnn import _by_reference, _derivatives, _gradients, _ops, _vmap
-from fastrnn._cells import CELLS
-from fastrnn._gradients import Record
-from fastrnn._rows import fold, unfold
-from fastrnn._transforms import (
+from fastrnn._layer import backward, batching, by_reference, derivatives, ops
+from fastrnn._layer.backward import Record
+from fastrnn._layer.cells import CELLS
+from fastrnn._layer.rows import fold, unfold
+from fastrnn._layer.transforms import (
     apply,
     batched_levels,
     in_forward_mode,
@@ -56,7 +56,7 @@ def layer(cell, input, batch_sizes, states, params, bidirectional, keep=False, r
             batch_sizes, *states, *params,
         )  # fmt: skip
     else:
-        results = _ops.layer_forward(
+        results = ops.layer_forward(
             cell, input, batch_sizes, states, params, bidirectional, keep, *resets
         )
     if not keep:
@@ -77,7 +77,7 @@ def gather_rows(inputs, index, inverse, others=(), other_index=None, other_inver
     moves = index, inverse, other_index, other_inverse
     # Tensors do not tell of a graph of what is_grads_batched wraps in them.
     if records(*inputs, *others) or (torch.is_grad_enabled() and batched_levels()):
-        return _vmap.applied(_function(_Gather), len(inputs), *moves, *inputs, *others)
+        return batching.applied(_function(_Gather), len(inputs), *moves, *inputs, *others)
     return _gather(inputs, *moves, others)
 
 
@@ -86,7 +86,7 @@ def _gather(inputs, index, inverse, other_index, other_inverse, others):
     rows += [_flat(other, other_inverse) for other in others]
     indices = [index] * len(inputs) + [other_index] * len(others)
     if index.is_cpu:
-        return tuple(_ops.gather_rows(rows, indices))
+        return tuple(ops.gather_rows(rows, indices))
     return tuple(map(_gather_by_torch, rows, indices))
 
 
@@ -117,7 +117,7 @@ class _Layer(Function):
     def forward(cell, bidirectional, keep, resets, to_hx, input, batch_sizes, *tensors):
         count, options = CELLS[cell].states, () if resets is None else (resets, to_hx)
         states, params = tensors[:count], tensors[count:]
-        results = _ops.layer_forward(
+        results = ops.layer_forward(
             cell, input, batch_sizes, states, params, bidirectional, True, *options
         )
         return tuple(results)
@@ -140,7 +140,7 @@ class _Layer(Function):
         ctx.set_materialize_grads(False)
         # What a Layer is made of, in backward alone: it takes its time.
         ctx.what = name, bidirectional, len(params), input.shape, keep, to_hx
-        weights, biases = _gradients.PLACES[bidirectional, len(params)]
+        weights, biases = backward.PLACES[bidirectional, len(params)]
         weights, biases = [params[i] for i in weights], [params[i] for i in biases]
         # Not for their values: gradients have derivatives with respect to biases too.
         ctx.biases = [_as_of_now(bias) for bias in biases]
@@ -157,7 +157,7 @@ class _Layer(Function):
         if (
             not needs[_INPUT]
             and not any(of_params[::each])
-            and not _by_reference.serves(input)  # which may have to compute the layer anew
+            and not by_reference.serves(input)  # which may have to compute the layer anew
         ):
             input = None
         if cell.has_c and not any(of_params[1::each]):
@@ -166,7 +166,7 @@ class _Layer(Function):
 
     @staticmethod
     def backward(ctx, *d_results):
-        layer, needs = _gradients.layer_of(*ctx.what), ctx.needs_input_grad
+        layer, needs = backward.layer_of(*ctx.what), ctx.needs_input_grad
         nothing, states = (None,) * _INPUT, layer.states
         kept = d_results[-1:] if layer.keep else ()
         d_results = *d_results[: 1 + states], *kept
@@ -179,10 +179,10 @@ class _Layer(Function):
             wanted = True, *given, *(True,) * (len(wanted) - 1 - states)
         # A gradient in forward mode has a tangent, whether or not a graph of it is recorded.
         if not torch.is_grad_enabled() and not in_forward_mode():
-            found = _gradients.gradients(layer, Record(layer, tensors), wanted, d_results)
+            found = backward.gradients(layer, Record(layer, tensors), wanted, d_results)
         else:
             record = _with_biases(layer, tensors, ctx.biases)
-            found = _derivatives.gradients(layer, wanted, *d_results, *record)
+            found = derivatives.gradients(layer, wanted, *d_results, *record)
         found = iter(found)
         d_input, *rest = [next(found) if needed else None for needed in wanted]
         return *nothing, d_input, None, *rest
@@ -191,12 +191,12 @@ class _Layer(Function):
     def vmap(info, in_dims, *arguments):
         """More rows of one layer, or, with parameters that are mapped too, several layers."""
         size, function = info.batch_size, _function(_Layer)
-        _vmap.check_size(size)
+        batching.check_size(size)
         begin = _INPUT + 2 + CELLS[arguments[0]].states
         if any(dim is not None for dim in in_dims[begin:]):
-            results, dims = _vmap.one_by_one(function.apply, size, in_dims, arguments)
+            results, dims = batching.one_by_one(function.apply, size, in_dims, arguments)
             return tuple(results), tuple(dims)
-        _vmap.check_batch_sizes(in_dims[_INPUT + 1])
+        batching.check_batch_sizes(in_dims[_INPUT + 1])
         rest = [
             None if value is None else fold(value, dim, size)
             for value, dim in zip(arguments[_INPUT + 2 : begin], in_dims[_INPUT + 2 : begin])
@@ -215,10 +215,10 @@ _INPUT = 5  # its place among the arguments of _Layer
 class _DualLayer(_Layer):
     @staticmethod
     def jvp(ctx, *tangents):
-        layer = _gradients.layer_of(*ctx.what)
+        layer = backward.layer_of(*ctx.what)
         record = _with_biases(layer, ctx.saved_tensors, ctx.biases)
         t_arguments = tangents[_INPUT], *tangents[_INPUT + 2 :]
-        found = _derivatives.tangents(layer, *t_arguments, *record)
+        found = derivatives.tangents(layer, *t_arguments, *record)
         if not layer.keep:
             return *found, *(None,) * CELLS[layer.cell].saved
         *found, t_cells = found

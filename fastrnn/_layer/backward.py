@@ -1,8 +1,8 @@
 """The backward pass of one layer with all its directions, from the operators.
 
 A recurrence against time gives the gradients of the gates, products over all steps those of input
-and parameters. Nothing here is a Function: `fastrnn._autograd` calls `gradients` where no
-derivative of it is asked for, `fastrnn._derivatives` wraps it for where one is.
+and parameters. Nothing here is a Function: `fastrnn._layer.autograd` calls `gradients` where no
+derivative of it is asked for, `fastrnn._layer.derivatives` wraps it for where one is.
 
 Tensors of a layer are kept in lists, in this order:
     arguments   input, every state (None: zeros), every parameter
@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import torch
 
-from fastrnn import _ops
-from fastrnn._cells import CELLS
+from fastrnn._layer import ops
+from fastrnn._layer.cells import CELLS
 
 PRODUCTS = ("w_ih", "w_hh", "b_ih", "b_hh")  # what the operator `products` computes, in its order
 
@@ -120,7 +120,7 @@ def gradients(layer, record, wanted, d_results):
     """Those gradients of the arguments that are wanted: a flag each."""
     r = record
     resets = () if r.resets is None else (r.resets, layer.to_hx)
-    return _ops.layer_backward(
+    return ops.layer_backward(
         layer.cell, d_results, r.input, r.batch_sizes,
         batch_of(layer, r, *d_results[1 : 1 + layer.states]), r.states, r.saved, r.weights,
         wanted, *resets,
@@ -149,7 +149,7 @@ def by_products(layer, record, wanted, d_results, batch):
     r = record
     found = gate_gradients(
         layer,
-        _ops.gate_gradients(
+        ops.gate_gradients(
             layer.cell, d_results, r.batch_sizes, batch, r.states, r.saved, r.weights, False
         ),
     )
@@ -167,7 +167,7 @@ def products_of(layer, record, wanted, found, batch):
         if needed and stem != "w_hr":
             flags[i // each * 4 + PRODUCTS.index(stem)] = True
     input = None if r.input is None else r.input.reshape(-1, r.input.shape[-1])
-    d_input, products = _ops.products(
+    d_input, products = ops.products(
         found.gates, apart_columns(layer, found.gates), r.batch_sizes, batch, input, r.hidden,
         None if r.hidden is None else r.states[0], r.w_ih if wanted[0] else [], flags,
         *(() if r.resets is None else (r.resets, layer.to_hx)),
@@ -212,10 +212,10 @@ def batch_of(layer, record, *states):
 def outer(a, b):
     """a^T b, of `[N, A]` and `[N, B]`."""
     flags = [True, False, False, False]
-    return _ops.products(a[None], 0, None, len(a), b, None, None, [], flags)[1][0]
+    return ops.products(a[None], 0, None, len(a), b, None, None, [], flags)[1][0]
 
 
 def matmul(a, b):
     """a b, of `[N, A]` and `[A, B]`."""
     flags = [False] * 4
-    return _ops.products(a[None], 0, None, len(a), None, None, None, [b], flags)[0]
+    return ops.products(a[None], 0, None, len(a), None, None, None, [b], flags)[0]

@@ -7,7 +7,7 @@ products are taken in float64, in which they are exact.
 
 import torch
 
-from fastrnn._cells import CELLS
+from fastrnn._layer.cells import CELLS
 
 LANES = 16  # units in a vector of a panel
 SINGLE = 4  # vectors of a panel where there is one gate

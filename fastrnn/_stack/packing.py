@@ -3,22 +3,22 @@
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import _checks, _options
-from fastrnn._options import States
+from fastrnn._stack import beyond, checks
+from fastrnn._stack.beyond import States
 
 
 def forward(module, input, hx, resets, reset_to, lengths, return_states):
     """What module's `_run` makes of input, in input's form.
 
     _run: `(input, hx, batch_first, batch_sizes, options) -> (output, hx)` or `(output, hx, States)`
-    as `fastrnn.functional` documents them, options of `_options.of_call`.
+    as `fastrnn.functional` documents them, options of `beyond.of_call`.
     """
     batch_sizes = options = None
     if isinstance(input, PackedSequence):
         input, batch_sizes, sorted_indices, unsorted_indices = input
     if resets is not None or lengths is not None or return_states or reset_to != "zeros":
         name = module._get_name().lower()
-        options = _options.of_call(name, batch_sizes, resets, reset_to, lengths, return_states)
+        options = beyond.of_call(name, batch_sizes, resets, reset_to, lengths, return_states)
     if batch_sizes is not None:
         if hx is not None and sorted_indices is not None:
             hx = module.permute_hidden(hx, sorted_indices)
@@ -30,7 +30,7 @@ def forward(module, input, hx, resets, reset_to, lengths, return_states):
         if hx is not None:
             hx = _with_batch(module._get_name().lower(), input, hx, pair)
         if options is not None:
-            options = _options.with_batch(options)
+            options = beyond.with_batch(options)
         output, hx, *each = module._run(input.unsqueeze(1), hx, False, None, options)
         hx = (hx[0].squeeze(1), hx[1].squeeze(1)) if pair else hx.squeeze(1)
         each = [States(*(None if t is None else t.squeeze(2) for t in s)) for s in each]
@@ -40,8 +40,8 @@ def forward(module, input, hx, resets, reset_to, lengths, return_states):
 
 def _with_batch(name, input, hx, pair):
     """States `[L*D, H]` of unbatched input as `[L*D, 1, H]`."""
-    states = _checks.lstm_states(hx, 3, False) if pair else (hx,)
-    _checks.check_tensors(name, input, states, ())
+    states = checks.lstm_states(hx, 3, False) if pair else (hx,)
+    checks.check_tensors(name, input, states, ())
     for state in states:
         if state.dim() != 2:
             raise RuntimeError(

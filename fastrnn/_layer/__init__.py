@@ -1,0 +1,1 @@
+"""One layer, all its directions: the operators, autograd, derivatives and batching rules."""
