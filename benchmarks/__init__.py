@@ -11,6 +11,7 @@ build_worker.py  one of them, in a process of its own
 memory.py   peak memory of one layer, measured in a fresh process
 probes.py   what one can do with a layer: a function per capability, tried on both libraries
 capabilities.py  `python -m benchmarks.capabilities`: the table of the probes
+features.py      `python -m benchmarks.features`: every feature of every kind of layer
 report.py   tables, the summary, the environment, JSON
 plot.py     PNG plots (needs matplotlib)
 gpu/        all that a few minutes on a GPU are for: ``python -m benchmarks.gpu --help``

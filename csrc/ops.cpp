@@ -75,7 +75,7 @@ TORCH_LIBRARY(fastrnn, m) {
   m.def("sample_products(Tensor d_gates, SymInt apart, int samples, Tensor? batch_sizes, SymInt batch, Tensor? input, Tensor? hidden, Tensor? h0, bool[] wanted) -> Tensor[] d_params");
 
   // layer_forward for inference, in float32, with weights packed once in int8 or bfloat16; params:
-  // csrc/cpu/quantized_params.h has their shapes. No backward and no rule for vmap.
+  // csrc/cpu/quantized_params.h has their shapes. No backward.
   m.def("quantized_forward(str cell, Tensor input, Tensor? batch_sizes, Tensor?[] states, Tensor[] params, int hidden_size, int proj_size, bool bidirectional) -> Tensor[]");
 
   // A layer whose input product is made (gates_x [D, N, G*H]; h0, c0, h_n and c_n: its states),

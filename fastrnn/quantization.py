@@ -121,13 +121,19 @@ def _reason_to_leave(module):
 class _Refuse(torch.autograd.Function):
     """A call whose arguments require gradients: it computes, but nothing goes back through it."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, cell, input, batch_sizes, params, hidden_size, proj_size, bidirectional, *hx):
+    def forward(cell, input, batch_sizes, params, hidden_size, proj_size, bidirectional, *hx):
         return tuple(
             ops.quantized_forward(
                 cell, input, batch_sizes, hx, params, hidden_size, proj_size, bidirectional
             )
         )
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        """Nothing is saved."""
 
     @staticmethod
     def backward(ctx, *_):

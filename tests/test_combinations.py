@@ -273,6 +273,11 @@ def test_quantized(name, dtype):
             assert torch.equal(a, b)
     alone = module(x[:, 0], resets=resets[:, 0])
     assert torch.equal(alone[0], module(x, resets=resets)[0][:, 0])
+    xs = torch.stack([x, -x, 2 * x])
+    many = torch.func.vmap(lambda x: module(x, hx, resets=resets)[0])(xs)
+    assert torch.equal(many, torch.stack([module(x, hx, resets=resets)[0] for x in xs]))
+    with pytest.raises(RuntimeError, match="a quantized layer has no backward"):
+        torch.func.grad(lambda x: module(x)[0].sum())(x)
     with pytest.raises(RuntimeError, match="expected return_states=False"):
         module(x, return_states=True)
     with pytest.raises(ValueError, match="expected padded input with lengths"):

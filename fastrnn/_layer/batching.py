@@ -160,7 +160,12 @@ def register_by_rows(op, library=_library):
     register(op, library)(partial(_by_rows, op))
 
 
-for _op in (ops.layer_forward, ops.gate_gradients, ops.gate_gradients_tangent):
+for _op in (
+    ops.layer_forward,
+    ops.gate_gradients,
+    ops.gate_gradients_tangent,
+    ops.quantized_forward,
+):
     register_by_rows(_op)
 
 

@@ -1,0 +1,446 @@
+"""`python -m benchmarks.features`: tries every feature of every kind of layer.
+
+It writes docs/features.md. A cell says yes where the layer did it and its numbers were right in
+float64 (quantized layers: float32), in eval against a definition and, where a layer draws masks, in
+training too, where they are checked to be finite. Else it names the error. Nothing in the table is
+written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp, vmap
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
+
+import fastrnn
+from fastrnn import reference, variants
+from fastrnn.__main__ import cpu_model
+
+from .capabilities import attempt
+from .report import REPOSITORY
+
+DOCUMENT = REPOSITORY / "docs" / "features.md"
+STEPS, BATCH, INPUT_SIZE, HIDDEN_SIZE = 5, 3, 3, 4
+LENGTHS = torch.tensor([3, 5, 1])
+
+
+class Kind(NamedTuple):
+    """A kind of layer: how it is made, and whether it draws masks in training."""
+
+    make: Callable[..., nn.Module]
+    masks: bool = False
+    dtype: torch.dtype | None = torch.float64  # None: quantized to what make does
+
+
+def kind_of(cls: type, masks: bool = False, **options: Any) -> Kind:
+    return Kind(lambda **more: cls(INPUT_SIZE, HIDDEN_SIZE, **options, **more), masks)
+
+
+def quantized(dtype: torch.dtype) -> Kind:
+    def make(**more):
+        return fastrnn.quantize(fastrnn.LSTM(INPUT_SIZE, HIDDEN_SIZE, **more), dtype)
+
+    return Kind(make, dtype=None)
+
+
+#: The rows of the table.
+KINDS = {
+    "LSTM": kind_of(fastrnn.LSTM),
+    "GRU": kind_of(fastrnn.GRU),
+    "RNN": kind_of(fastrnn.RNN),
+    "LSTM, proj_size": kind_of(fastrnn.LSTM, proj_size=2),
+    "LSTM, layer_norm": kind_of(variants.LSTM, layer_norm=True),
+    "GRU, layer_norm": kind_of(variants.GRU, layer_norm=True),
+    "LSTM, zoneout": kind_of(variants.LSTM, True, zoneout=(0.3, 0.1)),
+    "GRU, recurrent_dropout": kind_of(variants.GRU, True, recurrent_dropout=0.3),
+    "RNN, variational_dropout": kind_of(variants.RNN, True, variational_dropout=0.3),
+    "LSTM, weight_drop": kind_of(variants.LSTM, True, weight_drop=0.3),
+    "DreamerGRU": kind_of(variants.DreamerGRU),
+    "LSTM, quantized to int8": quantized(torch.int8),
+    "LSTM, quantized to bfloat16": quantized(torch.bfloat16),
+}
+
+
+class Trial:
+    """One kind of layer, in eval or in training, with data and a way to compare."""
+
+    def __init__(self, kind: Kind, training: bool):
+        self.kind, self.training = kind, training
+        self.dtype = kind.dtype or torch.float32
+        generator = torch.Generator().manual_seed(1)
+        size = STEPS, BATCH, INPUT_SIZE
+        self.x = torch.randn(size, generator=generator, dtype=torch.float64).to(self.dtype)
+        self.resets = torch.rand(STEPS, BATCH, generator=generator) < 0.4
+
+    def layer(self, **options: Any) -> nn.Module:
+        """The same weights for the same options."""
+        torch.manual_seed(0)
+        module = self.kind.make(**options)
+        if self.kind.dtype is None:
+            return module
+        module = module.to(self.dtype).train(self.training)
+        with torch.no_grad():
+            for parameter in module.parameters():  # gains away from 1, biases from 0
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        return module
+
+    def states(self, module: nn.Module) -> Any:
+        count = module.num_layers * (1 + module.bidirectional)
+        h = torch.linspace(-1, 1, count * BATCH * (module.proj_size or HIDDEN_SIZE))
+        h = h.view(count, BATCH, -1).to(self.dtype)
+        c = torch.linspace(1, -1, count * BATCH * HIDDEN_SIZE).view(count, BATCH, -1)
+        return (h, c.to(self.dtype)) if module.mode == "LSTM" else h
+
+    def call(self, module: nn.Module, *arguments: Any, **options: Any) -> Any:
+        """Masks are the same at each call."""
+        torch.manual_seed(2)
+        return module(*arguments, **options)
+
+    def same(self, actual: Any, expected: Any, tolerance: float = 1e-9) -> None:
+        """Raises where a tensor is off; of what depends on masks, where one is not finite."""
+        tolerance = tolerance if self.dtype is torch.float64 else max(tolerance, 1e-5)
+        for a, e in zip(leaves(actual), leaves(expected), strict=True):
+            if a.shape != e.shape:
+                raise AssertionError(f"shape {tuple(a.shape)} instead of {tuple(e.shape)}")
+            off = (a.detach() - e.detach()).abs() if not self.training else a.detach() * 0
+            if not off.max() <= tolerance:
+                raise AssertionError("wrong numbers")
+
+
+def leaves(value: Any) -> list[Tensor]:
+    return [t for t in torch.utils._pytree.tree_leaves(value) if torch.is_tensor(t)]
+
+
+def row(states: Any, index: int) -> Any:
+    """The states of one sequence."""
+    return tuple(s[:, index] for s in states) if isinstance(states, tuple) else states[:, index]
+
+
+def scaled(states: Any, factor: float) -> Any:
+    return tuple(s * factor for s in states) if isinstance(states, tuple) else states * factor
+
+
+def trains(trial: Trial, module: nn.Module, output: Tensor) -> list[Tensor]:
+    """Gradients of the parameters; those of quantized layers are none."""
+    if trial.kind.dtype is None:
+        return []
+    return list(torch.autograd.grad(output.square().sum(), list(module.parameters())))
+
+
+#: The columns: title -> probe of a Trial, which raises where the layer does not do it.
+FEATURES: dict[str, Callable[[Trial], None]] = {}
+
+
+def feature(title: str) -> Callable:
+    def add(function):
+        FEATURES[title] = function
+        return function
+
+    return add
+
+
+@feature("padded")
+def padded(trial):
+    """Against the equations: the reference's, or those that torch.func runs for the variants."""
+    module, x = trial.layer(), trial.x
+    output = trial.call(module, x, trial.states(module))[0]
+    trains(trial, module, output)
+    if trial.kind.dtype is None:
+        expected = trial.call(module, x.to("cpu"), trial.states(module))[0]
+        alone = [module(x[:, b], row(trial.states(module), b))[0] for b in range(BATCH)]
+        expected = torch.stack(alone, 1)
+    elif isinstance(module, variants.LSTM | variants.GRU | variants.RNN | variants.DreamerGRU):
+        torch.manual_seed(2)
+        expected = vmap(lambda x: module(x, trial.states(module))[0], randomness="same")(x[None])[0]
+    else:
+        run = getattr(reference, module.mode.partition("_")[0].lower())
+        expected = run(x, trial.states(module), list(module.parameters()))[0]
+    trial.same(output, expected)
+
+
+def of_each(trial, module, states):
+    """Output and final states of each sequence up to its length, alone."""
+    outputs = trial.x.new_zeros(STEPS, BATCH, (module.proj_size or HIDDEN_SIZE))
+    finals = []
+    for b, n in enumerate(LENGTHS.tolist()):
+        output, final = trial.call(module, trial.x[:n, b], row(states, b))
+        outputs[:n, b] = output.detach()
+        finals.append(leaves(final))
+    return [outputs, *(torch.stack(s, 1) for s in zip(*finals))]
+
+
+@feature("packed")
+def packed(trial):
+    module = trial.layer()
+    states = trial.states(module)
+    rows = [trial.x[:n, b] for b, n in enumerate(LENGTHS.tolist())]
+    output, final = trial.call(module, pack_sequence(rows, enforce_sorted=False), states)
+    output = pad_packed_sequence(output)[0]
+    trains(trial, module, output)
+    trial.same([output, final], of_each(trial, module, states))
+
+
+@feature("lengths")
+def lengths(trial):
+    module = trial.layer()
+    states = trial.states(module)
+    x = trial.x.clone()
+    x[torch.arange(STEPS)[:, None] >= LENGTHS] = torch.nan  # is not read
+    output, final = trial.call(module, x, states, lengths=LENGTHS)
+    trains(trial, module, output)
+    trial.same([output, final], of_each(trial, module, states))
+
+
+def pieces(trial, module, states, to_hx):
+    """The output of each piece of each sequence between two resets."""
+    outputs = []
+    for b in range(BATCH):
+        begins = sorted({0, *(t for t in range(STEPS) if trial.resets[t, b])})
+        parts = []
+        for begin, end in zip(begins, [*begins[1:], STEPS]):
+            keeps = to_hx or not (begin or trial.resets[0, b])
+            start = scaled(row(states, b), 1.0 if keeps else 0.0)
+            parts.append(trial.call(module, trial.x[begin:end, b], start)[0])
+        outputs.append(torch.cat(parts))
+    return torch.stack(outputs, 1)
+
+
+@feature("resets")
+def resets(trial):
+    module = trial.layer()
+    states = trial.states(module)
+    output = trial.call(module, trial.x, states, resets=trial.resets)[0]
+    trains(trial, module, output)
+    trial.same(output, pieces(trial, module, states, False))
+
+
+@feature("reset_to")
+def reset_to(trial):
+    module = trial.layer()
+    states = trial.states(module)
+    output = trial.call(module, trial.x, states, resets=trial.resets, reset_to="hx")[0]
+    trains(trial, module, output)
+    trial.same(output, pieces(trial, module, states, True))
+
+
+@feature("return_states")
+def return_states(trial):
+    """Every step's states are the final ones of the sequence up to there."""
+    module = trial.layer()
+    states = trial.states(module)
+    output, _, each = trial.call(module, trial.x, states, return_states=True)
+    trains(trial, module, each.hidden if each.cells is None else each.hidden + each.cells.sum())
+    trial.same(each.hidden[0], output)
+    for t in range(STEPS):
+        final = leaves(trial.call(module, trial.x[: t + 1], states)[1])
+        trial.same([e[:, t] for e in each[: len(final)]], final)
+
+
+@feature("checkpoint_every")
+def checkpoint_every(trial):
+    found = []
+    for options in ({"checkpoint_every": 2}, {}):
+        module = trial.layer(**options)
+        output = trial.call(module, trial.x, trial.states(module))[0]
+        found.append([output, *trains(trial, module, output)])
+    trial.same(*found)
+
+
+@feature("bidirectional")
+def bidirectional(trial):
+    """The second direction is a layer on the reversed sequence."""
+    module = trial.layer(bidirectional=True)
+    output = trial.call(module, trial.x)[0]
+    trains(trial, module, output)
+    one, size = trial.layer(), output.shape[-1] // 2
+    for suffix, part, turn in (
+        ("", output[..., :size], False),
+        ("_reverse", output[..., size:], True),
+    ):
+        tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+        own = dict(one.named_parameters()) | dict(one.named_buffers())
+        with torch.no_grad():
+            for name, tensor in own.items():
+                stem, _, rest = name.partition("_l0")
+                tensor.copy_(tensors[f"{stem}_l0{suffix}{rest}"])
+        x = trial.x.flip(0) if turn else trial.x
+        expected = trial.call(one, x)[0]
+        trial.same(part, expected.flip(0) if turn else expected)
+
+
+@feature("layers")
+def layers(trial):
+    """Two layers run both directions, dropout between them, and each other's outputs."""
+    module = trial.layer(num_layers=2)
+    output, final = trial.call(module, trial.x)
+    trains(trial, module, output)
+    h_n = leaves(final)[0]
+    trial.same(h_n[1], output[-1])
+    first = trial.layer()
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    with torch.no_grad():
+        for name, tensor in [*first.named_parameters(), *first.named_buffers()]:
+            tensor.copy_(tensors[name])
+    trial.same(h_n[0], trial.call(first, trial.x)[0][-1])
+
+
+def call_of(trial, module):
+    """`(f(x, *parameters), arguments)`."""
+    names = [name for name, _ in module.named_parameters()]
+
+    def run(x, *parameters):
+        weights = dict(zip(names, parameters, strict=True))
+        torch.manual_seed(2)
+        return functional_call(module, weights, (x, trial.states(module)))[0]
+
+    arguments = [trial.x, *(p.detach() for p in module.parameters())]
+    return run, [a.clone().requires_grad_() for a in arguments]
+
+
+@feature("double backward")
+def double_backward(trial):
+    run, arguments = call_of(trial, trial.layer())
+    run(*arguments).sum().backward()  # says why where there is no backward
+    torch.autograd.gradgradcheck(run, arguments, fast_mode=True)
+
+
+@feature("forward mode")
+def forward_mode(trial):
+    run, arguments = call_of(trial, trial.layer())
+    arguments = [a.detach() for a in arguments]
+    tangents = [torch.cos(a) for a in arguments]
+    _, found = jvp(run, tuple(arguments), tuple(tangents))
+    step = 1e-6
+    high, low = (run(*(a + s * t for a, t in zip(arguments, tangents))) for s in (step, -step))
+    trial.same(found, (high - low) / (2 * step), 1e-6)
+
+
+@feature("vmap")
+def mapped(trial):
+    module = trial.layer()
+    xs = torch.stack([trial.x, -trial.x, 2 * trial.x])
+    torch.manual_seed(2)
+    found = vmap(lambda x: module(x)[0], randomness="same")(xs)
+    trial.same(found, torch.stack([trial.call(module, x)[0] for x in xs]))
+
+
+@feature("per-sample gradients")
+def per_sample(trial):
+    module = trial.layer()
+    weights = {name: p.detach() for name, p in module.named_parameters()}
+
+    def loss(weights, x):
+        return functional_call(module, weights, (x,))[0].square().sum()
+
+    torch.manual_seed(2)
+    found = vmap(grad(loss), (None, 1), randomness="same")(weights, trial.x)
+    trains(trial, module, trial.call(module, trial.x)[0])
+    for b in range(BATCH):
+        torch.manual_seed(2)
+        expected = grad(loss)(weights, trial.x[:, b])
+        trial.same([v[b] for v in found.values()], list(expected.values()))
+
+
+@feature("torch.compile")
+def compiled(trial):
+    module = trial.layer()
+    torch._dynamo.reset()
+    fast = torch.compile(module, fullgraph=True, backend="aot_eager")
+    found = []
+    for run in (fast, module):
+        output = trial.call(run, trial.x)[0]
+        found.append([output, *trains(trial, module, output)])
+    trial.same(*found)
+
+
+@feature("torch.export")
+def exported(trial):
+    module = trial.layer()
+    program = torch.export.export(module, (trial.x,))
+    trial.same(trial.call(program.module(), trial.x)[0], trial.call(module, trial.x)[0])
+
+
+@feature("autocast")
+def autocast(trial):
+    module = copy.deepcopy(trial.layer()).float()
+    x = trial.x.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = trial.call(module, x.bfloat16())[0]
+    trains(trial, module, output.float())
+    trial.same(output.float(), trial.call(module, x)[0].float(), 0.05)
+
+
+@feature("CUDA")
+def on_cuda(trial):
+    if not torch.cuda.is_available():
+        raise ImportError("no device")
+    module = trial.layer().float()
+    expected = trial.call(module, trial.x.float())[0]
+    output = trial.call(module.cuda(), trial.x.float().cuda())[0]
+    trains(trial, module, output)
+    trial.same(output.cpu(), expected, 1e-4)
+
+
+def tried(kind: Kind, probe: Callable[[Trial], None]) -> str:
+    """`yes`, `not tried: ...`, or `no: ` and what the error began with."""
+
+    def run(trial, _):
+        probe(trial)
+
+    for training in (False, True) if kind.masks else (False,):
+        result = attempt(run, Trial(kind, training), "")
+        if result != "yes":
+            return result
+    return "yes"
+
+
+def document(cells: dict[str, dict[str, str]]) -> str:
+    """The Markdown file: what is no yes is a number, with its text below."""
+    notes: list[str] = []
+    lines = ["| | " + " | ".join(FEATURES) + " |", "|---" * (1 + len(FEATURES)) + "|"]
+    for name, results in cells.items():
+        marks = []
+        for result in results.values():
+            if result != "yes" and result not in notes:
+                notes.append(result)
+            marks.append("yes" if result == "yes" else f"{notes.index(result) + 1}")
+        lines.append(f"| {name} | " + " | ".join(marks) + " |")
+    head = [
+        "# Every feature of every kind of layer",
+        "",
+        "Each cell was tried by `python -m benchmarks.features`, which wrote this file: in float64",
+        "(quantized layers in float32) on the CPU, against the equations, each sequence alone, or",
+        "the layer used plainly. Layers that draw masks were tried in training too. A number is a",
+        f"note below. torch {torch.__version__}, fastrnn {fastrnn.__version__}, {cpu_model()}.",
+        "",
+    ]
+    return "\n".join([*head, *lines, "", *(f"{i}. {n}" for i, n in enumerate(notes, 1))]) + "\n"
+
+
+def main() -> None:
+    """Tries everything and writes the file."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.features", description=__doc__)
+    parser.add_argument("--print", action="store_true", help="print the table, write nothing")
+    arguments = parser.parse_args()
+    cells: dict[str, dict[str, str]] = {}
+    for name, kind in KINDS.items():
+        cells[name] = {}
+        for title, probe in FEATURES.items():
+            cells[name][title] = tried(kind, probe)
+            print(f"{name}: {title}: {cells[name][title]}", flush=True)
+    text = document(cells)
+    if arguments.print:
+        print(text)
+    else:
+        DOCUMENT.write_text(text)
+        print(f"wrote {DOCUMENT}")
+
+
+if __name__ == "__main__":
+    main()
