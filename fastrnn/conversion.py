@@ -3,7 +3,7 @@
 A converted module stays the same object: only its class changes. Whatever holds it or hangs on it
 (parameters and the optimizer's references to them, tied or shared ones, hooks, buffers, flags,
 pruning, the hook style of weight_norm and spectral_norm, other modules, closures) therefore stays
-as it was. Both libraries' classes keep the same attributes, which tests/test_modules.py checks.
+as it was. Both libraries' classes keep the same attributes (tests/surface/test_modules.py checks).
 """
 
 import contextlib

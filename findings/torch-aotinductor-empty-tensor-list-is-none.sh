@@ -11,7 +11,7 @@
 #
 # Seen: eager list, exported list, packaged NoneType.
 # What it means for fastrnn: initial states are `Tensor[]? states`, None for zeros and never empty
-# (csrc/ops.cpp); tests/test_export.py packages layers without initial states.
+# (csrc/ops.cpp); tests/graphs/test_export.py packages layers without initial states.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -9,7 +9,7 @@
 #
 # Seen: cuda.matmul.fp32_precision "none" before, "tf32" after; with a value of its own it keeps it.
 # What fastrnn does: its products follow cuda.matmul, as torch.matmul does, whoever set it
-# (tests/test_cuda_shim.py, test_precision_switches).
+# (tests/cuda/test_cuda_shim.py, test_precision_switches).
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -10,7 +10,7 @@
 #
 # Seen: Tensor[] and Tensor?[] meta kernel, batching rule; Tensor[]? CPU kernel, RuntimeError.
 # What it means for fastrnn: initial states are `Tensor?[] states`, a None for each (csrc/ops.cpp);
-# tests/test_func.py maps states alone, without a graph.
+# tests/derivatives/test_func.py maps states alone, without a graph.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -2,7 +2,7 @@
 
     python -m tests.fuzz --minutes 10 [--seed 0]
 
-prints the seed and the case of the first disagreement; tests/test_fuzz.py runs a fixed number.
+prints the seed and the case of the first disagreement; test_fuzz.py runs a fixed number.
 """
 
 import argparse

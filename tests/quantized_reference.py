@@ -1,4 +1,4 @@
-"""One step of a quantized cell in plain PyTorch: the oracle of tests/test_quantization.py.
+"""One step of a quantized cell in plain PyTorch: the oracle of tests/numbers/test_quantization.py.
 
 Weights and rows are rounded with the float32 operations that docs/quantization.md gives; sums of
 products are those of integers (or of bfloat16 weights in float64), everything after is float64.

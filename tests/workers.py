@@ -1,4 +1,4 @@
-"""What the two processes of tests/test_distributed.py do. Each leaves its results in a file."""
+"""What the two processes of test_distributed.py do. Each leaves its results in a file."""
 
 import datetime
 

@@ -1,6 +1,6 @@
 """A pytest plugin: failures as rows, as they come, and how many tests there were.
 
-    FASTRNN_TEST_ROWS=rows.jsonl pytest -p benchmarks.gpu.outcomes tests/test_cuda.py
+    FASTRNN_TEST_ROWS=rows.jsonl pytest -p benchmarks.gpu.outcomes tests/cuda/test_cuda.py
 
 `who` in the rows is the variable FASTRNN_TEST_NAME.
 """

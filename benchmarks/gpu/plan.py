@@ -126,7 +126,7 @@ def prims(session, seconds):
 def pytest_child(session, name, asked, jobs, *arguments):
     """A child that runs pytest, side by side and with a limit for each test where it can.
 
-    asked: the regimes whose tests are run, which tests/test_cuda.py obeys.
+    asked: the regimes whose tests are run, which tests/cuda/test_cuda.py obeys.
     """
     command = [sys.executable, "-m", "pytest", "-v", "--no-header", "--tb=short", "--maxfail", "20",
                "-p", "no:cacheprovider", "-p", "benchmarks.gpu.outcomes", *arguments]  # fmt: skip
@@ -141,11 +141,11 @@ def pytest_child(session, name, asked, jobs, *arguments):
 
 
 def tests(session, seconds):
-    """tests/test_cuda.py, a process for each regime at once, the telling tests first."""
+    """tests/cuda/test_cuda.py, a process for each regime at once, the telling tests first."""
     session.run(
         [
             pytest_child(session, f"tests {regime}", regime, 3, "-p", "benchmarks.gpu.sample",
-                         "tests/test_cuda.py")
+                         "tests/cuda/test_cuda.py")
             for regime in regimes(session)
         ],
         seconds,
@@ -157,7 +157,7 @@ def tests(session, seconds):
 
 def calls(session, seconds):
     """What a user calls."""
-    path = "tests/test_cuda_calls.py"
+    path = "tests/cuda/test_cuda_calls.py"
     if not (ROOT / path).exists():
         session.log(f"calls: there is no {path}")
         return

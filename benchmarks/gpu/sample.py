@@ -1,6 +1,6 @@
 """A pytest plugin: the telling tests first, then every seventh of the others.
 
-    pytest -p benchmarks.gpu.sample tests/test_cuda.py
+    pytest -p benchmarks.gpu.sample tests/cuda/test_cuda.py
 
 There are thousands of tests, and minutes. Every process of pytest-xdist loads the plugin and makes
 the same choice.

@@ -3,7 +3,7 @@
 // padded and packed. The shim tells ThreadSanitizer of barriers and of what orders blocks, and of
 // nothing else, so two threads that touch the same word of shared or global memory without that
 // between them are a report. Of the results this asks only that all are written and finite;
-// tests/test_cuda_shim.py looks at their values.
+// tests/cuda/test_cuda_shim.py looks at their values.
 //
 // It first runs kernels with a race in them, and one whose blocks wait for a block that is not
 // there, each in a process of its own; that must be found.

@@ -1,6 +1,6 @@
 // The kernels with packed int8 and bfloat16 weights, on the layers of kernels_main.cpp, which
 // includes this in its middle. Weights there are exact in bfloat16, so results are those of the
-// reference; in int8 they are near it (tests/test_quantization.py has exact comparisons).
+// reference; in int8 they are near it (tests/numbers/test_quantization.py has exact comparisons).
 #pragma once
 
 // A packed weight; buffers have exactly the sizes that quantized_params.h states.

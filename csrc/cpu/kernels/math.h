@@ -1,6 +1,6 @@
 // sigmoid, tanh and relu on vectors. In float the largest error seen against double is 2.3 ulp
-// for sigmoid and 2.4 ulp for tanh, the same on every target (tests/test_accuracy.py). NaN stays
-// NaN, infinities saturate, results below the normal range flush to zero with FTZ.
+// for sigmoid and 2.4 ulp for tanh, the same on every target (tests/numbers/test_accuracy.py). NaN
+// stays NaN, infinities saturate, results below the normal range flush to zero with FTZ.
 #pragma once
 
 namespace fastrnn::cpu {

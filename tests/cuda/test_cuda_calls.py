@@ -9,8 +9,8 @@ error is at most that of the same equations in its own dtype, plus what tests/to
 
 Each test is a cell of a table of features and layers. This prints the table:
 
-    python -m pytest tests/test_cuda_calls.py --junitxml=calls.xml
-    python -m tests.test_cuda_calls --table calls.xml
+    python -m pytest tests/cuda/test_cuda_calls.py --junitxml=calls.xml
+    python -m tests.cuda.test_cuda_calls --table calls.xml
 """
 
 import argparse
@@ -1035,7 +1035,7 @@ def table(file):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        prog="python -m tests.test_cuda_calls", description=table.__doc__
+        prog="python -m tests.cuda.test_cuda_calls", description=table.__doc__
     )
     parser.add_argument("--table", required=True, metavar="FILE.xml", help="of pytest --junitxml")
     print(*table(parser.parse_args().table), sep="\n")

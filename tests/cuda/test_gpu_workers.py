@@ -87,7 +87,7 @@ def synthetic():
     yield {"stage": "end", "name": "smoke grid", "status": "killed after 40 s", "seconds": 40.0}
     tests = {"stage": "tests", "who": "tests single"}
     yield {**tests, "counts": {"passed": 5}, "exit": 1}
-    yield {**tests, "test": "tests/test_cuda.py::test_larger", "failed": "x"}
+    yield {**tests, "test": "tests/cuda/test_cuda.py::test_larger", "failed": "x"}
     differences = {"first_difference": 0.0, "late_difference": 0.0}
     yield {"stage": "training", "cell": "LSTM", "hidden": 512, "ratio": 2.0,
            "characters_per_second": {}, **differences}  # fmt: skip
@@ -97,7 +97,9 @@ def test_summary():
     text = table.summary(list(synthetic()))
     assert len(text) <= 12_000
     assert "1 processes, 1 ended badly: smoke grid: killed after 40 s" in text
-    assert "tests single: {'passed': 5}" in text and "  tests/test_cuda.py::test_larger" in text
+    assert (
+        "tests single: {'passed': 5}" in text and "  tests/cuda/test_cuda.py::test_larger" in text
+    )
     assert "regime grid is off" in text and "smoke grid: 0 right, 1 wrong" in text
     for name in (group.name for group in table.GROUPS):
         assert f"  {name}: eager " in text

@@ -1,6 +1,6 @@
 """Layers in a wavefront (_stack/overlap.py): numbers on CPU tensors, order on recorded streams.
 
-What streams do on a device, tests/test_cuda.py sees.
+What streams do on a device, tests/cuda/test_cuda.py sees.
 """
 
 import contextlib

@@ -9,7 +9,7 @@ from torch.library import opcheck
 
 from tests.arguments import arguments_of, operators, overload, tensors_in
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_each_argument_is_explained():

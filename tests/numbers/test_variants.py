@@ -15,7 +15,7 @@ from fastrnn import variants
 from fastrnn._layer import extended
 from fastrnn._stack import inside
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 T, B, F, H = 6, 5, 4, 17  # seq_len, batch, input_size, hidden_size
 
 LAYERS = {"LSTM": variants.LSTM, "GRU": variants.GRU, "RNN": variants.RNN}
@@ -296,7 +296,7 @@ def test_threads_do_not_change_masks(name, options):
 
 @pytest.mark.parametrize("name, options", SETTINGS)
 def test_gradcheck(name, options):
-    """Second derivatives are tests/test_extended.py's, but for one of everything together."""
+    """Second derivatives are test_extended.py's, but for one of everything together."""
     module = LAYERS[name](2, 3, **{"num_layers": 2, **options}, bidirectional=True,
                           dtype=torch.float64)  # fmt: skip
     names = [n for n, _ in module.named_parameters()]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 # benchmarks/ is a package of the repository, not of the installed fastrnn.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import bounds, build_worker, builds, cases, checks, peers, report, suites, timing
 from benchmarks.__main__ import main, parse_arguments

@@ -2,7 +2,7 @@
 
 Each runs in regime steps and, where it can, in single, cluster and grid, or in those of them that
 the environment variable FASTRNN_TEST_REGIMES names ("single grid"). Without a device they are
-skipped, and say so; the same sources are then tested by tests/test_cuda_shim.py.
+skipped, and say so; the same sources are then tested by tests/cuda/test_cuda_shim.py.
 """
 
 import os
