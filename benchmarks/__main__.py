@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from . import cases, checks, peers, report, suites, timing
-from .progress import Progress
+from .lib import cases, checks, jobs, peers, report, suites, timing
+from .lib.progress import Progress
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
             print(reason)
         else:
             present.append(name)
-    options = suites.Options(
+    options = jobs.Options(
         layers=arguments.layers,
         modes=arguments.modes,
         grid=arguments.grid,
@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
         }
         report.write_json(arguments.json, contents)
     if arguments.plot and any("times" in row for row in rows):
-        from . import plot
+        from .lib import plot
 
         cpu = environment["cpu"].get("model", "")
         plot.draw(rows, arguments.plot, f"{cpu}, torch {environment['torch']}")
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_suites(
     arguments: argparse.Namespace,
-    options: suites.Options,
+    options: jobs.Options,
     rows: list[report.Row],
     refused: list[str],
 ) -> None:

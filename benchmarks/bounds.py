@@ -16,8 +16,8 @@ import json
 import math
 import pathlib
 
-from benchmarks.cases import GATES
-from benchmarks.timing import geometric_mean
+from benchmarks.lib.cases import GATES
+from benchmarks.lib.timing import geometric_mean
 
 #: Floating-point operations a second of both cores: 94 % of one 512-bit FMA a cycle and core.
 TILE_RATE = 221e9

@@ -24,8 +24,8 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from . import cases, checks, suites, timing
-from .cases import Case
+from .lib import cases, checks, jobs, steps, suites, timing
+from .lib.cases import Case
 
 #: Pause before each turn: as long as the other build's OpenMP threads may spin after theirs
 #: (7 ms were seen).
@@ -87,7 +87,7 @@ def quick_cells(threads: int) -> list[Cell]:
 def call_cells(layers: list[str], threads: int) -> list[Cell]:
     """One step so small that only the call is left."""
     return [
-        Cell("call", layer, mode, "float32", threads, suites.OVERHEAD_CASE)
+        Cell("call", layer, mode, "float32", threads, steps.OVERHEAD_CASE)
         for layer in layers
         for mode in ("inference", "graph", "training")
     ]
@@ -123,7 +123,7 @@ def prepare(cell: Cell, seconds: float) -> tuple[Callable[[], float], dict[str, 
     if cell.mode == "graph":
         call = functools.partial(module, x)
     else:
-        call = suites.layer_call(module, x, cell.mode, d_output)
+        call = jobs.layer_call(module, x, cell.mode, d_output)
     if cell.kind in suites.QUANTIZED:  # no parameters, which run_layer asks for its dtype
         found = {"output": call()[0]}
     else:

@@ -31,9 +31,9 @@ from typing import Any
 
 import torch
 
-from . import cases, checks, report, timing
 from .build_worker import QUICK, Cell, call_cells, quick_cells, work
-from .progress import Progress
+from .lib import cases, checks, report, timing
+from .lib.progress import Progress
 
 Row = dict[str, Any]
 

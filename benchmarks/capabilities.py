@@ -18,8 +18,8 @@ from torch import nn
 import fastrnn
 from fastrnn.__main__ import cpu_model
 
-from . import probes
-from .report import REPOSITORY
+from .lib import probes
+from .lib.report import REPOSITORY
 
 DOCUMENT = REPOSITORY / "docs" / "capabilities.md"
 LIBRARIES = {"torch.nn": nn, "fastrnn": fastrnn}
@@ -82,8 +82,8 @@ def document(lines: Iterable[tuple[str, str, dict[str, str]]]) -> str:
         "",
         "Each cell was tried on LSTM, GRU and RNN by `python -m benchmarks.capabilities`, which",
         "wrote this file: float32 on the CPU (CUDA was not tried), numbers compared with",
-        "`fastrnn.reference` in float64 or with the layer used plainly; `benchmarks/probes.py` has",
-        f"the probes. torch {torch.__version__}, fastrnn {fastrnn.__version__}, {cpu_model()}.",
+        "`fastrnn.reference` in float64 or with the layer used plainly; `benchmarks/lib/probes.py`",
+        f"has the probes. torch {torch.__version__}, fastrnn {fastrnn.__version__}, {cpu_model()}.",
         "",
         "| | | " + " | ".join(LIBRARIES) + " |",
         "|---|---|" + "---|" * len(LIBRARIES),

@@ -1,7 +1,7 @@
 """What `checkpoint_every` saves and costs: ``python -m benchmarks.checkpointing``.
 
-Memory is the growth of the peak resident size in a fresh process each (benchmarks.memory), time the
-median over rounds in which both layers trained. Gradients must agree, or nothing is shown.
+Memory is the growth of the peak resident size in a fresh process each (benchmarks.lib.memory), time
+the median over rounds in which both layers trained. Gradients must agree, or nothing is shown.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import torch
 
 import fastrnn
 
-from . import cases, timing
-from .suites import REPOSITORY, training_call
+from .lib import cases, timing
+from .lib.jobs import training_call
+from .lib.report import REPOSITORY
 
 TOLERANCE = 1e-4  # float32, weights' gradients summed over 10,000 steps in another order
 
@@ -25,7 +26,7 @@ TOLERANCE = 1e-4  # float32, weights' gradients summed over 10,000 steps in anot
 def _growth(layer: str, case: cases.Case, threads: int, every: int | None) -> int:
     spec = {"library": "fastrnn", "layer": layer, "mode": "training", "dtype": "float32",
             "threads": threads, "case": str(case), "checkpoint_every": every}  # fmt: skip
-    command = [sys.executable, "-m", "benchmarks.memory", json.dumps(spec)]
+    command = [sys.executable, "-m", "benchmarks.lib.memory", json.dumps(spec)]
     # What the child imports is what was imported here.
     paths = [os.path.dirname(os.path.dirname(fastrnn.__file__)), os.environ.get("PYTHONPATH")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

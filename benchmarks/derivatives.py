@@ -17,7 +17,7 @@ from torch.func import functional_call, grad, vmap
 
 import fastrnn
 
-from .timing import interleave, round_ratio
+from .lib.timing import interleave, round_ratio
 
 SIZES = ((50, 32, 64, 64), (100, 16, 128, 128))
 SAMPLES = 64

@@ -23,7 +23,7 @@ from fastrnn import reference, variants
 from fastrnn.__main__ import cpu_model
 
 from .capabilities import attempt
-from .report import REPOSITORY
+from .lib.report import REPOSITORY
 
 DOCUMENT = REPOSITORY / "docs" / "features.md"
 STEPS, BATCH, INPUT_SIZE, HIDDEN_SIZE = 5, 3, 3, 4

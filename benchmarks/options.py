@@ -15,8 +15,8 @@ import torch
 import fastrnn
 from fastrnn import reference
 
-from . import cases
-from .timing import geometric_mean, interleave, round_ratio
+from .lib import cases
+from .lib.timing import geometric_mean, interleave, round_ratio
 
 #: More than the rounding of float32 over a few steps, less than any wrong row.
 TOLERANCE = 1e-4

@@ -14,7 +14,7 @@ from torch.nn.functional import layer_norm
 
 from fastrnn import variants
 
-from .timing import interleave, round_ratio
+from .lib.timing import interleave, round_ratio
 
 # seq_len, batch, input_size, hidden_size
 SIZES = (

@@ -1,4 +1,4 @@
-"""Measures the step costs of one regime on this GPU: rows that benchmarks/step_costs.py reads.
+"""Measures the step costs of one regime on this GPU: rows that tools/step_costs.py reads.
 
     python -m benchmarks.gpu.calibrate --regime cluster --rows rows.jsonl
 
@@ -13,9 +13,9 @@ import os
 import sys
 import time
 
-from benchmarks import step_costs
 from benchmarks.gpu import measure, rows
 from benchmarks.gpu.cells import Cell
+from benchmarks.tools import step_costs
 
 #: Two lengths, and two batches by regime.
 STEPS = (64, 512)

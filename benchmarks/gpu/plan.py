@@ -204,7 +204,7 @@ def more(session, seconds):
 
 
 def calibrate(session, seconds):
-    """Step costs: rows for benchmarks/step_costs.py."""
+    """Step costs: rows for benchmarks/tools/step_costs.py."""
     if session.built_here:
         session.log("calibrate: left out, the build took its time")
         return

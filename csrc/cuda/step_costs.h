@@ -1,6 +1,6 @@
 // clang-format off
-// Made by benchmarks/step_costs.py, which says what the numbers are; edit nothing here.
-// Source: model of benchmarks/step_costs.py, not measured
+// Made by benchmarks/tools/step_costs.py, which says what the numbers are: edit that.
+// Source: model of benchmarks/tools/step_costs.py, not measured
 #pragma once
 #include "cuda/tiles.h"
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks import step_costs
+from benchmarks.tools import step_costs
 from fastrnn import _C
 from tests.cases import NO_PROJ, gates_of
 
@@ -182,7 +182,7 @@ def test_short_sequences_go_by_steps():
 
 
 def test_step_costs_are_those_of_the_results():
-    """The header that the plan reads is what benchmarks/step_costs.py makes of the JSON."""
+    """The header that the plan reads is what benchmarks/tools/step_costs.py makes of the JSON."""
     content = json.loads(step_costs.RESULTS.read_text())
     assert step_costs.HEADER.read_text() == step_costs.header(content)
     if "not measured" in content["source"]:

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 import fastrnn
-from benchmarks import step_costs
 from benchmarks.gpu import (
     calibrate,
     cells,
@@ -31,6 +30,7 @@ from benchmarks.gpu import (
     training,
 )
 from benchmarks.gpu.cells import Cell
+from benchmarks.tools import step_costs
 from fastrnn._stack import overlap
 
 # -- Cells and rows --------------------------------------------------------------------------------

@@ -12,9 +12,10 @@ import torch
 # benchmarks/ is a package of the repository, not of the installed fastrnn.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import bounds, build_worker, builds, cases, checks, peers, report, suites, timing
+from benchmarks import bounds, build_worker, builds
 from benchmarks.__main__ import main, parse_arguments
-from benchmarks.cases import Case
+from benchmarks.lib import cases, checks, jobs, peers, report, suites, timing
+from benchmarks.lib.cases import Case
 
 PASSED = {
     "passed": True,
@@ -27,7 +28,7 @@ PASSED = {
 
 
 def grid_row(layer="LSTM", mode="inference", case="1,1,8,8", ratio=2.0, share=0.5, **more):
-    row = suites._row("grid", layer, mode, "float32", 2, cases.parse_case(case))
+    row = jobs.row_of("grid", layer, mode, "float32", 2, cases.parse_case(case))
     timed = timing.Timing([1e-3, 1e-3], 1).as_dict()
     figures = {"ratio": ratio, "share": share, "gflops": 1.0, "gemm_gflops": 2.0, "others": 0.0}
     return {**row, "check": PASSED, "times": {"torch": timed, "fastrnn": timed}, **figures, **more}
@@ -352,9 +353,9 @@ def test_onnx_model_computes_the_layer(layer, directions):
 @pytest.mark.parametrize("layer", ["LSTM", "RNN"])
 def test_quantized_rows(layer, weights, monkeypatch):
     """A row has the columns of its table and a line in the summary; a wrong output is refused."""
-    options = suites.Options([layer], ["inference"], [], [], [1], repeats=1, round_seconds=1e-4)
-    jobs = [job for job in suites.lowprec(options) if f" {weights} " in job.label]
-    assert [job.label.split()[-1] for job in jobs] == [
+    options = jobs.Options([layer], ["inference"], [], [], [1], repeats=1, round_seconds=1e-4)
+    made = [job for job in suites.lowprec(options) if f" {weights} " in job.label]
+    assert [job.label.split()[-1] for job in made] == [
         "100,1,512,512", "100,1,1024,1024", "1,1,512,512", "1,1,1024,1024",
     ]  # fmt: skip
     row = suites._quantized_job(options, layer, weights, 1, Case(3, 1, 16, 16)).run()

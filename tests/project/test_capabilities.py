@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import fastrnn
-from benchmarks import capabilities, probes
+from benchmarks import capabilities
+from benchmarks.lib import probes
 from tests.cases import LAYERS
 
 # Probes that compile with inductor, start processes or need optional packages have tests elsewhere.

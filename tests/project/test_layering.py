@@ -270,6 +270,15 @@ def test_folders_import_one_way():
         seen |= dict.fromkeys(ready)
 
 
+def test_benchmarks_lib_imports_no_command():
+    folder = ROOT / "benchmarks" / "lib"
+    for path in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                ours = node.level or node.module.split(".")[0] == "benchmarks"
+                assert not ours or node.level == 1, f"{path.name} imports {node.module}"
+
+
 def private_names(path):
     """Private names of other modules of ours that a file uses."""
     modules, found = set(), set()

@@ -1,23 +1,14 @@
-"""The suites. Each function returns jobs; a job yields one row when it is run.
-
-A row is a dict: what was measured (suite, layer, mode, dtype, threads, case),
-`check` (checks.Check as a dict), `times` (contestant to timing.Timing as a
-dict), and the figures computed from them. A job whose check failed returns a
-row without times; report.Report refuses to print it.
-"""
+"""The suites. Each function returns jobs (jobs.py); a job yields one row when it is run."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import json
-import os
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -25,97 +16,19 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from . import cases, checks, peers, timing
 from .cases import Case
-
-Row = dict[str, Any]
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-
-
-@dataclasses.dataclass
-class Options:
-    """What the command line chose."""
-
-    layers: list[str]
-    modes: list[str]
-    grid: list[Case]
-    dtypes: list[str]
-    threads: list[int] | None = None
-    repeats: int = 7
-    round_seconds: float = timing.ROUND_SECONDS
-    peers: list[str] = dataclasses.field(default_factory=list)
-    check_flops: float = checks.CHECK_FLOPS
-
-    def thread_counts(self, *default: int) -> list[int]:
-        available = os.cpu_count() or 1
-        return self.threads or list(dict.fromkeys(min(n, available) for n in default))
-
-
-@dataclasses.dataclass
-class Job:
-    label: str
-    run: Callable[[], Row]
-
-
-def _row(suite: str, layer: str, mode: str, dtype: str, threads: int, case: Case) -> Row:
-    return {
-        "suite": suite,
-        "layer": layer,
-        "mode": mode,
-        "dtype": dtype,
-        "threads": threads,
-        "case": str(case),
-        **dataclasses.asdict(case),
-    }
-
-
-def _measure(
-    options: Options, row: Row, contestants: dict[str, Callable[[], object]]
-) -> dict[str, timing.Timing]:
-    """Times all contestants and adds the times to the row."""
-    use = timing.ProcessorUse()
-    times = timing.interleave(contestants, options.repeats, options.round_seconds)
-    row["others"] = use.share_of_others()
-    row["times"] = {name: one.as_dict() for name, one in times.items()}
-    return times
-
-
-def _add_check(row: Row, check: checks.Check) -> bool:
-    row["check"] = dataclasses.asdict(check)
-    return check.passed
-
-
-def inference_call(module: nn.Module, x: Any) -> Callable[[], object]:
-    """One forward pass with no graph."""
-
-    def call() -> object:
-        with torch.no_grad():
-            return module(x)
-
-    return call
-
-
-def training_call(module: nn.Module, x: Any, d_output: torch.Tensor) -> Callable[[], object]:
-    """Forward and backward; gradients of the input and of all parameters, made anew."""
-    packed = isinstance(x, PackedSequence)
-    leaf = (x.data if packed else x).detach().requires_grad_()
-    if packed:
-        x = PackedSequence(leaf, x.batch_sizes, x.sorted_indices, x.unsorted_indices)
-    else:
-        x = leaf
-    leaves = [leaf, *module.parameters()]
-
-    def call() -> None:
-        for tensor in leaves:
-            tensor.grad = None
-        output = module(x)[0]
-        (output.data if packed else output).backward(d_output)
-
-    return call
-
-
-def layer_call(module: nn.Module, x: Any, mode: str, d_output: torch.Tensor):
-    return training_call(module, x, d_output) if mode == "training" else inference_call(module, x)
-
+from .jobs import (
+    Job,
+    Options,
+    Row,
+    add_check,
+    inference_call,
+    layer_call,
+    measure,
+    row_of,
+    training_call,
+)
+from .report import REPOSITORY
+from .steps import overhead, streaming
 
 # ----------------------------------------------------------------- grid
 
@@ -135,12 +48,12 @@ def grid(options: Options) -> list[Job]:
 def _grid_job(options: Options, layer: str, mode: str, dtype: str, threads: int, case: Case) -> Job:
     def run() -> Row:
         torch.set_num_threads(threads)
-        row = _row("grid", layer, mode, dtype, threads, case)
+        row = row_of("grid", layer, mode, dtype, threads, case)
         kind = cases.DTYPES[dtype]
         layers = cases.build_layers(layer, case, kind, mode)
         x, d_output = cases.make_input(case, kind), cases.make_d_output(case, kind)
         check = checks.check_case(layer, case, layers, x, mode, d_output, options.check_flops)
-        if not _add_check(row, check):
+        if not add_check(row, check):
             return row
         contestants = {name: layer_call(m, x, mode, d_output) for name, m in layers.items()}
         if mode == "inference" and dtype == "float32":
@@ -155,7 +68,7 @@ def _grid_job(options: Options, layer: str, mode: str, dtype: str, threads: int,
         products, product_flops = timing.matrix_products(
             kind, case.seq_len * case.batch, case.input_size + case.hidden_size, width
         )
-        times = _measure(options, row, {**contestants, **products})
+        times = measure(options, row, {**contestants, **products})
         row["flops"] = cases.flops(layer, case, mode)
         row["ratio"] = timing.round_ratio(times["torch"], times["fastrnn"])
         row["gflops"] = row["flops"] / times["fastrnn"].median / 1e9
@@ -170,121 +83,6 @@ def _grid_job(options: Options, layer: str, mode: str, dtype: str, threads: int,
         return row
 
     return Job(f"grid {layer} {mode} {dtype} {threads} threads {case}", run)
-
-
-# ----------------------------------------------------------------- one step at a time
-
-STREAMING_SIZES = (24, 128, 256, 512)
-CHECKED_STEPS = 8
-
-
-def step_modules(layer: str, case: Case, mode: str) -> dict[str, nn.Module]:
-    """Layer and cell of both libraries, all with the weights of one torch.nn layer."""
-    modules: dict[str, nn.Module] = {}
-    weights: dict[str, torch.Tensor] = {}
-    for library, module in cases.build_layers(layer, case, torch.float32, mode).items():
-        modules[f"{library}_layer"] = module
-        weights = {name[: -len("_l0")]: value for name, value in module.state_dict().items()}
-    for library, namespace in cases.library_modules().items():
-        cell = getattr(namespace, layer + "Cell")(case.input_size, case.hidden_size)
-        cell.load_state_dict(weights)
-        modules[f"{library}_cell"] = cell.train(mode == "training")
-    return modules
-
-
-def _step_call(layer: str, name: str, module: nn.Module, x: torch.Tensor, mode: str):
-    """One step with carried state; in training, that step's backward too.
-
-    The call returns the new h. x is ``[1, B, I]``.
-    """
-    is_layer = name.endswith("_layer")
-    training = mode == "training"
-    x = (x if is_layer else x[0]).detach().requires_grad_(training)
-    leaves = [x, *module.parameters()]
-    state: list[Any] = [None]
-
-    def step() -> torch.Tensor:
-        result = module(x, state[0])
-        state[0] = result[1] if is_layer else result
-        h = state[0][0] if layer == "LSTM" else state[0]
-        return h[0] if is_layer else h
-
-    def call() -> torch.Tensor:
-        if not training:
-            with torch.no_grad():
-                return step()
-        state[0] = None
-        for tensor in leaves:
-            tensor.grad = None
-        h = step()
-        h.backward(torch.ones_like(h))
-        return h
-
-    return call
-
-
-def _check_steps(layer: str, modules: dict[str, nn.Module], x: torch.Tensor) -> checks.Check:
-    """h after CHECKED_STEPS steps of each contestant, with x carried in float64 too."""
-
-    def run(name: str, module: nn.Module, value: torch.Tensor) -> torch.Tensor:
-        call = _step_call(layer, name, module, value, "inference")
-        for _ in range(CHECKED_STEPS):
-            h = call()
-        return h
-
-    exact_module = cases.exact_copy(modules["torch_layer"])
-    exact = {"h": run("torch_layer", exact_module, x.double())}
-    found = []
-    for kind in ("layer", "cell"):
-        ours = {"h": run(f"fastrnn_{kind}", modules[f"fastrnn_{kind}"], x)}
-        reference = {"h": run(f"torch_{kind}", modules[f"torch_{kind}"], x)}
-        check = checks.worst_of(checks.compare_each(ours, reference, exact, x.dtype))
-        check.tensor, check.seq_len = f"h of the {kind}", CHECKED_STEPS
-        found.append(check)
-    return checks.worst_of(found)
-
-
-def _step_job(options: Options, suite: str, layer: str, mode: str, threads: int, case: Case) -> Job:
-    def run() -> Row:
-        torch.set_num_threads(threads)
-        row = _row(suite, layer, mode, "float32", threads, case)
-        modules = step_modules(layer, case, mode)
-        x = cases.make_input(case, torch.float32)
-        if not _add_check(row, _check_steps(layer, modules, x)):
-            return row
-        calls = {name: _step_call(layer, name, m, x, mode) for name, m in modules.items()}
-        times = _measure(options, row, calls)
-        ours = times["fastrnn_layer"]
-        row["ratio"] = timing.round_ratio(times["torch_layer"], ours)
-        row["ratio_to_cell"] = timing.round_ratio(times["torch_cell"], ours)
-        row["cell_ratio"] = timing.round_ratio(times["torch_cell"], times["fastrnn_cell"])
-        return row
-
-    return Job(f"{suite} {layer} {mode} {threads} threads H={case.hidden_size}", run)
-
-
-def streaming(options: Options) -> list[Job]:
-    """One step of one stream with carried state: layer and cell of both libraries."""
-    return [
-        _step_job(options, "streaming", layer, "inference", threads, Case(1, 1, size, size))
-        for threads in options.thread_counts(2, 1)
-        for layer in options.layers
-        if layer != "RNN"
-        for size in STREAMING_SIZES
-    ]
-
-
-OVERHEAD_CASE = Case(1, 1, 4, 4)
-
-
-def overhead(options: Options) -> list[Job]:
-    """A step so small that only Python and dispatch are left."""
-    return [
-        _step_job(options, "overhead", layer, mode, threads, OVERHEAD_CASE)
-        for threads in options.thread_counts(2)
-        for layer in options.layers
-        for mode in options.modes
-    ]
 
 
 # ----------------------------------------------------------------- packed sequences
@@ -356,12 +154,12 @@ def packed(options: Options) -> list[Job]:
     def job(layer: str, mode: str, threads: int, case: Case) -> Job:
         def run() -> Row:
             torch.set_num_threads(threads)
-            row = _row("packed", layer, mode, "float32", threads, case)
+            row = row_of("packed", layer, mode, "float32", threads, case)
             layers = cases.build_layers(layer, case, torch.float32, mode)
             steps = checks.steps_within(layer, case, options.check_flops)
             short = case.with_seq_len(steps)
             check = _check_packed(layers, short, mode, ragged_lengths(steps, case.batch))
-            if not _add_check(row, check):
+            if not add_check(row, check):
                 return row
             lengths = ragged_lengths(case.seq_len, case.batch)
             rows = int(lengths.sum())
@@ -376,7 +174,7 @@ def packed(options: Options) -> list[Job]:
                 contestants[f"{name}_packed"] = layer_call(module, packed_x, mode, d_packed)
                 contestants[f"{name}_padded"] = layer_call(module, x[part], mode, d_output[part])
             full = layer_call(layers["fastrnn"], x, mode, d_output)
-            times = _measure(options, row, {**contestants, "fastrnn_padded_full": full})
+            times = measure(options, row, {**contestants, "fastrnn_padded_full": full})
             row["rows"] = rows
             row["ratio"] = timing.round_ratio(times["torch_packed"], times["fastrnn_packed"])
             row["packed_over_padded"] = timing.round_ratio(
@@ -410,7 +208,7 @@ def lowprec(options: Options) -> list[Job]:
     def job(layer: str, dtype: str, threads: int, case: Case) -> Job:
         def run() -> Row:
             torch.set_num_threads(threads)
-            row = _row("lowprec", layer, "inference", dtype, threads, case)
+            row = row_of("lowprec", layer, "inference", dtype, threads, case)
             contestants, found = {}, []
             for kind in ("float32", dtype):
                 torch_dtype = cases.DTYPES[kind]
@@ -424,9 +222,9 @@ def lowprec(options: Options) -> list[Job]:
                 )
                 for name, module in layers.items():
                     contestants[f"{name}_{kind}"] = inference_call(module, x)
-            if not _add_check(row, checks.worst_of(found)):
+            if not add_check(row, checks.worst_of(found)):
                 return row
-            times = _measure(options, row, contestants)
+            times = measure(options, row, contestants)
             ours = times[f"fastrnn_{dtype}"]
             row["ratio"] = timing.round_ratio(times[f"torch_{dtype}"], ours)
             row["ratio_to_float32"] = timing.round_ratio(times["fastrnn_float32"], ours)
@@ -468,7 +266,7 @@ def _quantized_job(options: Options, layer: str, weights: str, threads: int, cas
         import fastrnn
 
         torch.set_num_threads(threads)
-        row = _row("lowprec", layer, "inference", weights, threads, case)
+        row = row_of("lowprec", layer, "inference", weights, threads, case)
         dtype, bound = QUANTIZED[weights]
         layers = cases.build_layers(layer, case, torch.float32, "inference")
         x = cases.make_input(case, torch.float32)
@@ -486,9 +284,9 @@ def _quantized_job(options: Options, layer: str, weights: str, threads: int, cas
             exact = cases.exact_copy(layers["torch"])(x.double())[0]
             errors = [checks.relative_error(m(x)[0], exact) for m in (ours, theirs)]
         check = checks.Check(errors[0] <= bound, "output", *errors, bound, case.seq_len)
-        if not _add_check(row, check):
+        if not add_check(row, check):
             return row
-        times = _measure(options, row, {n: inference_call(m, x) for n, m in modules.items()})
+        times = measure(options, row, {n: inference_call(m, x) for n, m in modules.items()})
         mine = times[f"fastrnn_{weights}"]
         row["ratio"] = timing.round_ratio(times[f"torch_{weights}"], mine)
         row["ratio_to_float32"] = timing.round_ratio(times["fastrnn_float32"], mine)
@@ -513,7 +311,7 @@ def memory(options: Options) -> list[Job]:
     def grow(library: str, row: Row) -> dict:
         keys = ("layer", "mode", "dtype", "threads", "case")
         spec = json.dumps({"library": library, **{key: row[key] for key in keys}})
-        command = [sys.executable, "-m", "benchmarks.memory", spec]
+        command = [sys.executable, "-m", "benchmarks.lib.memory", spec]
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
         if done.returncode != 0:
             raise RuntimeError(f"memory of {library} {spec}: {done.stderr.strip()}")
@@ -522,12 +320,12 @@ def memory(options: Options) -> list[Job]:
     def job(layer: str, mode: str, threads: int, case: Case) -> Job:
         def run() -> Row:
             torch.set_num_threads(threads)
-            row = _row("memory", layer, mode, "float32", threads, case)
+            row = row_of("memory", layer, mode, "float32", threads, case)
             layers = cases.build_layers(layer, case, torch.float32, mode)
             x = cases.make_input(case, torch.float32)
             d_output = cases.make_d_output(case, torch.float32)
             check = checks.check_case(layer, case, layers, x, mode, d_output, options.check_flops)
-            if not _add_check(row, check):
+            if not add_check(row, check):
                 return row
             row["memory"] = {library: grow(library, row) for library in layers}
             growth = {name: found["growth_bytes"] for name, found in row["memory"].items()}
@@ -560,7 +358,7 @@ def denormal(options: Options) -> list[Job]:
     def job(layer: str, threads: int, case: Case) -> Job:
         def run() -> Row:
             torch.set_num_threads(threads)
-            row = _row("denormal", layer, "training", "float32", threads, case)
+            row = row_of("denormal", layer, "training", "float32", threads, case)
             layers = cases.build_layers(layer, case, torch.float32, "training")
             x = cases.make_input(case, torch.float32)
             losses = {"all": cases.make_d_output(case, torch.float32)}
@@ -572,9 +370,9 @@ def denormal(options: Options) -> list[Job]:
                 found += checks.check_each(layers, x[-steps:], "training", d_output[-steps:])
                 for name, module in layers.items():
                     contestants[f"{name}_{loss}"] = training_call(module, x, d_output)
-            if not _add_check(row, checks.worst_of(found)):
+            if not add_check(row, checks.worst_of(found)):
                 return row
-            times = _measure(options, row, contestants)
+            times = measure(options, row, contestants)
             row["last_over_all"] = timing.round_ratio(times["fastrnn_last"], times["fastrnn_all"])
             row["torch_last_over_all"] = timing.round_ratio(times["torch_last"], times["torch_all"])
             row["ratio"] = timing.round_ratio(times["torch_last"], times["fastrnn_last"])

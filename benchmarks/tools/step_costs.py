@@ -1,9 +1,9 @@
 """What a step costs in each regime of the CUDA engine: makes csrc/cuda/step_costs.h.
 
-    python -m benchmarks.step_costs              # the header from results/step_costs.json
-    python -m benchmarks.step_costs --model      # that JSON from the model below, then the header
-    python -m benchmarks.step_costs --rows FILE  # that JSON from a GPU's measurements (the stage
-                                                 # calibrate of benchmarks.gpu), then the header
+    python -m benchmarks.tools.step_costs              # the header from results/step_costs.json
+    python -m benchmarks.tools.step_costs --model      # that JSON from the model below; the header
+    python -m benchmarks.tools.step_costs --rows FILE  # that JSON from a GPU's measurements (the
+                                                       # stage calibrate of benchmarks.gpu); ...
 
 A cost is (base, for each row tile, for starting) in microseconds: a call of T steps takes
 start + T * (base + row tile * n). n counts the row tiles of 8 batch rows that a team (regimes
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.gpu import rows as gpu_rows
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "step_costs.json"
 HEADER = ROOT / "csrc" / "cuda" / "step_costs.h"
 
@@ -67,7 +67,7 @@ def model():
         for numeric in NUMERICS
         for hidden in HIDDEN
     }
-    return {"source": "model of benchmarks/step_costs.py, not measured", "costs": costs}
+    return {"source": "model of benchmarks/tools/step_costs.py, not measured", "costs": costs}
 
 
 def measured(rows):
@@ -94,7 +94,7 @@ def measured(rows):
 def header(content):
     """The text of csrc/cuda/step_costs.h."""
     lines = [
-        "// Made by benchmarks/step_costs.py, which says what the numbers are; edit nothing here.",
+        "// Made by benchmarks/tools/step_costs.py, which says what the numbers are: edit that.",
         f"// Source: {content['source']}",
         "#pragma once",
         '#include "cuda/tiles.h"',

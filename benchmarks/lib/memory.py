@@ -1,4 +1,4 @@
-"""Peak memory of one layer: ``python -m benchmarks.memory SPEC``, SPEC in JSON.
+"""Peak memory of one layer: ``python -m benchmarks.lib.memory SPEC``, SPEC in JSON.
 
 Run by the memory suite in a fresh process each time, because a process that
 has once grown keeps its memory. Prints one JSON object. Growth is the highest

@@ -21,7 +21,7 @@ from .timing import geometric_mean
 
 Row = dict[str, Any]
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class CheckFailedError(Exception):
@@ -321,7 +321,7 @@ def disturbance(rows: list[Row]) -> str:
     if rounds:
         parts.append(
             f"{rounds} rounds count although two threads had less than two cores then "
-            "(benchmarks/timing.py, Machine)"
+            "(benchmarks/lib/timing.py, Machine)"
         )
     return "\n".join(parts)
 

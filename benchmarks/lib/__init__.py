@@ -1,0 +1,1 @@
+"""What the commands share: cases, checks, timing, suites, peers, probes, reports."""
