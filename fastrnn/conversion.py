@@ -99,6 +99,8 @@ def _swap(model, table, function):
             if cls not in classes:  # copies of a parametrized module have one class: keep it so
                 classes[cls] = table[base] if cls is base else _rebased(cls, table[base])
             module.__class__ = classes[cls]
+            if isinstance(module, nn.RNNBase):  # a list that was assigned stays in use
+                module._flat_weights = module._flat_weights
             result.converted[name] = base.__name__
     return result
 

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn import functional
 from fastrnn._stack import checks, packing, plain, stack
 from fastrnn._stack.plain import PLAIN
-from fastrnn._stack.weights import weights
+from fastrnn._stack.weights import note_assignment, weights
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -39,7 +39,18 @@ def _run(module, cell, input, states, batch_first, batch_sizes, options):
     return stack.results(*plain.run(cell, input, states, params, call, options))
 
 
-class LSTM(nn.RNNBase):
+class _Layer(nn.RNNBase):
+    """What LSTM, GRU and RNN share."""
+
+    checkpoint_every: int | None = None
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if name == "_flat_weights":
+            note_assignment(self)
+
+
+class LSTM(_Layer):
     """A stack of long short-term memory layers: `torch.nn.LSTM`, faster.
 
     Args:
@@ -75,8 +86,6 @@ class LSTM(nn.RNNBase):
     `weight_hr_l[k]`, with `_reverse` appended for the second direction; rows in the order
     i, f, g, o.
     """
-
-    checkpoint_every: int | None = None
 
     @overload
     def __init__(
@@ -151,7 +160,7 @@ class LSTM(nn.RNNBase):
         return _run(self, PLAIN["lstm"], input, states, batch_first, batch_sizes, options)
 
 
-class GRU(nn.RNNBase):
+class GRU(_Layer):
     """A stack of gated recurrent unit layers: `torch.nn.GRU`, faster.
 
     Args:
@@ -165,8 +174,6 @@ class GRU(nn.RNNBase):
 
     Attributes: as of `LSTM`; rows in the order r, z, n.
     """
-
-    checkpoint_every: int | None = None
 
     @overload
     def __init__(
@@ -211,7 +218,7 @@ class GRU(nn.RNNBase):
         return _run(self, PLAIN["gru"], input, (hx,), batch_first, batch_sizes, options)
 
 
-class RNN(nn.RNNBase):
+class RNN(_Layer):
     """A stack of Elman layers with tanh or ReLU: `torch.nn.RNN`, faster.
 
     Args:
@@ -226,8 +233,6 @@ class RNN(nn.RNNBase):
 
     Attributes: as of `LSTM`.
     """
-
-    checkpoint_every: int | None = None
 
     @overload
     def __init__(

@@ -467,3 +467,49 @@ def test_cell_state_of_wider_dtype():
     ours.load_state_dict(theirs.state_dict())
     x, h, c = torch.randn(2, 3), torch.randn(2, 4), torch.randn(2, 4, dtype=torch.float64)
     torch.testing.assert_close(ours(x, (h, c)), theirs(x, (h, c)))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("converted", [False, True])
+def test_flat_weights_that_are_assigned(name, converted):
+    """A list of other tensors is what a layer computes with, until an attribute changes."""
+    theirs = getattr(nn, name)(3, 4, 2, bidirectional=True)
+    if converted:
+        ours = copy.deepcopy(theirs)
+    else:
+        ours = getattr(fastrnn, name)(3, 4, 2, bidirectional=True)
+        ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(5, 2, 3)
+
+    def check():
+        torch.testing.assert_close(ours(x)[0], theirs(x)[0], rtol=1e-5, atol=1e-6)
+        return theirs(x)[0].detach()
+
+    for module in (theirs, ours):
+        module._flat_weights = [0.5 * w.detach() for w in module._flat_weights]
+    if converted:
+        fastrnn.convert(ours)
+    seen = [check()]
+    copied = [copy.deepcopy(module)(x)[0] for module in (theirs, ours)]
+    torch.testing.assert_close(*copied, rtol=1e-5, atol=1e-6)
+    for module in (theirs, ours):  # what changes an element of it, too
+        module._flat_weights[0] = 2 * module._flat_weights[0]
+    seen.append(check())
+    for module in (theirs, ours):
+        with torch.no_grad():
+            module.weight_hh_l0.fill_(0.3)  # in place: the list goes on without it
+    seen.append(check())
+    for module in (theirs, ours):
+        module.weight_hh_l1 = nn.Parameter(0.1 * module.weight_hh_l1.detach())
+    seen.append(check())
+    for module in (theirs, ours):
+        module._flat_weights = [w * 0 for w in module._flat_weights]
+    seen.append(check())
+    assert not seen[-1].any()
+    for module in (theirs, ours):
+        module.double().float()
+    seen.append(check())
+    assert [torch.equal(a, b) for a, b in zip(seen, seen[1:])] == [False, True, False, False, False]
+    if converted:
+        fastrnn.restore(ours)
+        check()
