@@ -340,9 +340,9 @@ class QuantizedLayer(_Quantized):
         """States with their batch rearranged, as of the layer it was made of."""
         if permutation is None:
             return hx
-        if isinstance(hx, Tensor):
-            return hx.index_select(1, permutation)
-        return tuple(state.index_select(1, permutation) for state in hx)
+        if self.cell == "lstm":
+            return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
+        return hx.index_select(1, permutation)
 
     def forward(
         self, input: Tensor | PackedSequence, hx=None, *, resets=None, reset_to="zeros",

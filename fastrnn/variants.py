@@ -222,9 +222,9 @@ class DreamerGRUCell(nn.RNNCellBase):
         h0 = hx if hx is None or hx.dim() == 2 else hx.unsqueeze(0)
         checks.check_step("DreamerGRUCell", 3, rows, (h0,), self.weight_ih, self.weight_hh)
         within = extended.Within("gru", False, "joint", self.eps, (0.0, 0.0, 0.0), 0.0, None)
-        affine = dreamer_affine(self.norm, self.norm_bias, self.update_bias)
-        params = 0, [self.weight_ih, self.weight_hh, *affine]
         states = [None if h0 is None else h0.unsqueeze(0)]
         with torch.autocast(autocast.device_of(rows), enabled=False):
+            affine = dreamer_affine(self.norm, self.norm_bias, self.update_bias)
+            params = 0, [self.weight_ih, self.weight_hh, *affine]
             _, h = extended.run(within, rows.unsqueeze(0), None, states, params, False)
         return h[0] if input.dim() == 2 else h[0, 0]

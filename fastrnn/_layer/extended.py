@@ -13,6 +13,7 @@ from torch.autograd import Function
 from torch.nn.functional import linear
 
 from fastrnn._layer import ops
+from fastrnn._layer.cells import CELLS
 from fastrnn._layer.transforms import apply, in_forward_mode, transforms_active
 from fastrnn.variants_reference import recurrence, weight_factors
 
@@ -77,7 +78,7 @@ def run(within, input, batch_sizes, states, params, bidirectional, keep=False):
     if cell_gain is not None and cell_bias is None:
         cell_bias = torch.zeros_like(cell_gain)
     padded = batch_sizes is None
-    batch = input.shape[1] if padded else int(batch_sizes[0])
+    batch = input.shape[1] if padded else first_batch(batch_sizes)
     h_scale, w_hh = None, stacked("w_hh")
     if within.h_rate:
         h_scale = batch_mask(input, (directions, batch, w_hh.shape[2]), within.h_rate)
@@ -90,7 +91,17 @@ def run(within, input, batch_sizes, states, params, bidirectional, keep=False):
         output = output.unflatten(0, input.shape[:2])
     if keep and cell.startswith("rnn"):
         each = None, None  # its gates are h
+    elif keep and within.norm == "joint":
+        r, z, *rest = each[1].split(w_hh.shape[2], -1)
+        each = each[0], torch.cat([r, 1 - z, *rest], -1)  # z as Dreamer has it
     return output, h_n, *((c_n,) if cell == "lstm" else ()), *each
+
+
+def first_batch(batch_sizes: Tensor) -> int:
+    """How many sequences packed data has; no number yet while a graph is traced."""
+    batch = batch_sizes[0].item()
+    torch._check(batch >= 0)
+    return batch
 
 
 def batch_mask(like: Tensor, shape: tuple, rate: float) -> Tensor:
@@ -227,6 +238,8 @@ def _backward(options, needs, tensors, incoming):
         hidden = hidden * rows_of(h_scale, hidden.shape[1], batch, batch_sizes)
         h0 = None if h0 is None else h0 * h_scale
     wanted = needs[2], needs[7], needs[8], needs[10] and within
+    if norm != "recurrent" and not (CELLS[cell].apart and norm == "none"):
+        d_product = None
     d_input, d_w_ih, d_w_hh, d_bias = _products(
         d_gates, d_product, batch_sizes, batch, input, hidden, h0, w_ih, wanted
     )
@@ -238,7 +251,10 @@ def _backward(options, needs, tensors, incoming):
 
 
 def _products(d_gates, d_product, batch_sizes, batch, input, hidden, h0, w_ih, wanted):
-    """Gradients of input, w_ih, w_hh and the bias of the input product, None where not wanted."""
+    """Gradients of input, w_ih, w_hh and the bias of the input product, None where not wanted.
+
+    d_product: None where it is d_gates.
+    """
     of_input, of_w_ih, of_w_hh, of_bias = wanted
     directions = d_gates.shape[0]
 
@@ -252,7 +268,7 @@ def _products(d_gates, d_product, batch_sizes, batch, input, hidden, h0, w_ih, w
         each = [e[0].unsqueeze(0) if directions == 1 else torch.stack(e) for e in each]
         return d_input, *each
 
-    if d_product.numel() == 0:
+    if d_product is None:
         return gradients(d_gates, of_input, of_w_ih, of_w_hh, of_bias)
     d_input, d_w_ih, _, d_bias = gradients(d_gates, of_input, of_w_ih, False, of_bias)
     return d_input, d_w_ih, gradients(d_product, False, False, of_w_hh, False)[2], d_bias

@@ -158,7 +158,9 @@ def lstm_states(hx, dim, indexed):
     if packed:
         raise TypeError(message)
     if not isinstance(hx, Tensor):
-        raise AttributeError(message)
+        # torch.nn looks at the first element of a layer's, at every one of a cell's.
+        looked_into = hasattr(hx, "__getitem__" if dim == 3 else "__iter__")
+        raise (AttributeError if looked_into else TypeError)(message)
     if dim == 2:
         elements_fit = 2 <= hx.dim() <= 3
         raise (TypeError if elements_fit else ValueError)(message)

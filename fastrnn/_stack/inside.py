@@ -148,8 +148,8 @@ class Layers:
             sizes = self.proj_size or self.hidden_size, self.hidden_size
             checks.check_states(name, input, states, sizes, call)
         seed = draw_seed() if self._draws() else None
-        params = [self._params(index, seed) for index in range(self.num_layers)]
         with torch.autocast(autocast.device_of(input), enabled=False):
+            params = [self._params(index, seed) for index in range(self.num_layers)]
             if not self._extended():
                 params = [tensor for of_layer in params for tensor in of_layer]
                 results = plain.run(cell, input, states, params, call, options)
@@ -158,10 +158,7 @@ class Layers:
                 results = stack.apply(
                     stack.layers, params, run, input, states, call, options, False
                 )
-        output, states, each = results
-        if each is not None and self._norm == "joint":
-            each = each._replace(gates=dreamer_gates(each.gates))
-        return stack.results(output, states, each)
+        return stack.results(*results)
 
     def _draws(self):
         """Whether masks of zoneout, recurrent dropout or weight drop are needed."""
@@ -199,7 +196,7 @@ class Layers:
             return input
         if batch_sizes is None:
             return input * extended.batch_mask(input, (input.shape[1], features), rate)
-        batch = int(batch_sizes[0])
+        batch = extended.first_batch(batch_sizes)
         mask = extended.batch_mask(input, (batch, features), rate)
         return input * extended.rows_of(mask, input.shape[0], batch, batch_sizes)
 
@@ -241,9 +238,3 @@ def dreamer_affine(gain, bias, update_bias):
     r, z, n = gain.chunk(3, -1)
     b_r, b_z, b_n = bias.chunk(3, -1)
     return torch.cat([r, -z, n], -1), torch.cat([b_r, -b_z - update_bias, b_n], -1)
-
-
-def dreamer_gates(gates):
-    """r, z, n with z as Dreamer has it, from the kernel's."""
-    r, z, n = gates.chunk(3, -1)
-    return torch.cat([r, 1 - z, n], -1)

@@ -119,7 +119,12 @@ def _as_torch_nn(cell, input, states, params, call):
     if cell.has_c:
         directions = 2 if call.bidirectional else 1
         projected = len(params) == call.num_layers * directions * (5 if call.has_biases else 3)
-        composes = projected or autocast.is_ragged(call.batch_sizes)
+        composes = (
+            projected
+            or autocast.is_ragged(call.batch_sizes)
+            or input.numel() == 0
+            or input.dtype is torch.float16
+        )
     return autocast.as_torch_nn(composes, input, states, params, projected)
 
 

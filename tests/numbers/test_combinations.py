@@ -98,6 +98,8 @@ def test_layouts(name):
     x, states = data(module)
     resets, hx = torch.rand(T, B) < 0.3, hx_of(states)
     output, final, each = module(x, hx, resets=resets, lengths=LENGTHS, return_states=True)
+    behind = torch.arange(T)[:, None] >= LENGTHS
+    assert not any(t[:, behind].any() for t in each if t is not None)
     found = first(x.transpose(0, 1), hx, resets=resets.t(), lengths=LENGTHS, return_states=True)
     assert torch.equal(found[0].transpose(0, 1), output)
     assert_close(*((f if isinstance(f, tuple) else (f,)) for f in (found[1], final)), 0)
@@ -192,13 +194,15 @@ def test_training(name):
     assert torch.equal(found[0][0], found[2][0]) != draws
 
 
-@pytest.mark.parametrize("name", ["LSTM-all", "Dreamer", "RNN-variational"])
+@pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("training", [False, True])
 def test_compile(name, training):
     module = variant(name, torch.float32).train(training)
     x, resets = torch.randn(T, B, F), torch.rand(T, B) < 0.3
+    torch._dynamo.reset()
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
-    for options in ({"return_states": True}, {"resets": resets, "return_states": True}):
+    every = {"resets": resets, "lengths": LENGTHS, "return_states": True}
+    for options in ({"return_states": True}, every):
         found, expected = [], []
         for run, results in ((compiled, found), (module, expected)):
             torch.manual_seed(0)
@@ -206,6 +210,19 @@ def test_compile(name, training):
             loss = output.sum() + sum(s.sum() for s in states[:2] if s is not None)
             results += [output, states.hidden, *torch.autograd.grad(loss, module.parameters())]
         assert_close(found, expected, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["LSTM-all", "GRU-layer_norm", "RNN-variational", "Dreamer"])
+def test_export(name):
+    """Other masks of the same shapes than those that the program was made with, and packed data."""
+    module, x = variant(name, torch.float32).eval(), torch.randn(T, B, F)
+    masks = [{"resets": torch.rand(T, B) < 0.3, "lengths": LENGTHS - i} for i in range(2)]
+    program = torch.export.export(module, (x,), masks[0]).module()
+    for options in masks:
+        assert_close([program(x, **options)[0]], [module(x, **options)[0]], 1e-5)
+    packed = pack_padded_sequence(x, LENGTHS.sort(descending=True)[0])
+    program = torch.export.export(module, (packed,)).module()
+    assert_close([program(packed)[0].data], [module(packed)[0].data], 1e-5)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -282,6 +299,15 @@ def test_quantized(name, dtype):
         module(x, return_states=True)
     with pytest.raises(ValueError, match="expected padded input with lengths"):
         module(packed, lengths=LENGTHS)
+    for wrong in (3, torch.randn(4, B, H), (torch.randn(4, B, H),), [torch.randn(4, B, H)] * 3):
+        errors = []
+        if name != "LSTM" and torch.is_tensor(wrong):
+            continue  # is right there
+        for layer in (plain, module):
+            with pytest.raises((AttributeError, IndexError, RuntimeError, TypeError)) as error:
+                layer(packed, wrong)
+            errors.append(error.type)
+        assert errors[0] is errors[1]
     meta = module.to("meta")
     assert meta(x.to("meta"), lengths=LENGTHS, resets=resets.to("meta"))[0].shape == (T, B, 2 * (
         module.proj_size or H))  # fmt: skip

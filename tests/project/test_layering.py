@@ -122,7 +122,7 @@ IMPORTS = {
         "_layer.ops",
         "_layer.transforms",
     },
-    "_layer.extended": {"_layer.ops", "_layer.transforms", "variants_reference"},
+    "_layer.extended": {"_layer.cells", "_layer.ops", "_layer.transforms", "variants_reference"},
     "_layer.extension": {"_C"},
     "_layer.ops": {"_layer.cells", "_layer.extension"},
     "_layer.panels": {"_layer.cells"},

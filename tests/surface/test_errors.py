@@ -237,3 +237,18 @@ def test_arguments_of_functions_that_are_no_tensors():
             fastrnn.functional.rnn(x, None, params)
     with pytest.raises(TypeError, match="rnn: expected batch_sizes to be a Tensor, got list"):
         fastrnn.functional.rnn(x[:, 0], None, list(layer.parameters()), batch_sizes=[3, 2])
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"])
+@pytest.mark.parametrize("hx", [3, 1.5, object(), "ab", {0: 1}, {1, 2}, (None, None)], ids=repr)
+@pytest.mark.parametrize("batched", [True, False])
+def test_states_that_are_none(name, hx, batched):
+    x = torch.randn(*(() if name.endswith("Cell") else (5,)), *((2,) if batched else ()), 3)
+    errors = []
+    for library in (nn, fastrnn):
+        with pytest.raises(
+            (AttributeError, IndexError, KeyError, RuntimeError, TypeError)
+        ) as error:
+            getattr(library, name)(3, 4)(x, hx)
+        errors.append(error.type)
+    assert errors[0] is errors[1]

@@ -513,3 +513,17 @@ def test_flat_weights_that_are_assigned(name, converted):
     if converted:
         fastrnn.restore(ours)
         check()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("batch", [0, 2])
+@pytest.mark.parametrize("hx", [True, False])
+def test_autocast_dtypes_of_what_torch_nn_composes(name, weights, batch, hx):
+    """Of an empty batch, and of a float16 LSTM, torch.nn makes an LSTM of operations."""
+    theirs, ours = build(name, 3, 4, dtype=weights)
+    h = torch.zeros(1, batch, 4) if hx else None
+    h = (h, h) if hx and name == "LSTM" else h
+    x = torch.randn(5, batch, 3).to(weights)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert dtypes(ours(x, h)) == dtypes(theirs(x, h))
