@@ -9,6 +9,7 @@ PyTorch. ``python -m fastrnn`` prints versions, compiler and CPU target.
 """
 
 from fastrnn import functional, onnx, quantization, variants
+from fastrnn._layer import flops as _flops  # noqa: F401  (registers what it holds)
 from fastrnn._version import __version__
 from fastrnn.conversion import Conversion, convert, patch_torch_nn, restore
 from fastrnn.initialization import init_

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
 from torch.nn.utils.rnn import pack_sequence
+from torch.utils.flop_counter import FlopCounterMode
 
 from fastrnn import reference
 
@@ -470,3 +471,20 @@ def _process(rank, folder, library, name, shared):
         parameter.data.add_(2 if rank == 1 else 0)
     distributed.barrier()
     distributed.destroy_process_group()
+
+
+@probe("tools")
+def flop_counter(library, name):
+    """torch.utils.flop_counter counts forward and backward"""
+    module, x = layer(library, name), data()
+    with FlopCounterMode(display=False) as counter:
+        output = module(x)[0]
+        forward = counter.get_total_flops()
+        output.sum().backward()
+    products = module.weight_hh_l0.shape[0] * (INPUT_SIZE + HIDDEN_SIZE)
+    if forward != 2 * STEPS * BATCH * products:
+        raise AssertionError(f"{forward} forward")
+    # Of w_ih and w_hh, and through w_hh but at the first step.
+    through = products + module.weight_hh_l0.shape[0] * HIDDEN_SIZE * (STEPS - 1) / STEPS
+    if counter.get_total_flops() - forward != 2 * STEPS * BATCH * through:
+        raise AssertionError(f"{counter.get_total_flops() - forward} backward")

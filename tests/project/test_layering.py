@@ -15,6 +15,7 @@ PACKAGE, CSRC, TESTS = ROOT / "fastrnn", ROOT / "csrc", ROOT / "tests"
 IMPORTS = {
     # What a user calls, and what is done to a model.
     "__init__": {
+        "_layer.flops",
         "_version",
         "conversion",
         "functional",
@@ -124,6 +125,7 @@ IMPORTS = {
     },
     "_layer.extended": {"_layer.cells", "_layer.ops", "_layer.transforms", "variants_reference"},
     "_layer.extension": {"_C"},
+    "_layer.flops": {"_layer.cells"},
     "_layer.ops": {"_layer.cells", "_layer.extension"},
     "_layer.panels": {"_layer.cells"},
     "_layer.rows": set(),

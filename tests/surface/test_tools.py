@@ -1,0 +1,81 @@
+"""What tools around torch see of our layers."""
+
+import pytest
+import torch
+from torch.func import jvp
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+import fastrnn
+from fastrnn import reference, variants
+from tests.arguments import arguments_of, operators
+from tests.cases import KINDS, Case
+
+
+def flops(call):
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", operators())
+def test_every_operator_has_a_formula(name):
+    formula = flop_registry[getattr(torch.ops.fastrnn, name)]
+    for packed in (False, True):
+        arguments = arguments_of(name, packed, True)
+        count = formula(*arguments.values(), out_val=None)
+        assert isinstance(count, int) and count >= 0
+        assert (count > 0) == (name not in ("drop_weights", "segments", "gather_rows"))
+
+
+def test_a_gru_counts_what_torch_nn_counts():
+    module, x = fastrnn.GRU(16, 32), torch.randn(50, 2, 16)
+    assert flops(lambda: module(x)) == 921_600
+    assert flops(lambda: module(x)[0].sum().backward()) == 2_445_312
+    theirs = torch.nn.GRU(16, 32)
+    assert flops(lambda: theirs(x)) == 921_600
+    assert flops(lambda: theirs(x)[0].sum().backward()) == 2_445_312
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
+@pytest.mark.parametrize("hx", [True, False])
+def test_counts_are_the_equations_own(kind, options, hx):
+    """Forward, with backward, with gradients of input and states; and in forward mode."""
+    case = Case(kind, 5, 3, 4, 6, options=options)
+    module = case.modules(torch.float64)[1]
+    data = case.data(torch.float64)
+    x = data.inputs[0].detach()
+    states = [s.detach() for s in data.states] if hx else []
+    run = getattr(reference, case.name.lower())
+    extra = {"nonlinearity": module.nonlinearity} if case.name == "RNN" else {}
+    settings = {"num_layers": module.num_layers, "bidirectional": module.bidirectional}
+
+    def ours(x, *states):
+        return module(x, states if len(states) > 1 else states[0] if states else None)[0]
+
+    def equations(x, *states):
+        hx = states if len(states) > 1 else states[0] if states else None
+        return run(x, hx, list(module.parameters()), **settings, **extra)[0]
+
+    both = [ours, equations]
+    with torch.no_grad():
+        assert len({flops(lambda f=f: f(x, *states)) for f in both}) == 1
+    assert len({flops(lambda f=f: f(x, *states).sum().backward()) for f in both}) == 1
+    wanted = [t.clone().requires_grad_() for t in (x, *states)]
+    if hx:  # torch skips the first step's where it has a state of zeros
+        assert len({flops(lambda f=f: f(*wanted).sum().backward()) for f in both}) == 1
+    # As many again for the tangents. (Of the equations torch.func computes another third.)
+    with torch.no_grad():
+        forward = flops(lambda: ours(x, *states))
+    tangents = tuple(torch.ones_like(t) for t in (x, *states))
+    assert flops(lambda: jvp(ours, (x, *states), tangents)) == 2 * forward
+
+
+def test_counts_of_other_layers():
+    x = torch.randn(5, 3, 4)
+    layers = [fastrnn.quantize(fastrnn.LSTM(4, 8)), variants.LSTM(4, 8, zoneout=0.1)]
+    with torch.no_grad():
+        assert [flops(lambda m=m: m(x)) for m in layers] == [2 * 15 * 32 * 12] * 2
+    assert flops(lambda: layers[1](x)[0].sum().backward()) > 2 * 2 * 15 * 32 * 12
+    cell = fastrnn.GRUCell(4, 8)
+    assert flops(lambda: cell(x[0])) == 2 * 3 * 24 * 12
