@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn import functional
 from fastrnn._stack import checks, packing, plain, stack
 from fastrnn._stack.plain import PLAIN
+from fastrnn._stack.tracing import Proxy, recorded
 from fastrnn._stack.weights import note_assignment, weights
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
@@ -326,6 +327,8 @@ class LSTMCell(nn.RNNCellBase):
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Runs the step; see the class."""
+        if isinstance(input, Proxy):
+            return recorded(self, input, hx)
         return functional.lstm_cell(input, hx, *weights(self, _CELL_WEIGHTS))
 
 
@@ -349,6 +352,8 @@ class GRUCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Runs the step; see the class."""
+        if isinstance(input, Proxy):
+            return recorded(self, input, hx)
         return functional.gru_cell(input, hx, *weights(self, _CELL_WEIGHTS))
 
 
@@ -385,5 +390,7 @@ class RNNCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Runs the step; see the class."""
+        if isinstance(input, Proxy):
+            return recorded(self, input, hx)
         params = weights(self, _CELL_WEIGHTS)
         return functional.rnn_cell(input, hx, *params, nonlinearity=self.nonlinearity)

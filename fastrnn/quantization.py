@@ -21,6 +21,7 @@ from fastrnn._layer import ops, panels
 from fastrnn._layer.cells import CELLS, cell_of
 from fastrnn._layer.transforms import in_forward_mode
 from fastrnn._stack import autocast, checks, packing, stack
+from fastrnn._stack.tracing import Proxy, recorded
 from fastrnn.conversion import TO_OURS, TO_TORCH, is_parametrized
 
 __all__ = ["QuantizedCell", "QuantizedLayer", "quantize"]
@@ -403,6 +404,8 @@ class QuantizedCell(_Quantized):
 
     def forward(self, input: Tensor, hx=None):
         """Runs the step; see the class."""
+        if isinstance(input, Proxy):
+            return recorded(self, input, hx)
         if not isinstance(input, Tensor):
             raise AttributeError(
                 f"{self._get_name()}: expected input to be a Tensor, got {checks.what(input)}"

@@ -68,6 +68,7 @@ from fastrnn import modules
 from fastrnn._layer import extended
 from fastrnn._stack import autocast, checks
 from fastrnn._stack.inside import Layers, check_eps, check_update_bias, dreamer_affine
+from fastrnn._stack.tracing import Proxy, recorded
 
 __all__ = ["GRU", "LSTM", "RNN", "DreamerGRU", "DreamerGRUCell"]
 
@@ -205,6 +206,8 @@ class DreamerGRUCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Runs the step; see the class."""
+        if isinstance(input, Proxy):
+            return recorded(self, input, hx)
         checks.check_tensors("DreamerGRUCell", input, (hx,), ())
         input, (hx,) = autocast.in_dtype(self.weight_ih.dtype, input, (hx,))
         for argument, value in (("input", input), ("hx", hx)):

@@ -5,6 +5,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn._stack import beyond, checks
 from fastrnn._stack.beyond import States
+from fastrnn._stack.tracing import Proxy, recorded
 
 
 def forward(module, input, hx, resets, reset_to, lengths, return_states):
@@ -25,7 +26,11 @@ def forward(module, input, hx, resets, reset_to, lengths, return_states):
         output, hx = module._run(input, hx, False, batch_sizes, None)
         output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return output, module.permute_hidden(hx, unsorted_indices)
-    if isinstance(input, Tensor) and input.dim() == 2:
+    if not isinstance(input, Tensor):
+        if isinstance(input, Proxy):
+            asked = {} if options is None else options._asdict() | {"name": None}
+            return recorded(module, input, hx, **asked)
+    elif input.dim() == 2:
         pair = module.mode == "LSTM"
         if hx is not None:
             hx = _with_batch(module._get_name().lower(), input, hx, pair)

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from torch import fx, nn
 from torch.func import jvp
+from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import fastrnn
 from fastrnn import reference, variants
 from tests.arguments import arguments_of, operators
-from tests.cases import KINDS, Case
+from tests.cases import CELLS, KINDS, LAYERS, Case
 
 
 def flops(call):
@@ -31,7 +33,7 @@ def test_a_gru_counts_what_torch_nn_counts():
     module, x = fastrnn.GRU(16, 32), torch.randn(50, 2, 16)
     assert flops(lambda: module(x)) == 921_600
     assert flops(lambda: module(x)[0].sum().backward()) == 2_445_312
-    theirs = torch.nn.GRU(16, 32)
+    theirs = nn.GRU(16, 32)
     assert flops(lambda: theirs(x)) == 921_600
     assert flops(lambda: theirs(x)[0].sum().backward()) == 2_445_312
 
@@ -79,3 +81,57 @@ def test_counts_of_other_layers():
     assert flops(lambda: layers[1](x)[0].sum().backward()) > 2 * 2 * 15 * 32 * 12
     cell = fastrnn.GRUCell(4, 8)
     assert flops(lambda: cell(x[0])) == 2 * 3 * 24 * 12
+
+
+# -- torch.fx --------------------------------------------------------------------------------------
+
+
+class Model(nn.Module):
+    """Layers and cells as a model has them: results taken apart, states passed on, options."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn = fastrnn.LSTM(3, 4, 2, bidirectional=True)
+        self.gru = variants.GRU(8, 5, layer_norm=True, batch_first=True)
+        self.cell = fastrnn.LSTMCell(5, 6)
+        self.dreamer = variants.DreamerGRUCell(6, 6)
+
+    def forward(self, x, mask, hx):
+        output, (h, c) = self.rnn(x, hx, resets=mask)
+        output, _ = self.gru(output.transpose(0, 1))
+        state = self.cell(output[:, -1])
+        h_1, c_1 = self.cell(output[:, 0], state)
+        return self.dreamer(h_1), self.dreamer(h_1, c_1), h, c
+
+
+def test_modules_are_leaves_of_symbolic_trace():
+    model, x = Model(), torch.randn(5, 2, 3)
+    mask, hx = torch.rand(5, 2) < 0.3, (torch.randn(4, 2, 4), torch.randn(4, 2, 4))
+    traced = fx.symbolic_trace(model)
+    traced.graph.lint()
+    found = [str(node.target) for node in traced.graph.nodes if node.op == "call_module"]
+    assert found == ["rnn", "gru", "cell", "cell", "dreamer", "dreamer"]
+    assert all(map(torch.equal, traced(x, mask, hx), model(x, mask, hx)))
+    ShapeProp(traced).propagate(x, mask, hx)
+    shapes = [node.meta["tensor_meta"] for node in traced.graph.nodes if node.target == "rnn"]
+    assert shapes[0][0].shape == (5, 2, 8)
+
+
+@pytest.mark.parametrize("name", LAYERS + CELLS)
+@pytest.mark.parametrize("how", ["convert", "quantize"])
+def test_traced_like_torch_nn(name, how):
+    """The graph of a model is the same with our modules in it."""
+    theirs = nn.Sequential(getattr(nn, name)(3, 4)).eval()
+    ours = fastrnn.quantize(theirs)
+    if how == "convert":
+        ours = nn.Sequential(getattr(nn, name)(3, 4)).eval()
+        fastrnn.convert(ours)
+    codes = [fx.symbolic_trace(model).code for model in (theirs, ours)]
+    assert codes[0] == codes[1]
+
+
+@pytest.mark.parametrize("name", LAYERS + CELLS)
+def test_a_leaf_alone_cannot_be_traced(name):
+    for library in (nn, fastrnn):
+        with pytest.raises(fx.proxy.TraceError):
+            fx.symbolic_trace(getattr(library, name)(3, 4))
