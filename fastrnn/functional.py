@@ -29,21 +29,23 @@ Common to all functions
         where an argument is no tensor or hx no pair: the types that torch.nn raises.
 
 Common to `lstm`, `gru` and `rnn`, on padded input (docs/beyond.md has examples)
-    resets: bool `[T, B]`, `[B, T]` if batch_first. Where it is true at step t, the state before
-        that step is zero, in every layer: h_(t-1) = 0, c_(t-1) = 0 (the recurrent policies of
-        Kapturowski et al. 2019, "Recurrent Experience Replay in Distributed Reinforcement
-        Learning", and of CleanRL). This is calling the function on each piece of a sequence between
-        resets: hx belongs to the first piece, final states are the last one's. The second direction
-        has the same pieces: there hx belongs to the last, and the first has the final state.
+    resets: bool `[T, B]`, `[B, T]` if batch_first, or numbers, of which all but 0 are true; a
+        tensor, an array or nested lists. Where it is true at step t, the state before that step is
+        zero, in every layer: h_(t-1) = 0, c_(t-1) = 0 (the recurrent policies of Kapturowski et al.
+        2019, "Recurrent Experience Replay in Distributed Reinforcement Learning", and of CleanRL).
+        This is calling the function on each piece of a sequence between resets: hx belongs to the
+        first piece, final states are the last one's. The second direction has the same pieces:
+        there hx belongs to the last, and the first has the final state.
     reset_to: "zeros", or "hx": every piece of both directions starts from hx, whose gradient sums
         over them.
-    lengths: int64 `[B]` from 0 to T, on any device: what pack_padded_sequence of torch.nn does.
-        Outputs behind a length are zero, final states are those at it (the initial ones at
-        0), the second direction starts there. What is behind a length is not read. On devices
-        other than the CPU nothing waits for the device, and lengths count as at most T.
+    lengths: integers `[B]` from 0 to T, a tensor on any device, an array or a list: what
+        pack_padded_sequence of torch.nn does. Outputs behind a length are zero, final states are
+        those at it (the initial ones at 0), the second direction starts there. What is behind a
+        length is not read. On devices other than the CPU nothing waits for the device, and lengths
+        count as at most T.
     return_states: a third result, every step's `States`.
     raises: ValueError where reset_to is neither, or input is packed; TypeError where resets or
-        lengths are no tensors; RuntimeError where their shape, dtype or values do not fit, or where
+        lengths are no numbers; RuntimeError where their shape, dtype or values do not fit, or where
         return_states is asked of a device or dtype without kernels.
     derivatives: all of them, of h and c in States too. resets and lengths are the same for all
         samples of a vmap. Dropout draws the same number of values, for other elements.
@@ -106,9 +108,9 @@ def lstm(
             instead of all, for the time of one more forward pass. Packed data, resets, lengths,
             return_states, forward mode and torch.func keep everything, as do a second derivative
             and is_grads_batched while they are computed. None: keep everything.
-        resets: bool `[T, B]`, `[B, T]` if batch_first; reset_to: "zeros" or "hx". The docstring of
+        resets: `[T, B]`, `[B, T]` if batch_first; reset_to: "zeros" or "hx". The docstring of
             the module, `fastrnn.functional`, says what they do.
-        lengths: int64 `[B]`: likewise.
+        lengths: integers `[B]`: likewise.
         return_states: whether a third result is every step's `States`.
 
     Returns:

@@ -59,7 +59,23 @@ def of_call(name, batch_sizes, resets, reset_to, lengths, return_states):
             "resets" if resets is not None else "return_states" if lengths is None else "lengths"
         )
         raise ValueError(f"{name}: expected padded input with {given}, got packed input")
+    resets, lengths = _tensor(name, "resets", resets), _tensor(name, "lengths", lengths)
     return Options(name, resets, reset_to, lengths, return_states)
+
+
+def _tensor(name, argument, value):
+    """A list or an array as a tensor."""
+    if value is None or isinstance(value, Tensor):
+        return value
+    if not isinstance(value, str | bytes):
+        try:
+            return torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError):
+            pass
+    raise TypeError(
+        f"{name}: expected {argument} to be a Tensor, an array or a list of numbers, "
+        f"got {type(value).__name__}"
+    )
 
 
 def check(options, input, batch_first):
@@ -68,21 +84,25 @@ def check(options, input, batch_first):
     times, sizes = ("seq_len", "batch"), (seq_len, batch)
     if batch_first:
         times, sizes = times[::-1], sizes[::-1]
-    name = options.name
-    _check(name, "resets", options.resets, torch.bool, ", ".join(times), sizes, input)
-    _check(name, "lengths", options.lengths, torch.int64, "batch,", (batch,), input)
-    if options.resets is None or not batch_first:
-        return options
-    return options._replace(resets=options.resets.t())
+    name, resets, lengths = options.name, options.resets, options.lengths
+    if resets is not None:
+        _check(name, "resets", resets, ", ".join(times), sizes, input)
+        if resets.dtype is not torch.bool:  # dones, as environments give them
+            resets = resets != 0
+        if batch_first:
+            resets = resets.t()
+    if lengths is not None:
+        _check(name, "lengths", lengths, "batch,", (batch,), input)
+        if lengths.dtype not in _INTEGERS:
+            raise RuntimeError(f"{name}: expected lengths as integers, got {lengths.dtype}")
+        lengths = lengths.to(torch.int64)
+    return options._replace(resets=resets, lengths=lengths)
 
 
-def _check(name, argument, value, dtype, layout, sizes, input):
-    if value is None:
-        return
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected {argument} to be a Tensor, got {type(value).__name__}")
-    if value.dtype is not dtype:
-        raise RuntimeError(f"{name}: expected {argument} of dtype {dtype}, got {value.dtype}")
+_INTEGERS = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8
+
+
+def _check(name, argument, value, layout, sizes, input):
     if value.layout is not torch.strided or value.is_meta and not input.is_meta:
         raise RuntimeError(
             f"{name}: expected {argument} as a dense tensor with values, "

@@ -248,7 +248,7 @@ def test_errors(name):
     kind = type(module).__name__.lower()
     with pytest.raises(RuntimeError, match=f"{kind}: expected resets of shape"):
         module(x, resets=torch.zeros(B, T, dtype=torch.bool))
-    with pytest.raises(RuntimeError, match=f"{kind}: expected lengths of dtype"):
+    with pytest.raises(RuntimeError, match=f"{kind}: expected lengths as integers"):
         module(x, lengths=torch.ones(B))
     with pytest.raises(RuntimeError, match="segments: expected lengths"):
         module(x, lengths=torch.tensor([1, 2, 3, T + 1]))

@@ -380,17 +380,38 @@ def test_nothing_more_is_kept_than_asked_for(name, monkeypatch):
 
 
 BAD = {
-    "resets_int": (RuntimeError, {"resets": torch.zeros(5, 2, dtype=torch.int64)}),
     "resets_shape": (RuntimeError, {"resets": torch.zeros(2, 5, dtype=torch.bool)}),
     "resets_1d": (RuntimeError, {"resets": torch.zeros(5, dtype=torch.bool)}),
-    "resets_list": (TypeError, {"resets": [True, False]}),
-    "lengths_int32": (RuntimeError, {"lengths": torch.ones(2, dtype=torch.int32)}),
+    "resets_list": (RuntimeError, {"resets": [True, False]}),
+    "resets_string": (TypeError, {"resets": "ab"}),
+    "resets_object": (TypeError, {"resets": object()}),
+    "resets_ragged": (TypeError, {"resets": [[True], [True, False]]}),
+    "lengths_float": (RuntimeError, {"lengths": torch.ones(2)}),
+    "lengths_bool": (RuntimeError, {"lengths": torch.ones(2, dtype=torch.bool)}),
     "lengths_shape": (RuntimeError, {"lengths": torch.ones(3, dtype=torch.int64)}),
     "lengths_long": (RuntimeError, {"lengths": torch.tensor([5, 6])}),
-    "lengths_negative": (RuntimeError, {"lengths": torch.tensor([5, -1])}),
-    "lengths_list": (TypeError, {"lengths": [5, 2]}),
+    "lengths_negative": (RuntimeError, {"lengths": torch.tensor([5, -1], dtype=torch.int8)}),
+    "lengths_list": (RuntimeError, {"lengths": [5, 2, 1]}),
+    "lengths_none": (TypeError, {"lengths": [5, None]}),
+    "lengths_string": (TypeError, {"lengths": "52"}),
     "reset_to": (ValueError, {"resets": torch.zeros(5, 2, dtype=torch.bool), "reset_to": "h0"}),
 }
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_kinds_of_masks(name):
+    """Whatever holds the numbers: dones of an environment, lists of lengths."""
+    module, x = getattr(fastrnn, name)(3, 4, batch_first=True), torch.randn(2, 5, 3)
+    resets, lengths = torch.rand(2, 5) < 0.4, torch.tensor([5, 2])
+    expected = module(x, resets=resets, lengths=lengths)[0]
+    masks = [resets.float(), resets.to(torch.uint8), 3 * resets.long(), resets.numpy(),
+             resets.tolist(), resets.int().tolist()]  # fmt: skip
+    for mask in masks:
+        assert torch.equal(module(x, resets=mask, lengths=lengths)[0], expected)
+    for kind in (lengths.int(), lengths.to(torch.uint8), [5, 2], (5, 2), lengths.numpy()):
+        assert torch.equal(module(x, resets=resets, lengths=kind)[0], expected)
+    alone = module(x[1], resets=resets[1].tolist(), lengths=2)[0]
+    torch.testing.assert_close(alone, expected[1])
 
 
 @pytest.mark.parametrize("name", LAYERS)
