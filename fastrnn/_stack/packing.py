@@ -6,6 +6,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn._stack import beyond, checks
 from fastrnn._stack.beyond import States
 from fastrnn._stack.tracing import Proxy, recorded
+from fastrnn._stack.weights import is_ours
 
 
 def forward(module, input, hx, resets, reset_to, lengths, return_states):
@@ -15,32 +16,42 @@ def forward(module, input, hx, resets, reset_to, lengths, return_states):
     as `fastrnn.functional` documents them, options of `beyond.of_call`.
     """
     batch_sizes = options = None
-    if isinstance(input, PackedSequence):
-        input, batch_sizes, sorted_indices, unsorted_indices = input
-    if resets is not None or lengths is not None or return_states or reset_to != "zeros":
+    asks = resets is not None or lengths is not None or return_states or reset_to != "zeros"
+    if not isinstance(input, Tensor):
+        if isinstance(input, PackedSequence):
+            input, batch_sizes, sorted_indices, unsorted_indices = input
+        elif isinstance(input, Proxy):
+            asked = (resets, reset_to, lengths, return_states) if asks else ()
+            return recorded(module, input, hx, **dict(zip(beyond.Options._fields[1:], asked)))
+    if asks:
         name = module._get_name().lower()
         options = beyond.of_call(name, batch_sizes, resets, reset_to, lengths, return_states)
     if batch_sizes is not None:
-        if hx is not None and sorted_indices is not None:
+        if hx is not None:
             hx = module.permute_hidden(hx, sorted_indices)
         output, hx = module._run(input, hx, False, batch_sizes, None)
         output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return output, module.permute_hidden(hx, unsorted_indices)
-    if not isinstance(input, Tensor):
-        if isinstance(input, Proxy):
-            asked = {} if options is None else options._asdict() | {"name": None}
-            return recorded(module, input, hx, **asked)
-    elif input.dim() == 2:
-        pair = module.mode == "LSTM"
-        if hx is not None:
-            hx = _with_batch(module._get_name().lower(), input, hx, pair)
-        if options is not None:
-            options = beyond.with_batch(options)
-        output, hx, *each = module._run(input.unsqueeze(1), hx, False, None, options)
-        hx = (hx[0].squeeze(1), hx[1].squeeze(1)) if pair else hx.squeeze(1)
-        each = [States(*(None if t is None else t.squeeze(2) for t in s)) for s in each]
-        return output.squeeze(1), hx, *each
-    return module._run(input, hx, module.batch_first, None, options)
+    if is_ours(module):
+        return _padded(module, input, hx, options)
+    # torch.nn calls it with None too: a subclass may do something there.
+    hx = hx if hx is None else module.permute_hidden(hx, None)
+    output, hx, *each = _padded(module, input, hx, options)
+    return output, module.permute_hidden(hx, None), *each
+
+
+def _padded(module, input, hx, options):
+    if not isinstance(input, Tensor) or input.dim() != 2:
+        return module._run(input, hx, module.batch_first, None, options)
+    pair = module.mode == "LSTM"
+    if hx is not None:
+        hx = _with_batch(module._get_name().lower(), input, hx, pair)
+    if options is not None:
+        options = beyond.with_batch(options)
+    output, hx, *each = module._run(input.unsqueeze(1), hx, False, None, options)
+    hx = (hx[0].squeeze(1), hx[1].squeeze(1)) if pair else hx.squeeze(1)
+    each = [States(*(None if t is None else t.squeeze(2) for t in s)) for s in each]
+    return output.squeeze(1), hx, *each
 
 
 def _with_batch(name, input, hx, pair):

@@ -5,10 +5,14 @@ attributes. Attributes are what counts here. Where somebody assigns a list of ot
 that list, as long as it is for torch.nn: until an attribute changes.
 """
 
-# Classes here are known to have no property of a weight's name; a subclass, as parametrizations
-# make one, may.
 _OURS = "fastrnn.modules", "fastrnn.variants"
 _ASSIGNED = "_flat_weights_assigned"  # in a module's __dict__: that list is what counts
+
+
+def is_ours(module):
+    """Whether its class is one of ours: known to have no property of a weight's name, and nothing
+    overridden. A subclass, as parametrizations make one, may have both."""
+    return type(module).__module__ in _OURS
 
 
 def weights(module, names):
@@ -19,7 +23,7 @@ def weights(module, names):
         module._update_flat_weights()  # torch.nn's rule; it may assign
         if _ASSIGNED in own:
             return [_assigned(module, name) for name in names]
-    if type(module).__module__ in _OURS:
+    if is_ours(module):
         parameters = module._parameters
         found = []
         for name in names:

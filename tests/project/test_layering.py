@@ -84,7 +84,7 @@ IMPORTS = {
         "_stack.weights",
     },
     "_stack.overlap": {"_layer.autograd", "_layer.extension", "_layer.transforms"},
-    "_stack.packing": {"_stack.beyond", "_stack.checks", "_stack.tracing"},
+    "_stack.packing": {"_stack.beyond", "_stack.checks", "_stack.tracing", "_stack.weights"},
     "_stack.plain": {
         "_layer.autograd",
         "_layer.cells",

@@ -527,3 +527,34 @@ def test_autocast_dtypes_of_what_torch_nn_composes(name, weights, batch, hx):
     x = torch.randn(5, batch, 3).to(weights)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert dtypes(ours(x, h)) == dtypes(theirs(x, h))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_subclass_may_change_states(name):
+    """permute_hidden is called where torch.nn calls it: without a permutation too."""
+
+    def changed(library):
+        class Changed(getattr(library, name)):
+            def permute_hidden(self, hx, permutation):
+                hx = super().permute_hidden(hx, permutation)
+                return tuple(2 * s for s in hx) if isinstance(hx, tuple) else 2 * hx
+
+        torch.manual_seed(0)
+        return Changed(3, 4)
+
+    theirs, ours = changed(nn), changed(fastrnn)
+    x, h = torch.randn(5, 2, 3), torch.randn(1, 2, 4)
+    packed = pack_sequence([x[:, 0], x[:3, 1]])
+    for given in (None, (h, h) if name == "LSTM" else h):
+        alone = None if given is None else of_first_row(given)
+        for input, hx in ((x, given), (packed, given), (x[:, 0], alone)):
+            for a, b in zip(leaves(ours(input, hx)), leaves(theirs(input, hx)), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def of_first_row(hx):
+    return tuple(s[:, 0] for s in hx) if isinstance(hx, tuple) else hx[:, 0]
+
+
+def leaves(results):
+    return [t for t in torch.utils._pytree.tree_leaves(tuple(results)) if torch.is_tensor(t)]
