@@ -12,6 +12,7 @@ lib/              what the commands share; imports none of them
     timing.py     interleaved timing and its statistics
     jobs.py, suites.py, steps.py  one function per suite, each yields rows
     probes.py     what one can do with a layer: a function per capability
+    trials.py     one trial, and the tables that hold them
     peers.py      ONNX Runtime and OpenVINO, optional
     memory.py     peak memory of one layer, measured in a fresh process
     report.py     tables, the summary, the environment, JSON

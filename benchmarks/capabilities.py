@@ -6,11 +6,7 @@ layer it did not and the first words of the error. Nothing in the table is writt
 
 from __future__ import annotations
 
-import argparse
-import re
-import warnings
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,37 +16,10 @@ from fastrnn.__main__ import cpu_model
 
 from .lib import probes
 from .lib.report import REPOSITORY
+from .lib.trials import attempt, publish
 
 DOCUMENT = REPOSITORY / "docs" / "capabilities.md"
 LIBRARIES = {"torch.nn": nn, "fastrnn": fastrnn}
-LONGEST = 90  # characters of an error that a cell shows
-
-
-def attempt(function: Any, library: Any, name: str) -> str:
-    """`yes`, or what the error began with."""
-    state = torch.get_rng_state()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            function(library, name)
-    except ImportError as error:
-        return f"not tried: {error}"
-    except Exception as error:
-        return f"no: {summary(error)}"
-    finally:
-        torch.set_rng_state(state)
-    return "yes"
-
-
-def summary(error: BaseException) -> str:
-    """Type and first words of the innermost cause, in one line that a table can hold."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).split())
-    text = re.sub(r"0x[0-9a-f]+", "0x", text).replace("|", "/").replace("`", "'")
-    if len(text) > LONGEST:
-        text = text[:LONGEST].rsplit(" ", 1)[0] + " ..."
-    return f"{type(error).__name__}: {text}"
 
 
 def cell(results: dict[str, str]) -> str:
@@ -96,18 +65,5 @@ def document(lines: Iterable[tuple[str, str, dict[str, str]]]) -> str:
     return "\n".join(text) + "\n"
 
 
-def main() -> None:
-    """Tries everything and writes the file."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.capabilities", description=__doc__)
-    parser.add_argument("--print", action="store_true", help="print the table, write nothing")
-    arguments = parser.parse_args()
-    text = document(list(rows()))
-    if arguments.print:
-        print(text)
-    else:
-        DOCUMENT.write_text(text)
-        print(f"wrote {DOCUMENT}")
-
-
 if __name__ == "__main__":
-    main()
+    publish("benchmarks.capabilities", __doc__, DOCUMENT, lambda: document(rows()))

@@ -13,12 +13,13 @@ storage replaced (`param.data = ...`).
 from typing import overload
 
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import functional
 from fastrnn._stack import checks, packing, plain, stack
 from fastrnn._stack.plain import PLAIN
-from fastrnn._stack.tracing import Proxy, recorded
+from fastrnn._stack.tracing import recorded
 from fastrnn._stack.weights import note_assignment, weights
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]

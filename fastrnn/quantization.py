@@ -15,13 +15,14 @@ import warnings
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn._layer import ops, panels
 from fastrnn._layer.cells import CELLS, cell_of
 from fastrnn._layer.transforms import in_forward_mode
 from fastrnn._stack import autocast, checks, packing, stack
-from fastrnn._stack.tracing import Proxy, recorded
+from fastrnn._stack.tracing import recorded
 from fastrnn.conversion import TO_OURS, TO_TORCH, is_parametrized
 
 __all__ = ["QuantizedCell", "QuantizedLayer", "quantize"]

@@ -63,12 +63,13 @@ Common to all layers
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from fastrnn import modules
 from fastrnn._layer import extended
 from fastrnn._stack import autocast, checks
 from fastrnn._stack.inside import Layers, check_eps, check_update_bias, dreamer_affine
-from fastrnn._stack.tracing import Proxy, recorded
+from fastrnn._stack.tracing import recorded
 
 __all__ = ["GRU", "LSTM", "RNN", "DreamerGRU", "DreamerGRUCell"]
 

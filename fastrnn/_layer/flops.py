@@ -8,12 +8,12 @@ from torch.utils.flop_counter import register_flop_formula
 
 from fastrnn._layer.cells import CELLS
 
-_NAMES = torch.ops.fastrnn
+_OPERATORS = torch.ops.fastrnn
 
 
 def _formula(name):
     """Registers a function of the operator's arguments."""
-    return register_flop_formula(getattr(_NAMES, name), get_raw=True)
+    return register_flop_formula(getattr(_OPERATORS, name), get_raw=True)
 
 
 def _products(rows, *weights):
@@ -116,7 +116,7 @@ def _(cell, norm, gates_x, batch_sizes, batch, h0, c0, w_hh, *_, **__):
 @_formula("extended_backward")
 def _(*arguments, **_):
     named = dict(
-        zip((a.name for a in _NAMES.extended_backward.default._schema.arguments), arguments)
+        zip((a.name for a in _OPERATORS.extended_backward.default._schema.arguments), arguments)
     )
     return _products(named["gates"].shape[1], named["w_hh"])
 

@@ -120,7 +120,7 @@ def with_batch(options):
     changed = {}
     for argument, dim in (("resets", 1), ("lengths", 0)):
         value = getattr(options, argument)
-        if isinstance(value, Tensor):
+        if value is not None:
             if value.dim() != dim:
                 raise RuntimeError(
                     f"{options.name}: expected {argument} of {dim} dimensions for 2-D input, "

@@ -58,11 +58,7 @@ class Layers:
         if not isinstance(layer_norm, bool):
             raise TypeError(f"{name}: expected layer_norm to be a bool, got {layer_norm!r}")
         check_eps(name, eps)
-        if self.checkpoint_every is not None:
-            raise ValueError(
-                f"{name}: expected checkpoint_every = None with options inside the recurrence, "
-                f"got {self.checkpoint_every}"
-            )
+        self._refuse_checkpointing()
         if self.mode != "LSTM" and isinstance(zoneout, tuple | list):
             raise ValueError(f"{name}: expected zoneout to be one number, got {zoneout!r}")
         self.layer_norm, self.eps = layer_norm, float(eps)
@@ -88,6 +84,13 @@ class Layers:
         if layer_norm:
             self._norm = "recurrent"
             self._add_gains()
+
+    def _refuse_checkpointing(self):
+        if self.checkpoint_every is not None:
+            raise ValueError(
+                f"{type(self).__name__}: expected checkpoint_every = None with options inside the "
+                f"recurrence, got {self.checkpoint_every}"
+            )
 
     def _add_gains(self):
         like = self.weight_hh_l0
@@ -143,10 +146,6 @@ class Layers:
             self.num_layers, self.bias, self.bidirectional, self._before, batch_first, batch_sizes,
             self.checkpoint_every,
         )  # fmt: skip
-        checks.check_input(name, input, states, dtype, self.input_size, call)
-        if hx is not None:
-            sizes = self.proj_size or self.hidden_size, self.hidden_size
-            checks.check_states(name, input, states, sizes, call)
         seed = draw_seed() if self._draws() else None
         with torch.autocast(autocast.device_of(input), enabled=False):
             params = [self._params(index, seed) for index in range(self.num_layers)]
@@ -154,6 +153,10 @@ class Layers:
                 params = [tensor for of_layer in params for tensor in of_layer]
                 results = plain.run(cell, input, states, params, call, options)
             else:
+                self._refuse_checkpointing()
+                checks.check_input(name, input, states, dtype, self.input_size, call)
+                if hx is not None:  # no projection reaches into the recurrence
+                    checks.check_states(name, input, states, (self.hidden_size,) * 2, call)
                 run, params = partial(extended.run, self._within(seed)), list(enumerate(params))
                 results = stack.apply(
                     stack.layers, params, run, input, states, call, options, False

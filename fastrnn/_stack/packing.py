@@ -1,11 +1,12 @@
 """What the forward of a module takes: padded, packed or unbatched input."""
 
 from torch import Tensor
+from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn._stack import beyond, checks
 from fastrnn._stack.beyond import States
-from fastrnn._stack.tracing import Proxy, recorded
+from fastrnn._stack.tracing import recorded
 from fastrnn._stack.weights import is_ours
 
 

@@ -4,10 +4,7 @@ Tracers know torch.nn's by the place that their classes come from. They step int
 that what they have to record is recorded from inside.
 """
 
-from torch.fx import Proxy
 from torch.fx.proxy import TraceError
-
-__all__ = ["Proxy", "recorded"]
 
 
 def recorded(module, input, hx, **options):

@@ -8,7 +8,7 @@ from torch import nn
 
 import fastrnn
 from benchmarks import capabilities
-from benchmarks.lib import probes
+from benchmarks.lib import probes, trials
 from tests.cases import LAYERS
 
 # Probes that compile with inductor, start processes or need optional packages have tests elsewhere.
@@ -30,7 +30,7 @@ def test_every_probe_is_in_the_document():
 @pytest.mark.parametrize("function", QUICK, ids=lambda f: f.__name__)
 def test_document_is_true_of_fastrnn(function):
     """If this fails because more works now: python -m benchmarks.capabilities."""
-    results = {n: capabilities.attempt(function, fastrnn, n) for n in LAYERS}
+    results = {n: trials.attempt(function, fastrnn, n) for n in LAYERS}
     cell = documented()[function.__doc__][1]
     for name, result in results.items():
         mine = next((part for part in cell.split("<br>") if name in part.split(": ")[0]), cell)
@@ -54,7 +54,7 @@ class Wrong:
 
 def test_wrong_numbers_and_errors_are_a_no():
     state = torch.get_rng_state()
-    results = {n: capabilities.attempt(probes.func_grad, Wrong, n) for n in LAYERS}
+    results = {n: trials.attempt(probes.func_grad, Wrong, n) for n in LAYERS}
     assert torch.equal(torch.get_rng_state(), state)
     assert results["LSTM"] == "no: AssertionError: wrong numbers"
     assert results["GRU"].startswith("no: RuntimeError: first words / and more")
@@ -68,7 +68,7 @@ def test_missing_package_is_not_a_no():
     def missing(library, name):
         raise ImportError("No module named 'onnxscript'")
 
-    assert capabilities.attempt(missing, nn, "LSTM") == "not tried: No module named 'onnxscript'"
+    assert trials.attempt(missing, nn, "LSTM") == "not tried: No module named 'onnxscript'"
 
 
 def test_table():
