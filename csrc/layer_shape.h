@@ -35,4 +35,29 @@ struct LayerShape {
   int directions;
 };
 
+// What is normalised with one mean and variance a row: nothing; the input's product and h's, each
+// by itself, b_ih and b_hh added after; or their sum, with gain_hh and b_hh.
+enum class Norm { kNone, kRecurrent, kJoint };
+
+// What stands between the products of a step and its states, besides the cell. All of it is zero
+// for a plain layer; none of it goes with a projection.
+struct Inside {
+  bool any;
+  Norm norm;
+  double eps;                            // of every normalisation
+  double zoneout_c, zoneout_h, dropout;  // rates
+  bool random;                           // masks; else zoneout in expectation and no dropout
+  uint64_t seed;                         // key of the masks
+  // In their counter: the first direction's stream (the other's is 2 more), and that step t is
+  // number first_step + t * step.
+  uint32_t stream;
+  int64_t first_step, step;
+  const void* h_scale;  // [D, B, H] or null: factor of h before the product
+
+  // Parts of a row that are normalised, each by itself.
+  constexpr int parts() const {
+    return norm == Norm::kRecurrent ? 2 : norm == Norm::kJoint ? 1 : 0;
+  }
+};
+
 }  // namespace fastrnn

@@ -19,6 +19,19 @@
 // other side of that point in time; of the first step it says nothing. dtypes: float64, float32,
 // bfloat16, float16; the last two compute in float32.
 //
+// The last six arguments, of a layer without w_hr (CPU), are what fastrnn.variants puts inside the
+// recurrence; fastrnn/variants_reference.py has the equations. norm: none; recurrent: w_ih x and
+// w_hh h are normalised, each by itself, with gain_ih and gain_hh [G*H], b_ih and b_hh following,
+// and c of a cell that has it with cell_gain and, with biases, cell_bias [H] before h is made of
+// it; joint: their sum is, with gain_hh and b_hh, the only bias. These stand behind the other
+// params, in this order, and among the weights, all but b_ih and b_hh. rates: of zoneout of c,
+// zoneout of h and recurrent dropout, with masks from seed (Philox; without a seed: what eval
+// does). counter: empty of a layer without options, else the stream of the first direction's
+// masks, and two numbers, a and b: step t has those of step a + b*t. h_scale [D, B, H]: of h before the product. saved is then normed [D, N, M,
+// G*H] (what is normalised, before its gain, M being 2 of recurrent, 1 of joint), rstd [D, N, M],
+// gates (of any cell; of an RNN h before zoneout), hidden and cells. d_gates [D, N, G*H] of joint
+// are those of the sum, of recurrent [D, N, 2*G*H] those of w_ih x and then those of w_hh h.
+//
 // vmap puts a mapped dimension behind the rows of every tensor and calls an operator once
 // (fastrnn/_layer/rows.py, batching.py).
 #include <torch/library.h>
@@ -31,7 +44,7 @@ TORCH_LIBRARY(fastrnn, m) {
   // [G*H] before w_hr or without both, in the order of nn.RNNBase._flat_weights. Returns output [T,
   // B, D*P] or [N, D*P], the final states (as states) and, if save, what is saved: LSTM gates i, f,
   // g, o, GRU r, z, n after their nonlinearity and W_hn h + b_hn. No result shares memory.
-  m.def("layer_forward(str cell, Tensor input, Tensor? batch_sizes, Tensor?[] states, Tensor[] params, bool bidirectional, bool save, Tensor? resets=None, bool reset_to_hx=False) -> Tensor[]");
+  m.def("layer_forward(str cell, Tensor input, Tensor? batch_sizes, Tensor?[] states, Tensor[] params, bool bidirectional, bool save, Tensor? resets=None, bool reset_to_hx=False, str norm=\"none\", float eps=0., float[] rates=[], int[] counter=[], Tensor? seed=None, Tensor? h_scale=None) -> Tensor[]");
 
   // Its backward pass: what gate_gradients and products make of each other, on the CPU a chunk of
   // at most 2048 rows at a time, without d_gates as a whole. d_results: of output, every final
@@ -39,7 +52,7 @@ TORCH_LIBRARY(fastrnn, m) {
   // earlier. wanted: a flag for input, every state and every param (params without biases have no
   // flags of them). Returns those gradients, in this order; that of input in its shape. input may
   // be None where nobody wants d_w_ih, hidden of an LSTM where nobody wants d_w_hh.
-  m.def("layer_backward(str cell, Tensor?[] d_results, Tensor? input, Tensor? batch_sizes, SymInt batch, Tensor?[] states, Tensor?[] saved, Tensor[] weights, bool[] wanted, Tensor? resets=None, bool reset_to_hx=False) -> Tensor[]");
+  m.def("layer_backward(str cell, Tensor?[] d_results, Tensor? input, Tensor? batch_sizes, SymInt batch, Tensor?[] states, Tensor?[] saved, Tensor[] weights, bool[] wanted, Tensor? resets=None, bool reset_to_hx=False, str norm=\"none\", float eps=0., float[] rates=[], int[] counter=[], Tensor? seed=None, Tensor? h_scale=None) -> Tensor[]");
 
   // The recurrence of the backward pass alone. Returns d_gates [D, N, S*H], the gradients of the
   // states, of a projected layer that of every step's h behind the projection [D, N, P], and, if
@@ -77,19 +90,6 @@ TORCH_LIBRARY(fastrnn, m) {
   // layer_forward for inference, in float32, with weights packed once in int8 or bfloat16; params:
   // csrc/cpu/quantized_params.h has their shapes. No backward.
   m.def("quantized_forward(str cell, Tensor input, Tensor? batch_sizes, Tensor?[] states, Tensor[] params, int hidden_size, int proj_size, bool bidirectional) -> Tensor[]");
-
-  // A layer whose input product is made (gates_x [D, N, G*H]; h0, c0, h_n and c_n: its states),
-  // with what fastrnn.variants puts inside the recurrence (CPU). norm: none, recurrent (w_hh h is
-  // normalised, and gates_x by itself, with gain_x and bias_x [D, G*H]) or joint (the sum of both
-  // is), with gain and bias [D, G*H]; cell_gain and cell_bias [D, H] of an LSTM's normalised cell;
-  // h_scale [D, B, H] for h before the product; rates of zoneout of c, zoneout of h and recurrent
-  // dropout, with masks from seed (Philox, with the stream of layer; without a seed: what eval
-  // does). Saved: gates as above (RNN [D, N, H], h before zoneout), hidden, cells, normed [D, N,
-  // G*H] (what is normalised, before its gain), rstd [D, N] and moments_x [D, N, 2], mean and rstd
-  // of gates_x's rows. d_product [D, N, G*H] is the gradient of w_hh h where it is another than
-  // d_gates; products makes d_w_hh of it. fastrnn/variants_reference.py has the equations.
-  m.def("extended_forward(str cell, str norm, Tensor gates_x, Tensor? batch_sizes, SymInt batch, Tensor? h0, Tensor? c0, Tensor w_hh, Tensor? gain_x, Tensor? bias_x, Tensor? bias, Tensor? gain, Tensor? cell_gain, Tensor? cell_bias, Tensor? h_scale, Tensor? seed, int layer, float[] rates, float eps, bool save) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor hidden, Tensor cells, Tensor normed, Tensor rstd, Tensor moments_x)");
-  m.def("extended_backward(str cell, str norm, Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor? d_cells, Tensor? batch_sizes, SymInt batch, Tensor? h0, Tensor? c0, Tensor? gates_x, Tensor gates, Tensor hidden, Tensor cells, Tensor normed, Tensor rstd, Tensor moments_x, Tensor w_hh, Tensor? gain_x, bool has_bias_x, bool has_bias, Tensor? gain, Tensor? cell_gain, Tensor? cell_bias, Tensor? h_scale, Tensor? seed, int layer, float[] rates, float eps) -> (Tensor d_gates, Tensor d_product, Tensor d_h0, Tensor d_c0, Tensor d_gain_x, Tensor d_bias_x, Tensor d_bias, Tensor d_gain, Tensor d_cell_gain, Tensor d_cell_bias)");
 
   // Zeroes elements of weights [R, C] with probability rate and divides the others by 1 - rate, the
   // same ones for the same seed and stream (CPU); it is its own derivative.

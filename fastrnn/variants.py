@@ -66,8 +66,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from fastrnn import modules
-from fastrnn._layer import extended
-from fastrnn._stack import autocast, checks
+from fastrnn._stack import autocast, checks, inside
 from fastrnn._stack.inside import Layers, check_eps, check_update_bias, dreamer_affine
 from fastrnn._stack.tracing import recorded
 
@@ -225,10 +224,10 @@ class DreamerGRUCell(nn.RNNCellBase):
         rows = input if input.dim() == 2 else input.unsqueeze(0)
         h0 = hx if hx is None or hx.dim() == 2 else hx.unsqueeze(0)
         checks.check_step("DreamerGRUCell", 3, rows, (h0,), self.weight_ih, self.weight_hh)
-        within = extended.Within("gru", False, "joint", self.eps, (0.0, 0.0, 0.0), 0.0, None)
+        within = inside.Within("gru", "joint", self.eps, (0.0, 0.0, 0.0), 0.0, None)
         states = [None if h0 is None else h0.unsqueeze(0)]
         with torch.autocast(autocast.device_of(rows), enabled=False):
             affine = dreamer_affine(self.norm, self.norm_bias, self.update_bias)
             params = 0, [self.weight_ih, self.weight_hh, *affine]
-            _, h = extended.run(within, rows.unsqueeze(0), None, states, params, False)
+            _, h = inside.run(within, rows.unsqueeze(0), None, states, params, False)
         return h[0] if input.dim() == 2 else h[0, 0]

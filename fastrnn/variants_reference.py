@@ -52,8 +52,7 @@ def random_words(seed: Tensor, stream: int, step: int, batch: int, hidden_size: 
 def masks(
     seed: Tensor | None,
     rates: tuple[float, float, float],
-    layer: int,
-    direction: int,
+    stream: int,
     step: int,
     batch: int,
     like: Tensor,
@@ -61,11 +60,11 @@ def masks(
     """`(zoneout of c, zoneout of h, factor of the candidate)` at one step, each `[batch, H]`.
 
     Without a seed: the rates of zoneout and a factor of 1, what the masks are in expectation.
-    16 bits decide, so that a rate is met to within 2^-17.
+    16 bits decide, so that a rate is met to within 2^-17. like: a tensor of H columns.
     """
     if seed is None:
         return rates[0], rates[1], 1.0
-    stream, size = 4 * layer + 2 * direction, like.shape[-1]
+    size = like.shape[-1]
     seed = seed.to(like.device)
     below = [int(rate * 65536 + 0.5) for rate in rates]
     zoneout_c = zoneout_h = 0.0
@@ -104,19 +103,20 @@ def step(
     x: Tensor,
     h: Tensor,
     c: Tensor | None,
-    weights: dict,
+    params: dict,
     mask: tuple,
     eps: float,
+    h_scale: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """One step of one direction on rows: `(h', c', gates)`.
 
-    x: the input's share of the gates, `[B, G*H]`. weights: w_hh, and None or a tensor for each of
-    bias, gain, cell_gain, cell_bias and h_scale. ::
+    x: the input's product, W_ih input, `[B, G*H]`. params: by the names below, absent where they
+    count for nothing. ::
 
         u = W_hh (h_scale * h)
-        norm "none":       v = u + bias
-        norm "recurrent":  v = gain * normalise(u) + bias, and x was normalised too
-        norm "joint":      v = gain * normalise(x + u) + bias, and x = 0 from here on
+        norm "none":       x, v = x + b_ih, u + b_hh
+        norm "recurrent":  x, v = gain_ih * normalise(x) + b_ih, gain_hh * normalise(u) + b_hh
+        norm "joint":      x, v = 0, gain_hh * normalise(x + u) + b_hh
         LSTM:  i, f, g, o = x + v
                fresh = sigmoid(f) * c + sigmoid(i) * dropout * tanh(g)
                new = sigmoid(o) * tanh(fresh), or of cell_gain * normalise(fresh) + cell_bias
@@ -130,21 +130,21 @@ def step(
     gates: i, f, g, o of an LSTM, r, z, n of a GRU, new of an RNN; g and n before dropout.
     """
     zoneout_c, zoneout_h, factor = mask
-    scaled = h if weights["h_scale"] is None else h * weights["h_scale"]
-    v = scaled @ weights["w_hh"].t()
+    v = (h if h_scale is None else h * h_scale) @ params["w_hh"].t()
     if norm == "joint":
         v, x = v + x, torch.zeros_like(x)
+    elif norm == "recurrent":
+        x = _normalise(x, eps) * params["gain_ih"]
     if norm != "none":
-        v = _normalise(v, eps) * weights["gain"]
-    if weights["bias"] is not None:
-        v = v + weights["bias"]
+        v = _normalise(v, eps) * params["gain_hh"]
+    x, v = x + params.get("b_ih", 0.0), v + params.get("b_hh", 0.0)
     if cell == "lstm":
         i, f, g, o = (x + v).chunk(4, 1)
         i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
         fresh = f * c + i * (factor * g)
         y = fresh
-        if weights["cell_gain"] is not None:
-            y = _normalise(fresh, eps) * weights["cell_gain"] + weights["cell_bias"]
+        if "cell_gain" in params:
+            y = _normalise(fresh, eps) * params["cell_gain"] + params.get("cell_bias", 0.0)
         new, gates = o * torch.tanh(y), (i, f, g, o)
         c = zoneout_c * c + (1 - zoneout_c) * fresh
     elif cell == "gru":
@@ -160,76 +160,76 @@ def step(
     return zoneout_h * h + (1 - zoneout_h) * new, c, torch.cat(gates, 1)
 
 
-def recurrence(
+def names(cell: str, norm: str, count: int) -> list[str]:
+    """What so many params of one direction are, in order."""
+    names = ["w_ih", "w_hh"]
+    if norm == "joint":
+        return [*names, "b_hh", "gain_hh"]
+    of_norms = []
+    if norm == "recurrent":
+        of_norms = ["gain_ih", "gain_hh", *["cell_gain"] * (cell == "lstm")]
+    if count == len(names) + len(of_norms):
+        return names + of_norms
+    return [*names, "b_ih", "b_hh", *of_norms, *["cell_bias"] * ("cell_gain" in of_norms)]
+
+
+def layer(
     cell: str,
-    norm: str,
     input: Tensor,
     batch_sizes: Tensor | None,
-    batch: int,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    gain_x: Tensor | None,
-    bias_x: Tensor | None,
-    bias: Tensor | None,
-    gain: Tensor | None,
-    cell_gain: Tensor | None,
-    cell_bias: Tensor | None,
-    h_scale: Tensor | None,
-    seed: Tensor | None,
-    layer: int,
-    rates: tuple[float, float, float],
-    eps: float,
+    states: list[Tensor | None],
+    params: list[Tensor],
+    bidirectional: bool,
+    inside: tuple,
     keep: bool = False,
 ) -> tuple[Tensor, ...]:
-    """All steps and directions of one layer: `(output [N, D*H], h_n [D, B, H], c_n)`, and if keep
-    every step's c `[D, N, H]`, or None, and gates `[D, N, G*H]`.
+    """All steps and directions of one layer: `(output, h_n, c_n)`, c_n of an LSTM alone, and if
+    keep every step's c `[D, N, H]`, or None, and gates `[D, N, G*H]`.
 
-    input `[N, I]`, `w_ih [D, G*H, I]`, `w_hh [D, G*H, H]`, `gain_x`, `bias_x`, `bias`, `gain`
-    `[D, G*H]`, `cell_gain`, `cell_bias` `[D, H]`, `h0`, `c0`, `h_scale` `[D, B, H]`; c_n has size 0
-    unless the cell is "lstm". The input's share of the gates is ::
-
-        x = W_ih input + bias_x, with norm "recurrent" gain_x * normalise(W_ih input) + bias_x
+    cell: "lstm", "gru", "rnn_tanh" or "rnn_relu". input `[T, B, I]`, or `[N, I]` with batch_sizes.
+    states: initial h and, of an LSTM, c, `[D, B, H]`; None for zeros. params: of each direction
+    what `names` says, w_ih `[G*H, I]`, w_hh `[G*H, H]`, of c `[H]`, all else `[G*H]`. inside:
+    norm, eps, rates of zoneout of c, zoneout of h and recurrent dropout, `(stream, a, b)` where
+    step t has the masks of step a + b*t, seed or None, and h_scale `[D, B, H]` or None.
     """
-    directions, rows, size = w_ih.shape[0], input.shape[0], w_hh.shape[2]
-    gates_x = input @ w_ih.transpose(1, 2)
-    if norm == "recurrent":
-        gates_x = _normalise(gates_x, eps) * gain_x.unsqueeze(1)
-    if bias_x is not None:
-        gates_x = gates_x + bias_x.unsqueeze(1)
-    counts = [batch] * (rows // batch if batch else 0)
-    if batch_sizes is not None:
+    norm, eps, rates, (stream, first, stride), seed, h_scales = inside
+    directions, size = 2 if bidirectional else 1, params[1].shape[1]
+    if batch_sizes is None:
+        batch, counts = input.shape[1], [input.shape[1]] * input.shape[0]
+    else:
         counts = batch_sizes.tolist()
+        batch = counts[0]
+    each = len(params) // directions
+    stems = names(cell, norm, each)
     outputs, h_n, c_n, cells, gates = [], [], [], [], []
     for d in range(directions):
-        of = {"w_hh": w_hh, "bias": bias, "gain": gain, "cell_gain": cell_gain,
-              "cell_bias": cell_bias}  # fmt: skip
-        of = {name: None if value is None else value[d] for name, value in of.items()}
-        h = gates_x.new_zeros(batch, size) if h0 is None else h0[d]
-        c = None
-        if cell == "lstm":
-            c = gates_x.new_zeros(batch, size) if c0 is None else c0[d]
-        inputs = gates_x[d].split(counts) if counts else ()
+        of = dict(zip(stems, params[d * each : (d + 1) * each], strict=True))
+        products = input @ of["w_ih"].t()
+        steps = products if batch_sizes is None else products.split(counts)
+        h, c = [
+            products.new_zeros(batch, size) if state is None else state[d]
+            for state in (*states, None)[:2]
+        ]
+        c = c if cell == "lstm" else None
         output, each_c, each_gates = ([None] * len(counts) for _ in range(3))
         for t in reversed(range(len(counts))) if d else range(len(counts)):
             n = counts[t]
-            of["h_scale"] = None if h_scale is None else h_scale[d, :n]
-            mask = masks(seed, rates, layer, d, t, n, h)
+            h_scale = None if h_scales is None else h_scales[d, :n]
+            mask = masks(seed, rates, stream + 2 * d, first + stride * t, n, h)
             before = None if c is None else c[:n]
             output[t], each_c[t], each_gates[t] = step(
-                cell, norm, inputs[t], h[:n], before, of, mask, eps
+                cell, norm, steps[t], h[:n], before, of, mask, eps, h_scale
             )
             h = torch.cat([output[t], h[n:]])
             c = None if c is None else torch.cat([each_c[t], c[n:]])
-        outputs.append(torch.cat(output) if output else gates_x.new_empty(0, size))
+        outputs.append(torch.cat(output))
         if keep:
-            cells.append(each_c if c is None else torch.cat(each_c))
+            cells.append(None if c is None else torch.cat(each_c))
             gates.append(torch.cat(each_gates))
         h_n.append(h)
-        c_n.append(gates_x.new_empty(0) if c is None else c)
-    c_n = torch.stack(c_n) if cell == "lstm" else c_n[0]
-    results = torch.cat(outputs, 1), torch.stack(h_n), c_n
+        c_n.append(c)
+    output = torch.cat(outputs, 1).view(*input.shape[:-1], directions * size)
+    results = output, torch.stack(h_n), *([torch.stack(c_n)] if cell == "lstm" else [])
     if not keep:
         return results
     return *results, torch.stack(cells) if cell == "lstm" else None, torch.stack(gates)

@@ -8,12 +8,13 @@ import functools
 import torch
 
 import fastrnn
-from fastrnn._layer.cells import CELLS
-from tests.cases import gates_of
+from fastrnn._layer.cells import CELLS, STEMS
+from fastrnn._layer.inside import Inside
 
-CPU_ONLY = {"layer_tangent", "gate_gradients_tangent", "quantized_forward", "extended_forward",
-            "extended_backward", "drop_weights", "segments", "gather_rows",
-            "sample_products"}  # fmt: skip
+CPU_ONLY = {"layer_tangent", "gate_gradients_tangent", "quantized_forward", "drop_weights",
+            "segments", "gather_rows", "sample_products"}  # fmt: skip
+# Those that take options inside the recurrence.
+WITH_INSIDE = ["layer_backward", "layer_forward"]
 
 
 def operators():
@@ -38,12 +39,6 @@ def in_order(name, values):
         for a in overload(name)._schema.arguments
         if a.name in values or not a.has_default_value()
     }
-
-
-def results_of(name, values):
-    """Results by name of an operator on those of `values` that it takes."""
-    returns = overload(name)._schema.returns
-    return dict(zip((r.name for r in returns), overload(name)(*in_order(name, values).values())))
 
 
 def call(name, **values):
@@ -73,12 +68,6 @@ def arguments_of(name, packed, bidirectional, proj=False):
     """
     proj = proj and not name.endswith("products")
     directions = 2 if bidirectional else 1
-    if name.startswith("extended_"):  # with every option that the cell has
-        values = extended_values(
-            "lstm" if proj else "gru", "recurrent", size=5, directions=directions, cell_norm=True,
-            scale=True, lengths=(3, 2, 2) if packed else None, seed=1, rates=(0.1, 0.2, 0.3),
-        )  # fmt: skip
-        return of_extended(name, values)
     if name == "quantized_forward":
         return quantized_sample(packed, bidirectional, proj)
     if name in ("segments", "gather_rows", "drop_weights"):
@@ -97,6 +86,15 @@ def arguments_of(name, packed, bidirectional, proj=False):
     if name.endswith("_tangent"):
         values |= tangent_values(name, values)
     return of_layer(name, values)
+
+
+def arguments_with_inside(name, packed, bidirectional, cell, norm):
+    """Of one of WITH_INSIDE, with every option that the cell has."""
+    values = inside_values(
+        cell, norm, size=5, directions=2 if bidirectional else 1, scale=True, seed=1,
+        lengths=(3, 2, 2) if packed else None, rates=(0.1, 0.2, 0.3),
+    )  # fmt: skip
+    return of_inside(name, values)
 
 
 def layer_values(kind, shape, directions, dtype=torch.float64, *, hidden=5, features=2, weight=1.0):
@@ -186,10 +184,10 @@ def values_without_a_layer(packed, directions):
     }
 
 
-# -- The extended recurrence -----------------------------------------------------------------------
+# -- Options inside the recurrence -----------------------------------------------------------------
 
 
-def extended_values(
+def inside_values(
     cell,
     norm="none",
     *,
@@ -201,61 +199,71 @@ def extended_values(
     lengths=None,
     bias=True,
     states=True,
-    cell_norm=False,
     scale=False,
     seed=None,
     rates=(0.0, 0.0, 0.0),
     dtype=torch.float64,
-    layer=0,
+    counter=(0, 0, 1),
 ):
-    """What `recurrence` and `extended.layer` take, in their order; random, and gains near 1."""
-    gates, d = gates_of(cell) * size, directions
+    """What autograd.layer and variants_reference.layer take; random, and gains near 1."""
+    of = CELLS[cell]
+    columns, d = of.products * size, directions
     draw = functools.partial(random, dtype=dtype)
-    batch_sizes, rows = None, steps * batch
+    batch_sizes, rows = None, (steps, batch)
     if lengths:
-        batch, rows = len(lengths), sum(lengths)
+        batch, rows = len(lengths), (sum(lengths),)
         batch_sizes = torch.tensor([sum(n > t for n in lengths) for t in range(max(lengths))])
-    lstm, normalises, apart = cell == "lstm", norm != "none", norm == "recurrent"
+    biases = () if norm == "joint" else (("b_ih",), ("b_hh",)) if bias else ()
+    stems = [stem for (n, c, _), stem in STEMS.items() if (n, c) == (norm, of.has_c)]
+    stems = [s for s in stems if "w_hr" not in s and ("b_ih" in s) == bool(biases)][0]
+
+    def param(stem):
+        if stem[0] == "w":
+            terms = features if stem == "w_ih" else size
+            return draw(columns, terms) * terms**-0.5
+        value = draw(size if stem[:4] == "cell" else columns)
+        return 1 + 0.3 * value if "gain" in stem else value
+
+    h_scale = (torch.rand(d, batch, size) < 0.7).to(dtype) / 0.7 if scale else None
+    seed = None if seed is None else torch.tensor([seed])
     return {
         "cell": cell,
-        "norm": norm,
-        "input": draw(rows, features),
+        "input": draw(*rows, features),
         "batch_sizes": batch_sizes,
-        "batch": batch,
-        "h0": draw(d, batch, size) if states else None,
-        "c0": draw(d, batch, size) if states and lstm else None,
-        "w_ih": draw(d, gates, features) * features**-0.5,
-        "w_hh": draw(d, gates, size) * size**-0.5,
-        "gain_x": 1 + 0.3 * draw(d, gates) if apart else None,
-        "bias_x": draw(d, gates) if bias else None,
-        "bias": draw(d, gates) if bias else None,
-        "gain": 1 + 0.3 * draw(d, gates) if normalises else None,
-        "cell_gain": 1 + 0.3 * draw(d, size) if lstm and cell_norm else None,
-        "cell_bias": draw(d, size) if lstm and cell_norm else None,
-        "h_scale": (torch.rand(d, batch, size) < 0.7).to(dtype) / 0.7 if scale else None,
-        "seed": None if seed is None else torch.tensor([seed]),
-        "layer": layer,
-        "rates": rates,
-        "eps": 1e-5,
+        "states": [draw(d, batch, size) if states else None for _ in range(of.states)],
+        "params": [param(stem) for _ in range(d) for stem in stems],
+        "bidirectional": d == 2,
+        "inside": Inside(norm, 1e-5, rates, counter, seed, h_scale),
     }
 
 
-def of_extended(name, values):
-    """What extended_forward or extended_backward takes out of `extended_values`.
+def run_inside(layer, values, keep=False):
+    """autograd.layer or variants_reference.layer on `inside_values`."""
+    v = values
+    options = {"keep": keep, "inside": v["inside"]}
+    return layer(
+        v["cell"], v["input"], v["batch_sizes"], v["states"], v["params"], v["bidirectional"],
+        **options,
+    )  # fmt: skip
 
-    They are given the input's product with w_ih, which is made here.
-    """
-    values = values | {"save": True}
-    values["gates_x"] = values["input"] @ values["w_ih"].transpose(1, 2)
-    if values["bias_x"] is not None and values["norm"] != "recurrent":
-        values["gates_x"] = values["gates_x"] + values["bias_x"].unsqueeze(1)
-        values["bias_x"] = None
-    if name == "extended_backward":
-        results = results_of("extended_forward", values)
-        values |= results | {f"d_{n}": like(results[n]) for n in ("output", "h_n", "c_n", "cells")}
-        if values["cell"] != "lstm":
-            values |= {"d_c_n": None, "d_cells": None}
-        values |= {f"has_{n}": values[n] is not None for n in ("bias_x", "bias")}
+
+def of_inside(name, values):
+    """What an operator takes out of `inside_values`."""
+    norm, cell = values["inside"].norm, CELLS[values["cell"]]
+    values = values | values["inside"]._asdict()
+    values |= {"save": True, "resets": None, "reset_to_hx": False}
+    if name == "layer_backward":
+        results = overload("layer_forward")(*in_order("layer_forward", values).values())
+        count, directions = 1 + cell.states, 1 + values["bidirectional"]
+        stems = STEMS[norm, cell.has_c, len(values["params"]) // directions] * directions
+        finals = results[:count] + (results[-1:] if cell.has_c else [])
+        values |= {
+            "saved": results[count:],
+            "d_results": [*map(like, finals)],
+            "batch": results[1].shape[1],
+            "weights": [p for p, s in zip(values["params"], stems) if s[0] != "b"],
+            "wanted": [True] * (1 + cell.states + len(stems)),
+        }
     return in_order(name, values)
 
 

@@ -19,7 +19,8 @@ struct Guard {
 struct Engine {
   using Guard = cpu::Guard;
   static constexpr const char* kName = "cpu";
-  static constexpr bool kTakesResets = false, kHasSecondOrder = true, kHasVjp = true;
+  static constexpr bool kTakesResets = false, kTakesInside = true, kHasSecondOrder = true,
+                        kHasVjp = true;
 
   static bool is_ours(const Tensor& t) { return t.device().is_cpu(); }
   static Tensor empty(at::IntArrayRef size, const at::TensorOptions& options) {
@@ -50,6 +51,9 @@ void Engine::forward(const host::ForwardCall& call) {
   p.gates = target(r.gates);
   p.hidden = target(r.hidden);
   p.cells = target(r.cells);
+  p.inside = layer.inside;
+  p.normed = target(r.normed);
+  p.rstd = target(r.rstd);
   const Kernels& k = kernels(layer.shape.dtype);
   run(layer, p, layer.shape.input_size, k.forward_workspace, k.forward);
 }
@@ -80,6 +84,7 @@ Products Engine::vjp(const host::BackwardCall& call, const OptionalTensor& input
   products.input = data(x);
   products.hidden = data(layer.hidden);
   products.h0 = data(layer.h0);
+  products.h_scale = layer.inside.h_scale;
   products.shape = shape;
   products.shape.hidden_size = GH;
   products.apart = layer.apart();

@@ -24,11 +24,12 @@ using host::OptionalTensor;
 
 inline void fill(Weights (&weights)[2], const Layer& layer) {
   for (int d = 0; d < layer.shape.directions; ++d) {
-    const Tensor* w = layer.params_of(d);
-    const bool biases = layer.has_biases;
-    weights[d] = {data(w[0]), data(w[1]), biases ? data(w[2]) : nullptr,
-                  biases ? data(w[3]) : nullptr,
-                  layer.shape.projected ? data(w[biases ? 4 : 2]) : nullptr};
+    const Tensor* params = layer.params_of(d);
+    const void* each[host::kParamKinds] = {};
+    for (size_t k = 0; k < layer.kinds.count; ++k) {
+      each[static_cast<int>(layer.kinds.each[k])] = data(params[k]);
+    }
+    weights[d] = {each[0], each[1], each[2], each[3], each[4], each[5], each[6], each[7], each[8]};
   }
 }
 
@@ -54,6 +55,15 @@ inline void fill(BackwardParams& p, const host::BackwardCall& call) {
   p.gates = data(layer.gates);
   if (!layer.has_c()) p.hidden = data(layer.hidden);
   p.cells = data(layer.cells);
+  p.inside = layer.inside;
+  p.normed = data(layer.normed);
+  p.rstd = data(layer.rstd);
+  for (int d = 0; d < layer.shape.directions; ++d) {
+    const auto of = [&](host::Param kind) { return target(r.of_norms[d][static_cast<int>(kind)]); };
+    using host::Param;
+    p.norm_gradients[d] = {of(Param::kBIh),    of(Param::kBHh),      of(Param::kGainIh),
+                           of(Param::kGainHh), of(Param::kCellGain), of(Param::kCellBias)};
+  }
   p.d_gates = target(r.d_gates);
   p.d_h0 = target(r.d_h0);
   p.d_c0 = target(r.d_c0);

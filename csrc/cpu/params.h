@@ -15,6 +15,11 @@ struct Weights {
   const void* b_ih;  // [G*H] or null
   const void* b_hh;  // [G*H] or null
   const void* w_hr;  // [P, H] or null: no projection, P = H
+  // Of what is normalised, null where nothing is (Norm).
+  const void* gain_ih;    // [G*H]
+  const void* gain_hh;    // [G*H]
+  const void* cell_gain;  // [H] or null: c is not normalised
+  const void* cell_bias;  // [H] or null
 };
 
 struct ForwardParams {
@@ -30,6 +35,9 @@ struct ForwardParams {
   void* gates;                                  // [D, N, S*H] or null: nothing is saved
   void* hidden;                                 // [D, N, P] or null
   void* cells;                                  // [D, N, H] or null
+  Inside inside;
+  void* normed;  // [D, N, 1 or 2, G*H] or null: what is normalised, before its gain
+  void* rstd;    // [D, N, 1 or 2] or null, in the compute type
   void* workspace;
 };
 
@@ -45,6 +53,17 @@ struct BackwardDirection {
   const void* t_c0;          // [D, B, H] or null, LSTM
   const void* through_w_hh;  // [D, N, P] or null: d_gates t_w_hh of a step, for the h before it
   const void* through_w_hr;  // [D, N, H] or null: d_hidden t_w_hr
+  Weights t_weights[2];      // of gains and biases of what is normalised; each may be null
+  const void* t_normed;      // [D, N, 1 or 2, G*H]
+  const void* t_rstd;        // [D, N, 1 or 2], in the compute type
+};
+
+// Where the gradients of one direction's gains go, and of the biases beside them; null: not asked
+// for. Without normalisation the biases' are sums over d_gates, which products make.
+struct NormGradients {
+  void *d_b_ih, *d_b_hh;            // [G*H]
+  void *d_gain_ih, *d_gain_hh;      // [G*H]
+  void *d_cell_gain, *d_cell_bias;  // [H]
 };
 
 struct BackwardParams {
@@ -56,15 +75,20 @@ struct BackwardParams {
   const void* d_cells;   // [D, N, H] or null, LSTM: of every step's c
   const void* h0;        // [D, B, P] or null, GRU
   const void* c0;        // [D, B, H] or null, LSTM
-  const void* gates;     // [D, N, S*H]; RNN: null
+  const void* gates;     // [D, N, S*H]; RNN: null, or with options inside h before zoneout
   const void* hidden;    // [D, N, P], GRU and RNN
   const void* cells;     // [D, N, H], LSTM
-  void* d_gates;         // [D, N, S*H]; RNN: [D, N, H]
-  void* d_h0;            // [D, B, P]
-  void* d_c0;            // [D, B, H], LSTM
-  void* d_hidden;        // [D, N, P], only when projected
-  void* d_cell_h;        // [D, N, H] or null: the gradient of h that each cell received
-  void* d_cell_c;        // [D, N, H] or null, LSTM: that of c, but for what its h brings
+  const void* normed;    // as the forward pass left them
+  const void* rstd;
+  // [D, N, S*H]; normalised, G*H, or where both products are 2*G*H: of the input's, then of h's.
+  void* d_gates;
+  void* d_h0;      // [D, B, P]
+  void* d_c0;      // [D, B, H], LSTM
+  void* d_hidden;  // [D, N, P], only when projected
+  void* d_cell_h;  // [D, N, H] or null: the gradient of h that each cell received
+  void* d_cell_c;  // [D, N, H] or null, LSTM: that of c, but for what its h brings
+  Inside inside;
+  NormGradients norm_gradients[2];
   const BackwardDirection* direction;  // or null: of the ordinary pass
   void* workspace;
 };
@@ -110,6 +134,7 @@ struct ProductParams {
   const void* input;    // [N, I], for d_w_ih
   const void* hidden;   // [D, N, P], for d_w_hh
   const void* h0;       // [D, B, P] or null: zeros
+  const void* h_scale;  // [D, B, P] or null: factor of h before the product
   void* d_input;        // [N, I] or null
   Gradients gradients[2];
   void* workspace;
@@ -121,75 +146,6 @@ struct VjpParams {
   ProductParams products;
   int backward_threads;  // at most these many of the team share the recurrence
   int64_t chunk_rows;    // of d_gates at a time, as far as whole steps allow; results depend on it
-  void* workspace;
-};
-
-// What the extended recurrence normalises with one mean and variance a row: nothing, the recurrent
-// product, or its sum with the input's.
-enum class Norm { kNone, kRecurrent, kJoint };
-
-// The layer that the extended recurrence runs, beyond its shape. The input product is made.
-struct ExtendedOptions {
-  Norm norm;
-  const void* w_hh;                      // [D, G*H, H]
-  const void* gain_x;                    // [D, G*H] or null: gates_x is taken as it is
-  const void* bias_x;                    // [D, G*H] or null, after gates_x was normalised
-  const void* bias;                      // [D, G*H] or null, added after normalisation
-  const void* gain;                      // [D, G*H], null without normalisation
-  const void* cell_gain;                 // [D, H] or null: the LSTM's cell is not normalised
-  const void* cell_bias;                 // [D, H] with cell_gain
-  const void* h_scale;                   // [D, B, H] or null: factor of h before the product
-  double eps;                            // of every normalisation
-  bool random;                           // masks; else zoneout in expectation and no dropout
-  uint64_t seed;                         // key of the masks
-  int64_t layer;                         // in their counter
-  double zoneout_c, zoneout_h, dropout;  // rates
-};
-
-struct ExtendedForwardParams {
-  LayerShape shape;
-  ExtendedOptions options;
-  const void* gates_x;  // [D, N, G*H]
-  const void* h0;       // [D, B, H] or null: zeros
-  const void* c0;       // [D, B, H] or null
-  void* output;         // [N, D*H]
-  void* h_n;            // [D, B, H]
-  void* c_n;            // [D, B, H], LSTM
-  void* gates;          // [D, N, S*H] or null: nothing is saved; RNN: [D, N, H], h before zoneout
-  void* hidden;         // [D, N, H] or null
-  void* cells;          // [D, N, H] or null
-  void* normed;         // [D, N, G*H] or null: what is normalised, before its gain
-  void* rstd;           // [D, N] or null, in the compute type
-  void* moments_x;      // [D, N, 2] or null: mean and rstd of gates_x's rows, in the compute type
-  void* workspace;
-};
-
-struct ExtendedBackwardParams {
-  LayerShape shape;
-  ExtendedOptions options;
-  const void* d_output;  // [N, D*H] or null: zeros
-  const void* d_h_n;     // [D, B, H] or null
-  const void* d_c_n;     // [D, B, H] or null
-  const void* d_cells;   // [D, N, H], of every step's c, or null
-  const void* h0;        // [D, B, H] or null, GRU
-  const void* c0;        // [D, B, H] or null, LSTM
-  const void* gates_x;   // [D, N, G*H] with gain_x, else null
-  const void* gates;     // as the forward pass saved them, as the next five
-  const void* hidden;
-  const void* cells;
-  const void* normed;
-  const void* rstd;
-  const void* moments_x;
-  void* d_gates;      // [D, N, G*H], of gates_x
-  void* d_product;    // [D, N, G*H] of w_hh h, or null: the same as d_gates
-  void* d_h0;         // [D, B, H]
-  void* d_c0;         // [D, B, H], LSTM
-  void* d_gain_x;     // [D, G*H] or null
-  void* d_bias_x;     // [D, G*H] or null
-  void* d_bias;       // [D, G*H] or null
-  void* d_gain;       // [D, G*H] or null
-  void* d_cell_gain;  // [D, H] or null
-  void* d_cell_bias;  // [D, H] or null
   void* workspace;
 };
 
@@ -225,10 +181,6 @@ struct Kernels {
   void (*vjp)(const VjpParams&, const Worker&);
   size_t (*tangent_workspace)(const TangentParams&, int threads);
   void (*tangent)(const TangentParams&, const Worker&);
-  size_t (*extended_forward_workspace)(const ExtendedForwardParams&, int threads);
-  void (*extended_forward)(const ExtendedForwardParams&, const Worker&);
-  size_t (*extended_backward_workspace)(const ExtendedBackwardParams&, int threads);
-  void (*extended_backward)(const ExtendedBackwardParams&, const Worker&);
   size_t (*drop_workspace)(const DropParams&, int threads);
   void (*drop)(const DropParams&, const Worker&);
 };

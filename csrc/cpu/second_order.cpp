@@ -46,8 +46,10 @@ std::vector<Tensor> layer_tangent(c10::string_view cell, const OptionalTensor& t
       return pointer(t_params.get(static_cast<size_t>(4 * d + k)), name, size);
     };
     Weights& t = p.t_weights[d];
-    t = {tangent(0, "t_w_ih", {GH, I}), tangent(1, "t_w_hh", {GH, P}), tangent(2, "t_b_ih", {GH}),
-         tangent(3, "t_b_hh", {GH}), nullptr};
+    t.w_ih = tangent(0, "t_w_ih", {GH, I});
+    t.w_hh = tangent(1, "t_w_hh", {GH, P});
+    t.b_ih = tangent(2, "t_b_ih", {GH});
+    t.b_hh = tangent(3, "t_b_hh", {GH});
     TORCH_CHECK(input || !t.w_ih, op, ": expected input, got None");
     TORCH_CHECK(layer.hidden || !t.w_hh, op, ": expected hidden, got None");
     terms = std::max(terms, (t_input ? I : 0) + (t.w_ih ? I : 0) + (t.w_hh ? P : 0));
@@ -72,7 +74,7 @@ std::vector<Tensor> layer_tangent(c10::string_view cell, const OptionalTensor& t
   };
   p.t_h_n = result(layer.h_state());
   if (layer.has_c()) p.t_c_n = result(layer.c_state());
-  if (save && layer.saves_gates()) p.t_gates = result(layer.rows_of(layer.columns() * H));
+  if (save && layer.saves_gates()) p.t_gates = result(layer.gate_rows());
   p.t_hidden = result(layer.rows_of(P));
   if (save && layer.has_c()) p.t_cells = result(layer.rows_of(H));
   if (N == 0) {
@@ -124,7 +126,7 @@ std::vector<Tensor> gate_gradients_tangent(
     direction.t_h0 = pointer(t_states.get(0), "t_h0", layer.h_state());
   }
   if (layer.saves_gates()) {
-    direction.t_gates = required(t_saved.get(0), "t_gates", layer.rows_of(layer.columns() * H));
+    direction.t_gates = required(t_saved.get(0), "t_gates", layer.gate_rows());
   }
   direction.through_w_hh =
       pointer(through.get(0), "through_w_hh", layer.rows_of(layer.shape.proj_size));

@@ -15,7 +15,8 @@ struct Engine {
     at::AutoDispatchBelowADInplaceOrView below;
   };
   static constexpr const char* kName = kDeviceName;
-  static constexpr bool kTakesResets = true, kHasSecondOrder = false, kHasVjp = false;
+  static constexpr bool kTakesResets = true, kTakesInside = false, kHasSecondOrder = false,
+                        kHasVjp = false;
 
   static bool is_ours(const at::Tensor& t) { return cuda::is_ours(t); }
   static at::Tensor empty(at::IntArrayRef size, const at::TensorOptions& options);

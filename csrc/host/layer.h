@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include "host/cells.h"
+#include "host/inside.h"
 
 namespace fastrnn::host {
 
@@ -35,17 +36,57 @@ inline const void* data(const OptionalTensor& t) { return t ? t->const_data_ptr(
 
 constexpr int64_t kUnknown = -1;
 
+// What a param is; those of one direction come in this order.
+enum class Param { kWIh, kWHh, kBIh, kBHh, kWHr, kGainIh, kGainHh, kCellGain, kCellBias };
+constexpr int kParamKinds = 9;
+
+constexpr bool is_bias(Param param) { return param == Param::kBIh || param == Param::kBHh; }
+
+constexpr const char* name_of(Param param) {
+  constexpr const char* kNames[kParamKinds] = {
+      "w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "gain_ih", "gain_hh", "cell_gain", "cell_bias"};
+  return kNames[static_cast<int>(param)];
+}
+
+// The params of one direction.
+struct ParamList {
+  Param each[kParamKinds]{};
+  size_t count = 0;
+
+  constexpr ParamList(Norm norm, bool has_c, bool biases, bool projected) {
+    const bool both = norm == Norm::kRecurrent, joint = norm == Norm::kJoint;
+    const bool present[kParamKinds] = {
+        true, true,          biases && !joint, biases || joint,        projected,
+        both, both || joint, both && has_c,    both && has_c && biases};
+    for (int i = 0; i < kParamKinds; ++i) {
+      if (present[i]) each[count++] = static_cast<Param>(i);
+    }
+  }
+  constexpr ParamList without_biases() const {
+    ParamList list = *this;
+    list.count = 0;
+    for (size_t i = 0; i < count; ++i) {
+      if (!is_bias(each[i])) list.each[list.count++] = each[i];
+    }
+    return list;
+  }
+};
+
 // The tensors of a call, made contiguous and checked, and the shape. Device and
 // dtype of every tensor are those of `like`.
 struct Layer {
   const char* op;
   at::TensorOptions options;
   LayerShape shape{};
-  bool has_biases = false;              // among params
-  std::vector<Tensor> params;           // of each direction w_ih, w_hh, b_ih, b_hh, w_hr
+  bool has_biases = false;  // among params
+  ParamList kinds{Norm::kNone, false, false, false};
+  std::vector<Tensor> params;           // of each direction those kinds
   OptionalTensor h0, c0;                // [D, B, P] and [D, B, H]; absent: zeros
   OptionalTensor gates, hidden, cells;  // what a forward pass saved
-  std::vector<int64_t> offsets;         // of the rows of each step of packed data
+  OptionalTensor normed, rstd;
+  OptionalTensor h_scale;
+  Inside inside{};
+  std::vector<int64_t> offsets;  // of the rows of each step of packed data
   OptionalTensor batch_sizes, resets;
 
   Layer(const char* op, const Tensor& like, CellKind cell, int directions)
@@ -62,9 +103,20 @@ struct Layer {
   const cells::Traits& cell() const { return cells::traits(shape.cell); }
   bool has_c() const { return cell().has_c(); }
   int64_t products() const { return cell().products; }
-  int64_t columns() const { return cell().columns; }  // of d_gates, times H
+  // Columns of d_gates, times H, and how many of them are the recurrent product's alone.
+  int64_t columns() const {
+    return inside.norm == Norm::kNone ? cell().columns : products() * inside.parts();
+  }
   int64_t apart() const { return (columns() - products()) * shape.hidden_size; }
-  bool saves_gates() const { return cell().saved() > 0; }
+  bool saves_gates() const { return cell().saved() > 0 || inside.any; }
+  at::DimVector gate_rows() const { return rows_of(cell().columns * shape.hidden_size); }
+  at::DimVector normed_rows() const {
+    return {directions(), rows(), inside.parts(), products() * shape.hidden_size};
+  }
+  at::DimVector rstd_rows() const { return {directions(), rows(), inside.parts()}; }
+  at::TensorOptions compute_options() const {
+    return shape.dtype == DType::kDouble ? options : options.dtype(at::kFloat);
+  }
   int64_t rows() const { return shape.steps.rows; }
   int64_t batch() const { return shape.steps.batch; }
   int64_t directions() const { return shape.directions; }
@@ -106,15 +158,27 @@ struct Layer {
     shape.steps = {input.size(0), input.size(1), input.size(0) * input.size(1), nullptr, nullptr};
   }
 
-  // Which params there are their number says: biases come in pairs, a projection alone.
-  void set_params(at::TensorList list, bool may_have_biases) {
+  // Before params, which it adds to.
+  void set_inside(const InsideArguments& arguments) {
+    inside = arguments.read(op);
+    h_scale = arguments.h_scale;
+  }
+
+  // Which params there are their number says. with_biases: else all but b_ih and b_hh.
+  void set_params(at::TensorList list, bool with_biases) {
     const size_t count = static_cast<size_t>(shape.directions), each = list.size() / count;
-    const size_t most = may_have_biases ? 5 : 3;
-    TORCH_CHECK(list.size() == count * each && each >= 2 && each <= most, op, ": expected 2 to ",
-                most, may_have_biases ? " params" : " weights", " for each of ", count,
-                " directions, got ", list.size());
-    has_biases = each >= 4;
-    shape.projected = each % 2 == 1;
+    bool found = false;
+    for (int i = 0; i < 4 && !found; ++i) {
+      const bool biases = i / 2 == 1;
+      shape.projected = i % 2 == 1;
+      if (shape.projected && inside.any) continue;  // as many may be those of a norm
+      kinds = ParamList(inside.norm, has_c(), biases, shape.projected);
+      if (!with_biases) kinds = kinds.without_biases();
+      has_biases = with_biases && biases;
+      found = kinds.count == each && list.size() == each * count;
+    }
+    TORCH_CHECK(found, op, ": expected ", counts(with_biases), with_biases ? " params" : " weights",
+                " for each of ", count, " directions, got ", list.size());
     TORCH_CHECK(!shape.projected || has_c(), op, ": expected no projection weight");
     const Tensor& w_ih = list[0];
     const Tensor& w_hh = list[1];
@@ -125,25 +189,45 @@ struct Layer {
     if (shape.input_size == kUnknown) shape.input_size = w_ih.size(1);
     shape.hidden_size = w_hh.size(0) / products();
     shape.proj_size = w_hh.size(1);
-    const int64_t H = shape.hidden_size, P = shape.proj_size, GH = products() * H;
+    const int64_t H = shape.hidden_size, P = shape.proj_size;
     TORCH_CHECK(H > 0 && P > 0 && shape.input_size > 0 && (shape.projected || P == H), op,
                 ": expected w_hh of shape (", products(), "*hidden_size, hidden_size), got ",
                 w_hh.sizes());
     params.reserve(list.size());
     for (size_t i = 0; i < list.size(); ++i) {
-      const size_t k = i % each;
-      const Tensor& w = list[i];
-      if (k == 0) {
-        check(w, "w_ih", {GH, shape.input_size});
-      } else if (k == 1) {
-        check(w, "w_hh", {GH, P});
-      } else if (has_biases && k < 4) {
-        check(w, k == 2 ? "b_ih" : "b_hh", {GH});
-      } else {
-        check(w, "w_hr", {P, H});
-      }
-      params.push_back(w.contiguous());
+      const Param kind = kinds.each[i % each];
+      check(list[i], name_of(kind), size_of(kind));
+      params.push_back(list[i].contiguous());
     }
+  }
+
+  at::DimVector size_of(Param kind) const {
+    const int64_t H = shape.hidden_size, GH = products() * H;
+    switch (kind) {
+      case Param::kWIh:
+        return {GH, shape.input_size};
+      case Param::kWHh:
+        return {GH, shape.proj_size};
+      case Param::kWHr:
+        return {shape.proj_size, H};
+      case Param::kCellGain:
+      case Param::kCellBias:
+        return {H};
+      default:
+        return {GH};
+    }
+  }
+
+  // How many params a direction may have, as messages say it.
+  std::string counts(bool with_biases) const {
+    if (!inside.any) return with_biases ? "2 to 5" : "2 to 3";
+    std::string text;
+    for (const bool biases : {false, true}) {
+      const ParamList list(inside.norm, has_c(), biases, false);
+      const std::string n = std::to_string(with_biases ? list.count : list.without_biases().count);
+      if (n != text) text += (text.empty() ? "" : " or ") + n;
+    }
+    return text;
   }
 
   // After params and steps.
@@ -153,6 +237,8 @@ struct Layer {
                 states.size());
     h0 = contiguous(states.get(0), "h0", h_state());
     if (has_c()) c0 = contiguous(states.get(1), "c0", c_state());
+    h_scale = contiguous(h_scale, "h_scale", h_state());
+    inside.h_scale = data(h_scale);
   }
 
   // The params of one direction, in the order of the operator's argument.

@@ -1,6 +1,6 @@
 // The operators of ops.cpp that every device implements: argument lists, checks and results here,
 // once, the work in an Engine with
-//   kName, Guard, is_ours(tensor), empty(size, options), kTakesResets
+//   kName, Guard, is_ours(tensor), empty(size, options), kTakesResets, kTakesInside
 //   forward(const ForwardCall&)
 //   backward(const BackwardCall&), the recurrence against time
 //   products(const ProductsCall&), gradients of input and weights from those of gates
@@ -17,7 +17,7 @@ namespace fastrnn::host {
 
 // Undefined: what a cell does not have, or nobody saves.
 struct ForwardResult {
-  Tensor output, h_n, c_n, gates, hidden, cells;
+  Tensor output, h_n, c_n, normed, rstd, gates, hidden, cells;
 };
 
 struct ForwardCall {
@@ -56,19 +56,30 @@ void set_resets(Layer& layer, const OptionalTensor& resets, bool reset_to_hx) {
 }
 
 template <class Engine>
+void check_inside(const Layer& layer) {
+  TORCH_CHECK(Engine::kTakesInside || !layer.inside.any, layer.op,
+              ": expected no options inside the recurrence on ", Engine::kName);
+}
+
+template <class Engine>
 std::vector<Tensor> layer_forward(c10::string_view cell, const Tensor& input,
                                   const OptionalTensor& batch_sizes, const OptionalTensors& states,
                                   at::TensorList params, bool bidirectional, bool save,
-                                  const OptionalTensor& resets, bool reset_to_hx) {
+                                  const OptionalTensor& resets, bool reset_to_hx,
+                                  c10::string_view norm, double eps, at::ArrayRef<double> rates,
+                                  at::IntArrayRef counter, const OptionalTensor& seed,
+                                  const OptionalTensor& h_scale) {
   const CellKind kind = cell_kind("layer_forward", cell);
   const char* op = cells::traits(kind).name;  // what a user called
   check_device<Engine>(op, input, "input");
   const typename Engine::Guard guard(input.device());
   Layer layer(op, input, kind, bidirectional ? 2 : 1);
   layer.set_input(input, batch_sizes);
+  layer.set_inside({norm, eps, rates, counter, seed, h_scale});
   layer.set_params(params, true);
   layer.set_states(states);
   set_resets<Engine>(layer, resets, reset_to_hx);
+  check_inside<Engine>(layer);
   const auto empty = [&](at::IntArrayRef size) { return Engine::empty(size, layer.options); };
   const int64_t H = layer.shape.hidden_size, P = layer.shape.proj_size;
   at::DimVector output_size(input.sizes());
@@ -77,13 +88,17 @@ std::vector<Tensor> layer_forward(c10::string_view cell, const Tensor& input,
   r.output = empty(output_size);
   r.h_n = empty(layer.h_state());
   if (layer.has_c()) r.c_n = empty(layer.c_state());
-  if (save && layer.saves_gates()) r.gates = empty(layer.rows_of(layer.columns() * H));
+  if (save && layer.inside.parts() > 0) {
+    r.normed = empty(layer.normed_rows());
+    r.rstd = Engine::empty(layer.rstd_rows(), layer.compute_options());
+  }
+  if (save && layer.saves_gates()) r.gates = empty(layer.gate_rows());
   if (save) r.hidden = empty(layer.rows_of(P));
   if (save && layer.has_c()) r.cells = empty(layer.rows_of(H));
   if (layer.rows() > 0) Engine::forward({layer, input, save, r});
   std::vector<Tensor> results;
-  results.reserve(6);
-  for (Tensor* t : {&r.output, &r.h_n, &r.c_n, &r.gates, &r.hidden, &r.cells}) {
+  results.reserve(8);
+  for (Tensor* t : {&r.output, &r.h_n, &r.c_n, &r.normed, &r.rstd, &r.gates, &r.hidden, &r.cells}) {
     if (t->defined()) results.push_back(std::move(*t));
   }
   return results;
@@ -97,7 +112,7 @@ std::vector<Tensor> gate_gradients(c10::string_view cell, const OptionalTensors&
                                    const OptionalTensor& resets, bool reset_to_hx) {
   const char* op = "gate_gradients";
   const CellKind kind = cell_kind(op, cell);
-  const Tensor last = last_saved(op, kind, saved);
+  const Tensor last = last_saved(op, saved);
   check_device<Engine>(op, last, "saved tensors");
   TORCH_CHECK(Engine::kHasSecondOrder || !received, op, ": expected received to be False on ",
               Engine::kName, ", got True");
@@ -137,36 +152,57 @@ Products products(const Tensor& d_gates, c10::SymInt apart, const OptionalTensor
   return Engine::products(call);
 }
 
-// Which gradients somebody asks for: of input, initial states and params, in this order.
+// Which gradients somebody asks for: of input, initial states and params, in this order. Params
+// without biases have no flags of them.
 class Wanted {
  public:
-  Wanted(const Layer& layer, const c10::List<bool>& flags) : flags_(flags) {
-    const size_t D = static_cast<size_t>(layer.directions()), weights = layer.params.size() / D;
+  Wanted(const Layer& layer, const c10::List<bool>& flags)
+      : kinds(layer.inside.norm, layer.has_c(), false, layer.shape.projected), flags_(flags) {
+    const size_t D = static_cast<size_t>(layer.directions());
     first_ = 1 + static_cast<size_t>(layer.cell().states);
-    has_biases_ = flags.size() == first_ + D * (weights + 2);
-    each_ = weights + (has_biases_ ? 2 : 0);
-    TORCH_CHECK(flags.size() == first_ + D * each_, layer.op, ": expected ", first_ + D * weights,
-                " flags, or ", first_ + D * (weights + 2), " with biases, got ", flags.size());
+    const size_t without = first_ + D * kinds.count;
+    if (flags.size() != without) {
+      kinds = ParamList(layer.inside.norm, layer.has_c(), true, layer.shape.projected);
+    }
+    const size_t with = first_ + D * kinds.count;
+    TORCH_CHECK(flags.size() == with, layer.op, ": expected ", without, " flags, or ", with,
+                " with biases, got ", flags.size());
+    TORCH_CHECK(kinds.without_biases().count == layer.kinds.count, layer.op,
+                ": expected cell_bias among the weights with biases alone");
+    normalises_ = layer.inside.parts() > 0;
   }
+
+  ParamList kinds;  // that flags are of, of one direction
 
   bool input() const { return flags_.get(0); }
   bool state(size_t i) const { return flags_.get(1 + i); }
-  // The flags of one direction's params, and which of them `products` computes.
-  size_t each() const { return each_; }
-  bool param(size_t d, size_t k) const { return flags_.get(first_ + d * each_ + k); }
-  bool is_product(size_t k) const { return k < (has_biases_ ? 4 : 2); }
+  bool param(size_t d, size_t k) const { return flags_.get(first_ + d * kinds.count + k); }
+  // Whether a sum over d_gates is its gradient.
+  bool is_product(Param kind) const {
+    return kind == Param::kWIh || kind == Param::kWHh || (is_bias(kind) && !normalises_);
+  }
   c10::List<bool> of_products(size_t directions) const {
     c10::List<bool> list;
-    for (size_t d = 0; d < directions; ++d) {
-      for (size_t k = 0; k < 4; ++k) list.push_back(is_product(k) && param(d, k));
-    }
+    for (size_t i = 0; i < 4 * directions; ++i) list.push_back(false);
+    each(directions, [&](size_t d, Param kind) {
+      if (is_product(kind)) list.set(4 * d + static_cast<size_t>(kind), true);
+    });
     return list;
+  }
+  // f(direction, kind) of every param that is wanted.
+  template <class F>
+  void each(size_t directions, F f) const {
+    for (size_t d = 0; d < directions; ++d) {
+      for (size_t k = 0; k < kinds.count; ++k) {
+        if (param(d, k)) f(d, kinds.each[k]);
+      }
+    }
   }
 
  private:
   const c10::List<bool>& flags_;
-  size_t first_, each_;
-  bool has_biases_;
+  size_t first_;
+  bool normalises_;
 };
 
 // d_hidden^T times every step's h before its projection, o * tanh(c), of one direction. The output
@@ -188,14 +224,19 @@ std::vector<Tensor> layer_backward(c10::string_view cell, const OptionalTensors&
                                    c10::SymInt batch, const OptionalTensors& states,
                                    const OptionalTensors& saved, at::TensorList weights,
                                    const c10::List<bool>& wanted_flags,
-                                   const OptionalTensor& resets, bool reset_to_hx) {
+                                   const OptionalTensor& resets, bool reset_to_hx,
+                                   c10::string_view norm, double eps, at::ArrayRef<double> rates,
+                                   at::IntArrayRef counter, const OptionalTensor& seed,
+                                   const OptionalTensor& h_scale) {
   const char* op = "layer_backward";
   const CellKind kind = cell_kind(op, cell);
-  const Tensor last = last_saved(op, kind, saved);
+  const Tensor last = last_saved(op, saved);
   check_device<Engine>(op, last, "saved tensors");
   const typename Engine::Guard guard(last.device());
-  Layer layer = saved_layer(op, kind, batch_sizes, batch, states, saved, weights);
+  Layer layer = saved_layer(op, kind, batch_sizes, batch, states, saved, weights,
+                            {norm, eps, rates, counter, seed, h_scale});
   set_resets<Engine>(layer, resets, reset_to_hx);
+  check_inside<Engine>(layer);
   const Wanted wanted(layer, wanted_flags);
   const size_t D = static_cast<size_t>(layer.directions());
   const c10::List<bool> of_products = wanted.of_products(D);
@@ -212,7 +253,12 @@ std::vector<Tensor> layer_backward(c10::string_view cell, const OptionalTensors&
     layer.check(*input, "input", input->sizes());
     rows = input->reshape({N, I});
   }
-  const GateGradients r(layer, !Engine::kHasVjp, false, Engine::empty);
+  GateGradients r(layer, !Engine::kHasVjp, false, Engine::empty);
+  wanted.each(D, [&](size_t d, Param kind) {
+    if (wanted.is_product(kind) || kind == Param::kWHr) return;
+    r.of_norms[d][static_cast<int>(kind)] = Engine::empty(layer.size_of(kind), layer.options);
+    if (layer.rows() == 0) r.of_norms[d][static_cast<int>(kind)].zero_();
+  });
   const BackwardCall call(layer, d_results, r);
   if (layer.rows() == 0) call.pass_states_on();
   const auto [d_input, gradients] = Engine::vjp(call, rows, wanted.input(), of_products);
@@ -222,14 +268,15 @@ std::vector<Tensor> layer_backward(c10::string_view cell, const OptionalTensors&
   if (wanted.input()) results.push_back(input ? d_input.view(input->sizes()) : d_input);
   if (wanted.state(0)) results.push_back(r.d_h0);
   if (layer.has_c() && wanted.state(1)) results.push_back(r.d_c0);
-  for (size_t d = 0; d < D; ++d) {
-    for (size_t k = 0; k < wanted.each(); ++k) {
-      if (!wanted.param(d, k)) continue;
-      results.push_back(wanted.is_product(k) ? gradients[4 * d + k]
-                                             : projection_gradient<Engine>(
-                                                   layer, r.d_hidden, static_cast<int64_t>(d)));
+  wanted.each(D, [&](size_t d, Param kind) {
+    if (wanted.is_product(kind)) {
+      results.push_back(gradients[4 * d + static_cast<size_t>(kind)]);
+    } else if (kind == Param::kWHr) {
+      results.push_back(projection_gradient<Engine>(layer, r.d_hidden, static_cast<int64_t>(d)));
+    } else {
+      results.push_back(r.of_norms[d][static_cast<int>(kind)]);
     }
-  }
+  });
   return results;
 }
 

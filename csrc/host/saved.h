@@ -11,29 +11,42 @@ inline OptionalTensor at_or_none(const OptionalTensors& list, size_t i) {
 }
 
 // The saved tensor that no derivative goes without: every step's c, or h where there is none.
-inline Tensor last_saved(const char* op, CellKind kind, const OptionalTensors& saved) {
-  const cells::Traits& cell = cells::traits(kind);
-  const size_t count = static_cast<size_t>(cell.states + (cell.saved() > 0));
-  TORCH_CHECK(saved.size() == count, op, ": expected ", count, " saved tensors, got ",
-              saved.size());
-  const OptionalTensor last = saved.get(count - 1);
-  TORCH_CHECK(last && last->dim() == 3, op, ": expected saved tensors of 3 dimensions");
+inline Tensor last_saved(const char* op, const OptionalTensors& saved) {
+  const OptionalTensor last = saved.empty() ? OptionalTensor() : saved.get(saved.size() - 1);
+  TORCH_CHECK(last && last->dim() == 3 && (last->size(0) == 1 || last->size(0) == 2), op,
+              ": expected the last saved tensor of shape (directions, rows, values)");
   return *last;
 }
 
 inline Layer saved_layer(const char* op, CellKind kind, const OptionalTensor& batch_sizes,
                          const c10::SymInt& batch, const OptionalTensors& states,
-                         const OptionalTensors& saved, at::TensorList weights) {
-  const Tensor last = last_saved(op, kind, saved);
-  // 2 or 3 of each direction.
-  Layer layer(op, last, kind, weights.size() > 3 ? 2 : 1);
+                         const OptionalTensors& saved, at::TensorList weights,
+                         const InsideArguments& inside = {}) {
+  const Tensor last = last_saved(op, saved);
+  Layer layer(op, last, kind, static_cast<int>(last.size(0)));
+  layer.set_inside(inside);
   layer.set_params(weights, false);
   layer.set_steps(batch_sizes, last.size(1), batch.expect_int());
   layer.set_states(states);
+  const bool normalises = layer.inside.parts() > 0;
+  const size_t count = static_cast<size_t>(layer.cell().states) + (layer.saves_gates() ? 1 : 0) +
+                       (normalises ? 2 : 0);
+  TORCH_CHECK(saved.size() == count, op, ": expected ", count, " saved tensors, got ",
+              saved.size());
   const int64_t H = layer.shape.hidden_size;
   size_t next = 0;
+  if (normalises) {
+    layer.normed = layer.required(saved.get(next++), "normed", layer.normed_rows());
+    const OptionalTensor rstd = saved.get(next++);
+    TORCH_CHECK(rstd && rstd->device() == layer.options.device() &&
+                    rstd->dtype() == layer.compute_options().dtype() &&
+                    rstd->sizes() == layer.rstd_rows(),
+                op, ": expected rstd of shape ", layer.rstd_rows(), " and dtype ",
+                layer.compute_options().dtype());
+    layer.rstd = rstd->contiguous();
+  }
   if (layer.saves_gates()) {
-    layer.gates = layer.required(saved.get(next++), "gates", layer.rows_of(layer.columns() * H));
+    layer.gates = layer.required(saved.get(next++), "gates", layer.gate_rows());
   }
   const OptionalTensor hidden = saved.get(next++);
   const at::DimVector h_rows = layer.rows_of(layer.shape.proj_size);
@@ -51,6 +64,8 @@ struct GateGradients {
   Tensor d_h0, d_c0;          // [D, B, P], [D, B, H]
   Tensor d_hidden;            // [D, N, P], of h behind its projection
   Tensor d_cell_h, d_cell_c;  // [D, N, H], of h and c as each cell received them
+  // Of gains, and of biases where products are normalised.
+  Tensor of_norms[2][kParamKinds];
 
   GateGradients(const Layer& layer, bool of_gates, bool received,
                 Tensor (*empty)(at::IntArrayRef, const at::TensorOptions&)) {

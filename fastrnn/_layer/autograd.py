@@ -15,7 +15,7 @@ from torch.autograd import Function
 
 from fastrnn._layer import backward, batching, by_reference, derivatives, ops
 from fastrnn._layer.backward import Record
-from fastrnn._layer.cells import CELLS
+from fastrnn._layer.cells import CELLS, STEMS
 from fastrnn._layer.rows import fold, unfold
 from fastrnn._layer.transforms import (
     apply,
@@ -42,28 +42,38 @@ def records(*tensors):
     return requires_grad(*tensors) or in_forward_mode()
 
 
-def layer(cell, input, batch_sizes, states, params, bidirectional, keep=False, resets=()):
+def layer(
+    cell, input, batch_sizes, states, params, bidirectional, keep=False, resets=(), inside=()
+):
     """One layer: `(output, *final states)`, and `cells, gates` if keep, None where there are none.
 
     Shapes are those of the operator layer_forward. states: one for each of the cell, or None for
     each. keep: every step's cells (with derivatives) and gates (values alone); backward reads them,
     so nobody may change them. resets: `()`, or `(bool [T, B], whether to the initial states)` where
-    the engine has them.
+    the engine has them. inside: `()`, or an `Inside`.
     """
+    options = resets
+    if inside:
+        if not ops.has_inside(input) or in_forward_mode() or transforms_active():
+            return by_reference.layer_inside(
+                cell, input, batch_sizes, states, params, bidirectional, keep, inside
+            )
+        options = *(resets or _NO_RESETS), *inside
     if records(input, *states, *params):
         results = apply(
-            _function(_Layer), cell, bidirectional, keep, *(resets or _NO_RESETS), input,
-            batch_sizes, *states, *params,
+            _function(_Layer), cell, bidirectional, keep, options, input, batch_sizes, *states,
+            *params,
         )  # fmt: skip
     else:
         results = ops.layer_forward(
-            cell, input, batch_sizes, states, params, bidirectional, keep, *resets
+            cell, input, batch_sizes, states, params, bidirectional, keep, *options
         )
     if not keep:
         return results[: 1 + CELLS[cell].states]
-    cell, count = CELLS[cell], 1 + CELLS[cell].states
+    cell = CELLS[cell]
     cells = results[-1] if cell.has_c else None
-    return *results[:count], cells, results[count] if cell.saves_gates else None
+    gates = results[-1 - cell.states] if cell.saves_gates else None
+    return *results[: 1 + cell.states], cells, gates
 
 
 def gather_rows(inputs, index, inverse, others=(), other_index=None, other_inverse=None):
@@ -110,12 +120,15 @@ def _gather_by_torch(input, index):
 
 
 class _Layer(Function):
-    """Arguments: cell, bidirectional, keep, resets, to_hx, input, batch_sizes, *states, *params."""
+    """Arguments: cell, bidirectional, keep, options, input, batch_sizes, *states, *params.
+
+    options: the operator's last arguments, as many as are not its defaults.
+    """
 
     @staticmethod
     @signed
-    def forward(cell, bidirectional, keep, resets, to_hx, input, batch_sizes, *tensors):
-        count, options = CELLS[cell].states, () if resets is None else (resets, to_hx)
+    def forward(cell, bidirectional, keep, options, input, batch_sizes, *tensors):
+        count = CELLS[cell].states
         states, params = tensors[:count], tensors[count:]
         results = ops.layer_forward(
             cell, input, batch_sizes, states, params, bidirectional, True, *options
@@ -131,16 +144,19 @@ class _Layer(Function):
         and where it has one itself: gradients depend on it. Forward mode, and the levels of
         torch.func around this one, may ask for more than needs_input_grad tells.
         """
-        name, bidirectional, keep, resets, to_hx, input, batch_sizes, *tensors = inputs
-        cell = CELLS[name]
+        name, bidirectional, keep, options, input, batch_sizes, *tensors = inputs
+        resets, to_hx, *inside = options or _NO_RESETS
+        cell, constants = CELLS[name], tuple(inside[:4])
         states, params = tensors[: cell.states], tensors[cell.states :]
         saved = list(output[1 + cell.states :])
         # Cells only where asked for: a compiled backward would be given zeros for them.
         ctx.mark_non_differentiable(*(saved[:-1] if keep and cell.has_c else saved))
         ctx.set_materialize_grads(False)
         # What a Layer is made of, in backward alone: it takes its time.
-        ctx.what = name, bidirectional, len(params), input.shape, keep, to_hx
-        weights, biases = backward.PLACES[bidirectional, len(params)]
+        ctx.what = name, bidirectional, len(params), input.shape, keep, to_hx, constants
+        each = len(params) // (1 + bidirectional)
+        stems = STEMS[inside[0] if inside else "none", cell.has_c, each]
+        weights, biases = backward.PLACES[stems, 1 + bidirectional]
         weights, biases = [params[i] for i in weights], [params[i] for i in biases]
         # Not for their values: gradients have derivatives with respect to biases too.
         ctx.biases = [_as_of_now(bias) for bias in biases]
@@ -148,21 +164,21 @@ class _Layer(Function):
         # While torch.compile traces torch.func, needs_input_grad does not tell of its levels.
         ctx.needs_all = transformed and torch.compiler.is_compiling()
         if in_forward_mode() or transformed:
-            record = input, batch_sizes, resets, *states, *saved, *weights
+            record = input, batch_sizes, resets, *inside[4:], *states, *saved, *weights
             ctx.save_for_forward(*record)
             ctx.save_for_backward(*record)
             return
-        needs, each = ctx.needs_input_grad, len(params) // (1 + bidirectional)
+        needs = ctx.needs_input_grad
         of_params = needs[-len(params) :]
         if (
             not needs[_INPUT]
             and not any(of_params[::each])
-            and not by_reference.serves(input)  # which may have to compute the layer anew
+            and not by_reference.serves(input, inside)  # which may have to compute the layer anew
         ):
             input = None
         if cell.has_c and not any(of_params[1::each]):
-            saved[cell.saves_gates] = None
-        ctx.save_for_backward(input, batch_sizes, resets, *states, *saved, *weights)
+            saved[-cell.states] = None
+        ctx.save_for_backward(input, batch_sizes, resets, *inside[4:], *states, *saved, *weights)
 
     @staticmethod
     def backward(ctx, *d_results):
@@ -175,11 +191,14 @@ class _Layer(Function):
         tensors = ctx.saved_tensors  # one access: under activation checkpointing a second raises
         wanted = needs[_INPUT], *needs[_INPUT + 2 :]
         if ctx.needs_all:
-            given = [state is not None for state in tensors[3 : 3 + states]]
+            given = [s is not None for s in tensors[layer.first_state :][:states]]
             wanted = True, *given, *(True,) * (len(wanted) - 1 - states)
         # A gradient in forward mode has a tangent, whether or not a graph of it is recorded.
         if not torch.is_grad_enabled() and not in_forward_mode():
             found = backward.gradients(layer, Record(layer, tensors), wanted, d_results)
+        elif layer.inside:
+            record = _with_biases(layer, tensors, ctx.biases)
+            found = by_reference.gradients_inside(layer, wanted, d_results, record)
         else:
             record = _with_biases(layer, tensors, ctx.biases)
             found = derivatives.gradients(layer, wanted, *d_results, *record)
@@ -209,7 +228,7 @@ class _Layer(Function):
         return tuple(result for result, _ in results), tuple(dim for _, dim in results)
 
 
-_INPUT = 5  # its place among the arguments of _Layer
+_INPUT = 4  # its place among the arguments of _Layer
 
 
 class _DualLayer(_Layer):
@@ -220,9 +239,9 @@ class _DualLayer(_Layer):
         t_arguments = tangents[_INPUT], *tangents[_INPUT + 2 :]
         found = derivatives.tangents(layer, *t_arguments, *record)
         if not layer.keep:
-            return *found, *(None,) * CELLS[layer.cell].saved
+            return *found, *(None,) * layer.saved
         *found, t_cells = found
-        return *found, *(None,) * (CELLS[layer.cell].saved - 1), t_cells
+        return *found, *(None,) * (layer.saved - 1), t_cells
 
 
 def _as_of_now(bias):

@@ -7,8 +7,10 @@ derivative of it is asked for, `fastrnn._layer.derivatives` wraps it for where o
 Tensors of a layer are kept in lists, in this order:
     arguments   input, every state (None: zeros), every parameter
     results     output, every final state and, where a caller keeps them, every step's other states
-    saved       gates, of cells that save them, and every step's states
-    record      input, batch_sizes, resets, every state, saved, every parameter or weight
+    saved       normed and rstd, where something is normalised, gates, of what saves them, and every
+                step's states
+    record      input, batch_sizes, resets, seed and h_scale of options inside the recurrence, every
+                state, saved, every parameter or weight
 """
 
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 from fastrnn._layer import ops
-from fastrnn._layer.cells import CELLS
+from fastrnn._layer.cells import CELLS, STEMS
 
 PRODUCTS = ("w_ih", "w_hh", "b_ih", "b_hh")  # what the operator `products` computes, in its order
 
@@ -28,25 +30,24 @@ class Layer:
 
     cell: str
     directions: int
-    has_biases: bool
-    projected: bool
+    stems: tuple  # what the parameters of one direction are, in order
     input_shape: tuple
     keep: bool = False  # whether every step's states but h are results too
     to_hx: bool = False  # whether resets are to the initial states
+    inside: tuple = ()  # norm, eps, rates and counter of `fastrnn._layer.inside.Inside`
 
     @property
     def states(self):
         return CELLS[self.cell].states
 
     @property
-    def stems(self):
-        """What the parameters of one direction are, in order."""
-        return _STEMS[self.has_biases, self.projected]
+    def projected(self):
+        return "w_hr" in self.stems
 
     @property
     def places(self):
         """Where weights, and biases, are among the parameters."""
-        return PLACES[self.directions == 2, len(self.stems) * self.directions]
+        return PLACES[self.stems, self.directions]
 
     @property
     def arguments(self):
@@ -57,9 +58,24 @@ class Layer:
         return self.states * 2 if self.keep else 1 + self.states
 
     @property
+    def saves_gates(self):
+        return bool(self.inside) or CELLS[self.cell].saves_gates
+
+    @property
+    def saved(self):
+        """How many tensors a forward pass saves."""
+        norms = 2 if self.inside and self.inside[0] != "none" else 0
+        return norms + self.saves_gates + self.states
+
+    @property
+    def first_state(self):
+        """Tensors of a record before the states."""
+        return 5 if self.inside else 3
+
+    @property
     def recorded(self):
         """Tensors of a record before the parameters."""
-        return 3 + self.states + CELLS[self.cell].saved
+        return self.first_state + self.states + self.saved
 
     def weights(self, params):
         """Without the biases, which no derivative depends on once the gates are known."""
@@ -74,43 +90,35 @@ class Layer:
         return params
 
 
-_STEMS = {
-    (has_biases, projected): (
-        "w_ih", "w_hh", *(("b_ih", "b_hh") if has_biases else ()), *(("w_hr",) * projected),
-    )
-    for has_biases in (False, True)
-    for projected in (False, True)
-}  # fmt: skip
-
-
-# By whether bidirectional and how many params: where weights, and biases, are among them.
+# By stems and directions: where weights, and biases (b_ih and b_hh), are among the params.
 PLACES = {
-    (directions == 2, len(stems) * directions): tuple(
-        [i for i, stem in enumerate(stems * directions) if stem[0] == letter] for letter in "wb"
+    (stems, directions): tuple(
+        [i for i, stem in enumerate(stems * directions) if (stem[0] == "b") == biases]
+        for biases in (False, True)
     )
-    for stems in _STEMS.values()
+    for stems in STEMS.values()
     for directions in (1, 2)
 }
 
 
-def layer_of(cell, bidirectional, params, input_shape, keep=False, to_hx=False):
-    """The Layer of so many params: biases come in pairs, a projection alone."""
-    each = params // (2 if bidirectional else 1)
-    keep = keep and CELLS[cell].has_c
-    return Layer(cell, 1 + bidirectional, each > 3, each % 2 == 1, input_shape, keep, to_hx)
+def layer_of(cell, bidirectional, params, input_shape, keep=False, to_hx=False, inside=()):
+    """The Layer of so many params."""
+    has_c, directions = CELLS[cell].has_c, 1 + bidirectional
+    stems = STEMS[inside[0] if inside else "none", has_c, params // directions]
+    return Layer(cell, directions, stems, input_shape, keep and has_c, to_hx, inside)
 
 
 class Record:
     """A record by name; None is what a layer has not, or what nobody needs."""
 
     def __init__(self, layer, tensors):
-        cell = CELLS[layer.cell]
-        self.input, self.batch_sizes, self.resets, *rest = tensors
-        self.states, rest = rest[: cell.states], rest[cell.states :]
-        self.saved, self.weights = rest[: cell.saved], rest[cell.saved :]
-        self.gates = self.saved[0] if cell.saves_gates else None
-        self.hidden = self.saved[cell.saves_gates]
-        self.cells = self.saved[-1] if cell.has_c else None
+        states, rest = layer.states, list(tensors[layer.first_state :])
+        self.input, self.batch_sizes, self.resets, *self.of_inside = tensors[: layer.first_state]
+        self.states, rest = rest[:states], rest[states:]
+        self.saved, self.weights = rest[: layer.saved], rest[layer.saved :]
+        self.gates = self.saved[-states - 1] if layer.saves_gates else None
+        self.hidden = self.saved[-states]
+        self.cells = self.saved[-1] if states > 1 else None
         each = len(self.weights) // layer.directions
         self.w_ih, self.w_hh = self.weights[::each], self.weights[1::each]
         self.w_hr = self.weights[2::each] if layer.projected else []
@@ -118,12 +126,13 @@ class Record:
 
 def gradients(layer, record, wanted, d_results):
     """Those gradients of the arguments that are wanted: a flag each."""
-    r = record
-    resets = () if r.resets is None else (r.resets, layer.to_hx)
+    r, options = record, ()
+    if r.resets is not None or layer.inside:
+        options = r.resets, layer.to_hx, *layer.inside, *r.of_inside
     return ops.layer_backward(
         layer.cell, d_results, r.input, r.batch_sizes,
         batch_of(layer, r, *d_results[1 : 1 + layer.states]), r.states, r.saved, r.weights,
-        wanted, *resets,
+        wanted, *options,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from torch._functorch.vmap import vmap_increment_nesting
 from torch.utils import _pytree as pytree
 
 from fastrnn._layer import ops
-from fastrnn._layer.backward import Layer, Record, by_products
+from fastrnn._layer.backward import Record, by_products, layer_of
 from fastrnn._layer.cells import CELLS
 from fastrnn._layer.rows import fold, previous, unfold
 from fastrnn._layer.transforms import apply, batched_levels, in_forward_mode
@@ -64,26 +64,27 @@ def register(op, library=_library):
     """
 
     def decorate(rule):
-        def kernel(keyset, *arguments):
-            level = torch._C._functorch.current_level()
-            values, dims, size = [], [], None
-            for argument in arguments:
-                value, dim = _unwrap(argument, level)
-                values.append(value)
-                dims.append(dim)
-                size = _mapped_size(value, dim) if size is None else size
-            with torch._C._ExcludeDispatchKeyGuard(_BATCHED):
-                if size is None:
-                    return op(*arguments)
-                check_size(size)
-                results, out_dims = rule(size, dims, *values)
-            return _wrap(results, out_dims, level)
-
         name = op.name().partition("::")[2]
-        library.impl(name, kernel, "FuncTorchBatched", with_keyset=True)
+        library.impl(name, partial(_by_rule, op, rule), "FuncTorchBatched")
         return rule
 
     return decorate
+
+
+def _by_rule(op, rule, *arguments):
+    level = torch._C._functorch.current_level()
+    values, dims, size = [], [], None
+    for argument in arguments:
+        value, dim = _unwrap(argument, level)
+        values.append(value)
+        dims.append(dim)
+        size = _mapped_size(value, dim) if size is None else size
+    with torch._C._ExcludeDispatchKeyGuard(_BATCHED):
+        if size is None:
+            return op(*arguments)
+        check_size(size)
+        results, out_dims = rule(size, dims, *values)
+    return _wrap(results, out_dims, level)
 
 
 _BATCHED = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchBatched)
@@ -124,6 +125,8 @@ def _by_rows(op, size, in_dims, *arguments):
             value = None if value is None else value * size
         elif argument.name == "resets":
             refuse_resets(value)
+        elif argument.name == "norm":  # masks are of rows, and gains of all rows together
+            return one_by_one(op, size, in_dims, arguments)
         elif argument.name == "batch":
             value = value * size
         elif isinstance(value, list):
@@ -172,15 +175,20 @@ for _op in (
 @torch.library.impl(_library, "layer_backward", "FuncTorchBatched")
 def layer_backward(
     cell, d_results, input, batch_sizes, batch, states, saved, weights, wanted, resets=None,
-    reset_to_hx=False,
+    reset_to_hx=False, *inside,
 ):  # fmt: skip
     """The operators that it is made of have rules: for weights that are mapped too, and for the
     gradients of those that are not, one for each sample."""
     refuse_resets(resets)
+    if inside:
+        op = ops.layer_backward
+        return _by_rule(
+            op, partial(one_by_one, op), cell, d_results, input, batch_sizes, batch, states,
+            saved, weights, wanted, resets, reset_to_hx, *inside,
+        )  # fmt: skip
     shape = (saved[-1].shape[1], weights[0].shape[1]) if input is None else input.shape
-    directions = 2 if len(weights) > 3 else 1
-    params = (len(wanted) - 1 - CELLS[cell].states) // directions
-    layer = Layer(cell, directions, params > 3, params % 2 == 1, shape)
+    params = len(wanted) - 1 - CELLS[cell].states
+    layer = layer_of(cell, saved[-1].shape[0] == 2, params, shape)
     tensors = input, batch_sizes, None, *states, *saved, *weights
     return by_products(layer, Record(layer, tensors), wanted, d_results, batch)
 
@@ -196,7 +204,7 @@ def _(size, in_dims, *arguments):
     if _is_mapped(dims["t_params"]) and not _is_mapped(dims["weights"]):
         t_params = list(map(_to_front, a["t_params"], dims["t_params"]))
         directions = len(t_params) // 4
-        layer = Layer(a["cell"], directions, False, len(a["weights"]) == 3 * directions, ())
+        layer = layer_of(a["cell"], directions == 2, len(a["weights"]), ())
         states, saved = (list(map(_to_front, a[n], dims[n])) for n in ("states", "saved"))
         input, sizes = _to_front(a["input"], dims["input"]), a["batch_sizes"]
         r = Record(layer, (input, sizes, None, *states, *saved, *a["weights"]))

@@ -41,6 +41,41 @@ class Cell(NamedTuple):
         return self.name.partition("_")[0]
 
 
+def _stems(norm, has_c, has_biases, projected):
+    both, joint = norm == "recurrent", norm == "joint"
+    present = {
+        "w_ih": True,
+        "w_hh": True,
+        "b_ih": has_biases and not joint,
+        "b_hh": has_biases or joint,
+        "w_hr": projected,
+        "gain_ih": both,
+        "gain_hh": both or joint,
+        "cell_gain": both and has_c,
+        "cell_bias": both and has_c and has_biases,
+    }
+    return tuple(stem for stem, is_there in present.items() if is_there)
+
+
+# What the params of one direction are, in order, by what is normalised, whether the cell has a c,
+# and how many they are.
+STEMS = {
+    (norm, has_c, len(stems)): stems
+    for norm in ("none", "recurrent", "joint")
+    for has_c in (False, True)
+    for has_biases in (False, True)
+    for projected in (False, True)
+    for stems in (_stems(norm, has_c, has_biases, projected),)
+    if not projected or (norm == "none" and has_c)
+}
+
+# The same of weights, all but b_ih and b_hh.
+WEIGHT_STEMS = {
+    (norm, has_c, len(weights)): weights
+    for (norm, has_c, _), stems in STEMS.items()
+    for weights in (tuple(stem for stem in stems if stem[0] != "b"),)
+}
+
 CELLS = {cell.name: cell for cell in (Cell(*values) for values in extension.cells())}
 
 

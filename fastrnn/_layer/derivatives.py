@@ -224,7 +224,8 @@ def _without_biases(layer, record):
 
 def _of_arguments(layer, values):
     """One value for each argument, from one for each tensor of a record."""
-    return values[0], *values[3 : 3 + layer.states], *values[layer.recorded :]
+    first = layer.first_state
+    return values[0], *values[first : first + layer.states], *values[layer.recorded :]
 
 
 def _by_arguments(layer, record):
@@ -235,8 +236,8 @@ def _by_arguments(layer, record):
 def _as_record(layer, values):
     """The reverse of `_of_arguments`; what is no argument gets None."""
     d_input, *rest = values
-    saved = layer.recorded - 3 - layer.states
-    return d_input, None, None, *rest[: layer.states], *(None,) * saved, *rest[layer.states :]
+    others, saved = (None,) * (layer.first_state - 1), (None,) * layer.saved
+    return d_input, *others, *rest[: layer.states], *saved, *rest[layer.states :]
 
 
 # -- Second order -------------------------------------------------------------------------------

@@ -21,9 +21,10 @@ def _products(rows, *weights):
     return 2 * rows * sum(w.numel() for w in weights)
 
 
-def _by_direction(weights, bidirectional):
-    each = len(weights) // (2 if bidirectional else 1)
-    return weights[::each], weights[1::each], weights[2::each] if each > 2 else []
+def _by_direction(weights, directions):
+    each = len(weights) // directions
+    w_hr = weights[2::each] if each > 2 else []
+    return weights[::each], weights[1::each], [w for w in w_hr if w.dim() == 2]
 
 
 @_formula("layer_forward")
@@ -31,10 +32,11 @@ def _(cell, input, batch_sizes, states, params, *_, **__):
     return _products(input.shape[:-1].numel(), *(p for p in params if p.dim() == 2))
 
 
-def _recurrence(rows, first, weights):
+def _recurrence(saved, first, weights):
     """Against time: a step's gradient goes through w_hr and w_hh, but for the first step's where
     nobody wants that of the initial state."""
-    _, w_hh, w_hr = _by_direction(weights, len(weights) > 3)
+    directions, rows, _ = saved[-1].shape
+    _, w_hh, w_hr = _by_direction(weights, directions)
     return _products(rows - first, *w_hh) + _products(rows, *w_hr)
 
 
@@ -42,23 +44,21 @@ def _recurrence(rows, first, weights):
 def _(
     cell, d_results, input, batch_sizes, batch, states, saved, weights, wanted, *_, **__
 ):  # fmt: skip
-    rows, of_params = saved[-1].shape[1], wanted[1 + CELLS[cell].states :]
-    directions = 2 if len(weights) > 3 else 1
-    flops = _recurrence(rows, 0 if wanted[1] else batch, weights)
+    (directions, rows, _), of_params = saved[-1].shape, wanted[1 + CELLS[cell].states :]
+    flops = _recurrence(saved, 0 if wanted[1] else batch, weights)
+    by_stem = _by_direction(weights, directions)
     if wanted[0]:
-        flops += _products(rows, *_by_direction(weights, directions == 2)[0])
+        flops += _products(rows, *by_stem[0])
     # Flags are of biases too, which stand between w_hh and w_hr.
-    flags, own = len(of_params) // directions, len(weights) // directions
-    for d in range(directions):
-        places = (0, 1, flags - 1)[:own]
-        given = [weights[d * own + i] for i, p in enumerate(places) if of_params[d * flags + p]]
-        flops += _products(rows, *given)
+    flags = len(of_params) // directions
+    for place, each in zip((0, 1, flags - 1), by_stem):
+        flops += _products(rows, *(w for d, w in enumerate(each) if of_params[d * flags + place]))
     return flops
 
 
 @_formula("gate_gradients")
 def _(cell, d_results, batch_sizes, batch, states, saved, weights, *_, **__):
-    return _recurrence(saved[-1].shape[1], 0, weights)
+    return _recurrence(saved, 0, weights)
 
 
 @_formula("layer_tangent")
@@ -66,8 +66,8 @@ def _(
     cell, t_input, t_states, t_params, through, input, batch_sizes, batch, states, saved, weights,
     save, **_,
 ):  # fmt: skip
-    rows = saved[-1].shape[1]
-    w_ih, w_hh, w_hr = _by_direction(weights, len(weights) > 3)
+    directions, rows, _ = saved[-1].shape
+    w_ih, w_hh, w_hr = _by_direction(weights, directions)
     flops = _products(rows, *w_hh, *w_hr, *(w_ih if t_input is not None else ()))
     return flops + _products(rows, *(t for t in t_params if t is not None and t.dim() == 2))
 
@@ -77,7 +77,7 @@ def _(
     cell, t_d_results, through, t_states, t_saved, received, batch_sizes, batch, states, saved,
     weights, **_,
 ):  # fmt: skip
-    return _recurrence(saved[-1].shape[1], 0, weights)
+    return _recurrence(saved, 0, weights)
 
 
 @_formula("products")
@@ -106,19 +106,6 @@ def _(
     products = CELLS[cell].products * hidden_size * (input.shape[-1] + size)
     each = products + proj_size * hidden_size
     return 2 * input.shape[:-1].numel() * each * (2 if bidirectional else 1)
-
-
-@_formula("extended_forward")
-def _(cell, norm, gates_x, batch_sizes, batch, h0, c0, w_hh, *_, **__):
-    return _products(gates_x.shape[1], w_hh)  # the input's is made by torch
-
-
-@_formula("extended_backward")
-def _(*arguments, **_):
-    named = dict(
-        zip((a.name for a in _OPERATORS.extended_backward.default._schema.arguments), arguments)
-    )
-    return _products(named["gates"].shape[1], named["w_hh"])
 
 
 @_formula("drop_weights")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastrnn._layer import extension  # noqa: F401  (registers the operators)
-from fastrnn._layer.cells import CELLS
+from fastrnn._layer.cells import CELLS, STEMS, WEIGHT_STEMS
 
 layer_forward = torch.ops.fastrnn.layer_forward.default
 layer_backward = torch.ops.fastrnn.layer_backward.default
@@ -22,8 +22,6 @@ gate_gradients_tangent = torch.ops.fastrnn.gate_gradients_tangent.default
 products = torch.ops.fastrnn.products.default
 sample_products = torch.ops.fastrnn.sample_products.default
 quantized_forward = torch.ops.fastrnn.quantized_forward.default
-extended_forward = torch.ops.fastrnn.extended_forward.default
-extended_backward = torch.ops.fastrnn.extended_backward.default
 drop_weights = torch.ops.fastrnn.drop_weights.default
 segments = torch.ops.fastrnn.segments.default
 gather_rows = torch.ops.fastrnn.gather_rows.default
@@ -36,6 +34,11 @@ DEVICE_TYPES = frozenset({"meta"}) | {
     for device_type, key in (("cpu", "CPU"), ("cuda", "CUDA"))
     if torch._C._dispatch_has_kernel_for_dispatch_key("fastrnn::layer_forward", key)
 }
+
+
+def has_inside(tensor: Tensor) -> bool:
+    """Whether layers with options inside the recurrence have kernels for the tensor."""
+    return tensor.device.type in ("cpu", "meta") and tensor.dtype in DTYPES
 
 
 def _check(condition, message):
@@ -91,33 +94,47 @@ def _register_fake(op):
 class _Sizes:
     """The sizes of one layer, read from its cell and parameters and checked against each other.
 
-    params: of each direction w_ih, w_hh, b_ih and b_hh or neither, w_hr or not.
+    params: of each direction what STEMS says, or not with_biases WEIGHT_STEMS.
     """
 
-    def __init__(self, op, cell, params, directions, like):
+    def __init__(self, op, cell, params, directions, like, norm, inside, with_biases):
         _check(
             cell in CELLS,
             lambda: f"{op}: expected cell to be one of {', '.join(CELLS)}, got {cell}",
         )
         self.cell, self.directions, self.like = CELLS[cell], directions, like
+        self.norms = {"none": 0, "joint": 1, "recurrent": 2}.get(norm)
+        _check(
+            self.norms is not None,
+            lambda: f"{op}: expected norm none, recurrent or joint, got {norm}",
+        )
+        self.saves_gates = self.cell.saves_gates or inside or self.norms > 0
         each = len(params) // directions
+        self.stems = (STEMS if with_biases else WEIGHT_STEMS)[norm, self.cell.has_c, each]
         w_ih, w_hh = params[:2]
-        gates = self.cell.products
-        self.projected = each % 2 == 1
+        self.projected = "w_hr" in self.stems
         self.input_size = w_ih.shape[1]
-        self.hidden_size, self.state_size = w_hh.shape[0] // gates, w_hh.shape[1]
-        self.columns = self.cell.columns * self.hidden_size
-        rows = [("w_ih", gates * self.hidden_size), ("w_hh", gates * self.hidden_size)]
-        if each > 3:
-            rows += [("b_ih", gates * self.hidden_size), ("b_hh", gates * self.hidden_size)]
-        rows += [("w_hr", self.state_size)] * self.projected
-        for (name, count), param in zip(rows * directions, params, strict=True):
+        self.hidden_size = w_hh.shape[0] // self.cell.products
+        self.state_size = w_hh.shape[1]
+        for i, param in enumerate(params):
+            name = self.stems[i % each]
+            count = self.rows_of_param(name)
             _check(
                 param.shape[0] == count,
                 lambda name=name, count=count, param=param: (
                     f"{op}: expected {name} with {count} rows, got shape {tuple(param.shape)}"
                 ),
             )
+
+    def rows_of_param(self, stem):
+        if stem == "w_hr":
+            return self.state_size
+        return self.hidden_size * (1 if stem[:4] == "cell" else self.cell.products)
+
+    @property
+    def columns(self):
+        """Of d_gates."""
+        return self.hidden_size * (self.norms * self.cell.products or self.cell.columns)
 
     def rows_of(self, rows, columns):
         return self.like.new_empty((self.directions, rows, columns))
@@ -127,14 +144,22 @@ class _Sizes:
         return [self.rows_of(batch, size) for size in sizes]
 
     def saved(self, rows):
-        gates = [self.rows_of(rows, self.columns)] if self.cell.saves_gates else []
-        return [*gates, *self.states(rows)]
+        saved = []
+        if self.norms:
+            wide = torch.promote_types(self.like.dtype, torch.float32)
+            size = self.directions, rows, self.norms
+            products = self.cell.products * self.hidden_size
+            saved += [self.like.new_empty((*size, products)), self.like.new_empty(size, dtype=wide)]
+        if self.saves_gates:
+            saved.append(self.rows_of(rows, self.cell.columns * self.hidden_size))
+        return [*saved, *self.states(rows)]
 
 
-def _sizes_of_saved(op, cell, saved, weights):
+def _sizes_of_saved(op, cell, saved, weights, norm="none"):
     """The sizes of a layer, and its rows, by what a forward pass saved."""
-    directions = 2 if len(weights) > 3 else 1
-    return _Sizes(op, cell, weights, directions, saved[-1]), saved[-1].shape[1]
+    last, of_one = saved[-1], (norm, CELLS[cell].has_c, len(weights))
+    directions = 1 if of_one in WEIGHT_STEMS else 2  # not by a shape, which may be symbolic
+    return _Sizes(op, cell, weights, directions, last, norm, False, False), last.shape[1]
 
 
 def _batch(input, batch_sizes, states):
@@ -150,10 +175,12 @@ def _batch(input, batch_sizes, states):
 
 @_register_fake("layer_forward")
 def _(
-    cell, input, batch_sizes, states, params, bidirectional, save, resets=None, reset_to_hx=False
-):
+    cell, input, batch_sizes, states, params, bidirectional, save, resets=None, reset_to_hx=False,
+    norm="none", eps=0.0, rates=(), counter=(), seed=None, h_scale=None,
+):  # fmt: skip
     op = cell  # what a user called
-    layer = _Sizes(op, cell, params, 2 if bidirectional else 1, input)
+    directions, inside = 2 if bidirectional else 1, len(counter) > 0
+    layer = _Sizes(op, cell, params, directions, input, norm, inside, True)
     _check(
         input.shape[-1] == layer.input_size,
         lambda: (
@@ -170,16 +197,17 @@ def _(
 @_register_fake("layer_backward")
 def _(
     cell, d_results, input, batch_sizes, batch, states, saved, weights, wanted, resets=None,
-    reset_to_hx=False,
+    reset_to_hx=False, norm="none", eps=0.0, rates=(), counter=(), seed=None, h_scale=None,
 ):  # fmt: skip
-    layer, rows = _sizes_of_saved("layer_backward", cell, saved, weights)
-    first = 1 + layer.cell.states
-    each = len(wanted[first:]) // layer.directions
-    biases = [(weights[0].shape[0],)] * 2 if each > 3 else []
-    sizes = [weights[0].shape, weights[1].shape, *biases]
-    sizes += [weights[2].shape] if layer.projected else []
+    layer, rows = _sizes_of_saved("layer_backward", cell, saved, weights, norm)
+    each = len(wanted[1 + layer.cell.states :]) // layer.directions
+    sizes = {"w_ih": weights[0].shape, "w_hh": weights[1].shape}
+    sizes["w_hr"] = (layer.state_size, layer.hidden_size)
+    stems = STEMS[norm, layer.cell.has_c, each] * layer.directions
     d_input = layer.like.new_empty((rows, layer.input_size) if input is None else input.shape)
-    d_params = [layer.like.new_empty(size) for size in sizes * layer.directions]
+    d_params = [
+        layer.like.new_empty(sizes.get(stem, (layer.rows_of_param(stem),))) for stem in stems
+    ]
     every = d_input, *layer.states(batch), *d_params
     return [d for d, needed in zip(every, wanted, strict=True) if needed]
 
@@ -251,82 +279,6 @@ def _(cell, input, batch_sizes, states, params, hidden_size, proj_size, bidirect
     batch = _batch(input, batch_sizes, states)
     finals = [input.new_empty((directions, batch, s)) for s in sizes[: CELLS[cell].states]]
     return [input.new_empty((*input.shape[:-1], directions * sizes[0])), *finals]
-
-
-def _extended_sizes(op, cell, like, w_hh):
-    _check(
-        cell in CELLS,
-        lambda: f"{op}: expected cell to be one of {', '.join(CELLS)}, got {cell}",
-    )
-    size = w_hh.shape[2]
-    gates = CELLS[cell].products
-    _check(
-        w_hh.shape[1] == gates * size,
-        lambda: (
-            f"{op}: expected w_hh of shape (directions, {gates}*hidden_size, hidden_size), "
-            f"got {tuple(w_hh.shape)}"
-        ),
-    )
-    return like.shape[0], like.shape[1], size, gates * size
-
-
-@_register_fake("extended_forward")
-def _(
-    cell, norm, gates_x, batch_sizes, batch, h0, c0, w_hh, gain_x, bias_x, bias, gain, cell_gain,
-    cell_bias, h_scale, seed, layer, rates, eps, save,
-):  # fmt: skip
-    d, n, h, gh = _extended_sizes("extended_forward", cell, gates_x, w_hh)
-    _check(
-        gates_x.shape[2] == gh,
-        lambda: (
-            f"extended_forward: expected gates_x of shape ({d}, {n}, {gh}), "
-            f"got {tuple(gates_x.shape)}"
-        ),
-    )
-
-    def empty(*shape, exists=True):
-        return gates_x.new_empty(shape if exists else (0,))
-
-    has_c, normalises = CELLS[cell].has_c, save and norm != "none"
-    compute = torch.float64 if gates_x.dtype is torch.float64 else torch.float32
-    return (
-        empty(n, d * h),
-        empty(d, batch, h),
-        empty(d, batch, h, exists=has_c),
-        empty(d, n, CELLS[cell].columns * h, exists=save),
-        empty(d, n, h, exists=save),
-        empty(d, n, h, exists=save and has_c),
-        empty(d, n, gh, exists=normalises),
-        gates_x.new_empty((d, n) if normalises else (0,), dtype=compute),
-        gates_x.new_empty((d, n, 2) if save and gain_x is not None else (0,), dtype=compute),
-    )
-
-
-@_register_fake("extended_backward")
-def _(
-    cell, norm, d_output, d_h_n, d_c_n, d_cells, batch_sizes, batch, h0, c0, gates_x, gates,
-    hidden, cells, normed, rstd, moments_x, w_hh, gain_x, has_bias_x, has_bias, gain, cell_gain,
-    cell_bias, h_scale, seed, layer, rates, eps,
-):  # fmt: skip
-    d, n, h, gh = _extended_sizes("extended_backward", cell, gates, w_hh)
-
-    def empty(*shape, exists=True):
-        return gates.new_empty(shape if exists else (0,))
-
-    has_c = CELLS[cell].has_c
-    apart = norm == "recurrent" or (CELLS[cell].apart and norm == "none")
-    return (
-        empty(d, n, gh),
-        empty(d, n, gh, exists=apart),
-        empty(d, batch, h),
-        empty(d, batch, h, exists=has_c),
-        empty(d, gh, exists=gain_x is not None),
-        empty(d, gh, exists=has_bias_x),
-        empty(d, gh, exists=has_bias),
-        empty(d, gh, exists=norm != "none"),
-        empty(d, h, exists=cell_gain is not None),
-        empty(d, h, exists=cell_gain is not None),
-    )
 
 
 @_register_fake("drop_weights")

@@ -1,11 +1,13 @@
 """What the layers of `fastrnn.variants` have in common: their options, and how a call runs."""
 
 from functools import partial
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fastrnn._layer import extended
+from fastrnn._layer import autograd, dropout
+from fastrnn._layer.inside import Inside
 from fastrnn._stack import autocast, checks, plain, stack
 from fastrnn._stack.plain import PLAIN
 from fastrnn._stack.weights import weights
@@ -32,6 +34,43 @@ def _pair(name, option, value):
 
 def draw_seed():
     return torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64)
+
+
+class Within(NamedTuple):
+    """What is inside the recurrence of all layers of a stack."""
+
+    cell: str
+    norm: str
+    """"none", "recurrent" (layer_norm=True) or "joint" (DreamerGRU)"""
+    eps: float
+    rates: tuple[float, float, float]
+    """of zoneout of c and of h, and of recurrent dropout"""
+    h_rate: float
+    """of variational dropout of h"""
+    seed: Tensor | None
+    """without one: what eval does"""
+
+
+def run(within, input, batch_sizes, states, params, bidirectional, keep=False):
+    """One layer, as `fastrnn._stack.stack` describes a run.
+
+    params: `(the layer's index, tensors)`, the tensors those of the operators.
+    """
+    index, tensors = params
+    h_scale = None
+    if within.h_rate:
+        batch = input.shape[1] if batch_sizes is None else dropout.first_batch(batch_sizes)
+        size = 2 if bidirectional else 1, batch, tensors[1].shape[1]
+        h_scale = dropout.batch_mask(input, size, within.h_rate)
+    inside = Inside(within.norm, within.eps, within.rates, (4 * index, 0, 1), within.seed, h_scale)
+    results = autograd.layer(
+        within.cell, input, batch_sizes, states, tensors, bidirectional, keep, (), inside
+    )
+    if not keep or within.norm != "joint":
+        return results
+    *results, gates = results
+    r, z, *rest = gates.split(tensors[1].shape[1], -1)
+    return *results, torch.cat([r, 1 - z, *rest], -1)  # z as Dreamer has it
 
 
 class Layers:
@@ -157,9 +196,9 @@ class Layers:
                 checks.check_input(name, input, states, dtype, self.input_size, call)
                 if hx is not None:  # no projection reaches into the recurrence
                     checks.check_states(name, input, states, (self.hidden_size,) * 2, call)
-                run, params = partial(extended.run, self._within(seed)), list(enumerate(params))
+                each = partial(run, self._within(seed))
                 results = stack.apply(
-                    stack.layers, params, run, input, states, call, options, False
+                    stack.layers, list(enumerate(params)), each, input, states, call, options, False
                 )
         return stack.results(*results)
 
@@ -178,9 +217,8 @@ class Layers:
         )
 
     def _within(self, seed):
-        return extended.Within(
+        return Within(
             self.mode.lower(),
-            self.bias,
             self._norm or "none",
             self.eps,
             (*self.zoneout, self.recurrent_dropout),
@@ -198,14 +236,14 @@ class Layers:
         if not rate:
             return input
         if batch_sizes is None:
-            return input * extended.batch_mask(input, (input.shape[1], features), rate)
-        batch = extended.first_batch(batch_sizes)
-        mask = extended.batch_mask(input, (batch, features), rate)
-        return input * extended.rows_of(mask, input.shape[0], batch, batch_sizes)
+            return input * dropout.batch_mask(input, (input.shape[1], features), rate)
+        batch = dropout.first_batch(batch_sizes)
+        mask = dropout.batch_mask(input, (batch, features), rate)
+        return input * dropout.rows_of(mask, input.shape[0], batch, batch_sizes)
 
     def _params(self, index, seed):
         """The parameters of one layer, one direction after the other, elements of W_hh dropped or
-        not; in the order of `extended.Within`, which is that of fastrnn.functional too."""
+        not; in the order of the operators, which is that of fastrnn.functional too."""
         stems = ["weight_ih_l", "weight_hh_l", *["bias_ih_l", "bias_hh_l"] * self.bias]
         stems += ["weight_hr_l"] if self.proj_size else [f"{s}_l" for s in self._norm_stems()]
         params = []
@@ -213,7 +251,7 @@ class Layers:
             names = [f"{stem}{index}{ending}" for stem in stems]
             w_ih, w_hh, *rest = weights(self, names)
             if self.training and self.weight_drop:
-                w_hh = extended.dropped(w_hh, seed, 4 * index + 2 * d, self.weight_drop)
+                w_hh = dropout.dropped(w_hh, seed, 4 * index + 2 * d, self.weight_drop)
             if self._norm == "joint":
                 rest = dreamer_affine(*rest, self.update_bias)
             params += [w_ih, w_hh, *rest]
@@ -237,7 +275,7 @@ def check_update_bias(name, update_bias):
 
 
 def dreamer_affine(gain, bias, update_bias):
-    """Gain and bias with which the kernel's z, what stays of h, is 1 - sigmoid(z + update_bias)."""
+    """b_hh and gain_hh for a kernel whose z, what stays of h, is 1 - sigmoid(z + update_bias)."""
     r, z, n = gain.chunk(3, -1)
     b_r, b_z, b_n = bias.chunk(3, -1)
-    return torch.cat([r, -z, n], -1), torch.cat([b_r, -b_z - update_bias, b_n], -1)
+    return torch.cat([b_r, -b_z - update_bias, b_n], -1), torch.cat([r, -z, n], -1)

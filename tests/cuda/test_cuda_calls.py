@@ -32,7 +32,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fastrnn
 from fastrnn import reference, variants
-from fastrnn._layer import autograd, batching, by_reference, extended, ops
+from fastrnn._layer import autograd, batching, by_reference, ops
 from fastrnn._stack import beyond
 from tests.arguments import device_operators, operators
 from tests.cases import KINDS, LAYERS, Case
@@ -58,8 +58,8 @@ def on_shim(engine):
     engine.setattr(
         ops, "gather_rows", lambda rows, index: list(map(autograd._gather_by_torch, rows, index))
     )
-    engine.setattr(by_reference, "serves", lambda tensor: True)
-    engine.setattr(extended, "_runs_on_kernels", lambda tensor: False)
+    engine.setattr(by_reference, "serves", lambda tensor, inside=(): True)
+    engine.setattr(ops, "has_inside", lambda tensor: False)
     for name in NO_KERNEL:
         engine.setattr(ops, name, functools.partial(no_kernel, name))
     engine.setattr(ops, "sample_products", batching.sample_products_by_torch)

@@ -13,7 +13,7 @@ from fastrnn import reference, variants_reference
 from fastrnn._layer import by_reference, ops, panels
 from fastrnn._layer.backward import Layer
 from tests import second_order, transforms
-from tests.arguments import arguments_of, extended_values, quantized_arguments
+from tests.arguments import arguments_of, inside_values, quantized_arguments, run_inside
 from tests.cases import KINDS, LAYERS, Case, gates_of
 from tests.second_order import assert_close, penalty, setting, tangents
 from tests.tolerances import error
@@ -180,10 +180,11 @@ def test_quantized_on_one_device(name, dtype):
 @pytest.mark.parametrize("norm", ["none", "recurrent"])
 def test_variants_on_one_device(cell, norm):
     options = {"batch": 3, "size": 8, "scale": True, "rates": (0.1, 0.1, 0.1)}
-    values = extended_values(cell, norm, **options, cell_norm=norm == "recurrent")
+    values = inside_values(cell, norm, **options)
     values = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), values)
     seed = torch.tensor([3])
-    results = variants_reference.recurrence(*(values | {"seed": seed}).values())
+    values["inside"] = values["inside"]._replace(seed=seed)
+    results = run_inside(variants_reference.layer, values)
     assert all(r.is_meta for r in results[:2])
     factors = variants_reference.weight_factors(seed, 2, 0.25, meta(8 * gates_of(cell), 8))
     assert factors.is_meta

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 import fastrnn
 from fastrnn import variants
-from fastrnn._layer import extended
+from fastrnn._layer import dropout
 from fastrnn._stack import inside
 
 ROOT = Path(__file__).parents[2]
@@ -239,7 +239,7 @@ def test_weight_drop_is_one_mask_a_call():
     torch.manual_seed(3)
     x = torch.randn(T, B, F)
     torch.manual_seed(4)
-    dropped = extended.dropped(module.weight_hh_l0.detach(), inside.draw_seed(), 0, 0.5)
+    dropped = dropout.dropped(module.weight_hh_l0.detach(), inside.draw_seed(), 0, 0.5)
     torch.manual_seed(4)
     ours, _ = module(x)
     with torch.no_grad():
@@ -263,7 +263,7 @@ def test_variational_dropout_of_h_by_hand():
     torch.manual_seed(1)
     output, (h_n, _) = module(x)
     torch.manual_seed(1)
-    mask = extended.batch_mask(x, (1, B, H), 0.5)[0]
+    mask = dropout.batch_mask(x, (1, B, H), 0.5)[0]
     assert set(mask.unique().tolist()) == {0.0, 2.0}
     h = c = torch.zeros(B, H, dtype=torch.float64)
     for t in range(T):

@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from tests.arguments import arguments_of, operators, overload, tensors_in
+from tests.arguments import (
+    WITH_INSIDE,
+    arguments_of,
+    arguments_with_inside,
+    operators,
+    overload,
+    tensors_in,
+)
+from tests.cases import NO_PROJ
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,7 +25,7 @@ def test_each_argument_is_explained():
     text = (ROOT / "csrc" / "ops.cpp").read_text()
     defined = re.findall(r"^  // .*\n(?:  m\.def\(.*\n)*?  m\.def\(\"(\w+)\(", text, re.M)
     assert sorted(re.findall(r"m\.def\(\"(\w+)\(", text)) == operators()
-    assert {*operators()} - {*defined} == {"extended_backward"}  # stands with extended_forward
+    assert {*operators()} == {*defined}
     comments = " ".join(re.findall(r"^ *//(.*)$", text, re.M))
     words = {*re.findall(r"\w+", comments)}
     for name in operators():
@@ -37,6 +45,16 @@ def test_opcheck(name, packed, bidirectional, proj):
     opcheck(overload(name), tuple(arguments.values()))
 
 
+@pytest.mark.parametrize("name", WITH_INSIDE)
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one", "two"])
+@pytest.mark.parametrize("cell", NO_PROJ)
+@pytest.mark.parametrize("norm", ["none", "recurrent", "joint"])
+def test_opcheck_with_options_inside(name, packed, bidirectional, cell, norm):
+    arguments = arguments_with_inside(name, packed, bidirectional, cell, norm)
+    opcheck(overload(name), tuple(arguments.values()))
+
+
 @pytest.mark.parametrize(
     "name", sorted({*operators()} - {"segments"})
 )  # sizes that depend on values
@@ -46,7 +64,7 @@ def test_fake_without_saving_or_states(name):
     for argument in overload(name)._schema.arguments[: len(arguments)]:  # the rest has defaults
         required = (
             "d_output", "input", "hidden", "gates", "cells", "t_gates", "t_hidden", "t_cells",
-            "d_cell_c", "gain", "gain_x", "gates_x",
+            "d_cell_c",
         )  # fmt: skip
         if str(argument.type) == "Optional[Tensor]" and argument.name not in required:
             arguments[argument.name] = None

@@ -16,12 +16,11 @@
 //
 // The derivative of all this in a direction is the same recurrence for tangents
 // of gradients: the products are linear, and the cells get dual numbers.
+//
+// With options inside the recurrence the cell's part is a phase of its own, over whole rows:
+// backward_rows.h.
 #pragma once
-#include "cpu/kernels/cells.h"
-#include "cpu/kernels/dual.h"
-#include "cpu/kernels/math.h"
-#include "cpu/kernels/pack.h"
-#include "cpu/kernels/plan.h"
+#include "cpu/kernels/backward_rows.h"
 
 namespace fastrnn::cpu {
 namespace {
@@ -42,11 +41,12 @@ class Backward {
     C* d_gates;  // [2][B][gate_stride]
     C* d_c;      // [B][stride]: what reaches c from the next step
     C* d_skip;   // [B][stride]: the part of d_h that bypasses the product
-    C* d_h;      // [B][h_stride], projection: gradient of this step's h
+    C* d_h;      // [B][h_stride], gradient of this step's h, where it goes on in another phase
   };
 
   struct Step {
     int d;
+    int64_t t;
     int64_t row;            // first row of this step in tensors of N rows
     int64_t next_row;       // the same of the step done just before, whose d_gates_in it is
     int64_t previous_row;   // the same of the step before it in the recurrence
@@ -85,22 +85,23 @@ class Backward {
         h_vectors_(ceil_div(P_, L)),
         stride_(vectors_ * L),
         h_stride_(h_vectors_ * L),
-        gate_stride_(G * H_ + L) {
+        gate_stride_(G * H_ + L),
+        rows_(p, threads, workspace) {
     weight_bytes_ = G * H_ * P_ * static_cast<int64_t>(sizeof(C));
     direct_ = std::is_same_v<S, C> && s_.steps.rows < kDirectRows && P_ % L == 0;
-    Arena arena(workspace);
+    Arena arena(after(workspace, rows_.bytes()));
     for (int d = 0; d < s_.directions; ++d) {
       Direction& a = directions_[d];
       a.w_hh = arena.take<C>(direct_ ? 0 : G * H_ * h_stride_);
       a.w_hr = arena.take<C>(s_.projected ? P_ * stride_ : 0);
       a.d_gates = arena.take<C>(2 * B_ * gate_stride_);
       a.d_c = arena.take<C>(kHasC ? B_ * stride_ : 0);
-      a.d_skip = arena.take<C>(Cell::kCarriesH ? B_ * stride_ : 0);
-      a.d_h = arena.take<C>(s_.projected ? B_ * h_stride_ : 0);
+      a.d_skip = arena.take<C>(rows_.skips() ? B_ * stride_ : 0);
+      a.d_h = arena.take<C>(s_.projected || p.inside.any ? B_ * h_stride_ : 0);
     }
     partial_elements_ = G * H_ > kReduction ? B_ * kWideVectors * L : 0;
     partial_ = arena.take<C>(threads * partial_elements_);
-    bytes_ = arena.used();
+    bytes_ = rows_.bytes() + arena.used();
   }
   size_t bytes() const { return bytes_; }
 
@@ -140,8 +141,12 @@ class Backward {
     progress.step.partial = partial_ + worker.thread * partial_elements_;
     progress.rows = batch_rows(s_.steps, place.split.batch_groups, place.batch_group);
     progress.was_active = progress.rows.begin;
+    rows_.clear_sums(d, share_of(progress.rows, place.split.unit_groups, place.unit_group));
     return progress;
   }
+
+  // After all steps of all workers.
+  void finish(const Worker& worker) const { rows_.sum_rows(worker); }
 
   // Steps `range` of T + 1 in the order of this pass: against that of the recurrence.
   void run_steps(Range range, const Place& place, const Worker& worker, GateRows<S> target,
@@ -166,6 +171,7 @@ class Backward {
       const int64_t t = d == 0 ? T - 1 - s : s;
       const int64_t active = s < T ? within(rows, steps.count(t)) : rows.begin;
       step.next_row = step.row;
+      step.t = t;
       if (s < T) {
         const int64_t previous = t + direction;
         const bool exists = previous >= 0 && previous < T;
@@ -188,7 +194,10 @@ class Backward {
       if (kHasC && was_active > active) {
         store_d_c0(d, {active, was_active}, units);
       }
-      if (s_.projected && s < T) {
+      if (p_.inside.any && s < T) {
+        barrier.wait(peers);
+        apply_rows(step, share_of({rows.begin, active}, peers, place.unit_group), worker.thread);
+      } else if (s_.projected && s < T) {
         barrier.wait(peers);
         const Blocks cell_blocks{units.begin, units.end};
         for (int64_t i = 0; i < cell_blocks.count(); ++i) {
@@ -210,9 +219,12 @@ class Backward {
     worker.barriers[0].wait(worker.threads);
     for (int d = mine.first_direction; d <= mine.last_direction; ++d) {
       Progress progress = start(d, mine, worker);
-      S* const rows = static_cast<S*>(p_.d_gates) + d * s_.steps.rows * K * H_;
+      S* const rows = static_cast<S*>(p_.d_gates) + d * s_.steps.rows * rows_.columns() * H_;
       run_steps({0, s_.steps.seq_len + 1}, mine, worker, {rows, 0}, progress);
     }
+    if (!p_.inside.any) return;
+    worker.barriers[0].wait(worker.threads);
+    finish(worker);
   }
 
   static int64_t within(Range rows, int64_t count) {
@@ -313,7 +325,12 @@ class Backward {
       const S* more = static_cast<const S*>(p_.direction->through_w_hh) + n * P_ + v * L;
       product = product + load_lanes<V>(more, lanes(v, P_));
     }
-    if constexpr (!Cell::kCarriesH) return product;
+    if (p_.inside.any) {
+      if (p_.inside.h_scale) product = product * load_state(p_.inside.h_scale, step.d, b, v, P_);
+      if (!rows_.skips()) return product;
+    } else if constexpr (!Cell::kCarriesH) {
+      return product;
+    }
     return product + V::load(directions_[step.d].d_skip + b * stride_ + v * L);
   }
 
@@ -348,7 +365,9 @@ class Backward {
       d_h =
           d_h + load_lanes<V>(d_output + (row * s_.directions + step.d) * P_ + v * L, lanes(v, P_));
     }
-    if (s_.projected) {
+    if (p_.inside.any) {
+      d_h.store(directions_[step.d].d_h + b * h_stride_ + v * L);
+    } else if (s_.projected) {
       d_h.store(directions_[step.d].d_h + b * h_stride_ + v * L);
       store_lanes(d_h, static_cast<S*>(p_.d_hidden) + (step.d * s_.steps.rows + row) * P_ + v * L,
                   lanes(v, P_));
@@ -374,6 +393,20 @@ class Backward {
   }
 
   // ---- cells ---------------------------------------------------------------
+
+  void apply_rows(const Step& step, Range rows, int thread) const {
+    const Direction& a = directions_[step.d];
+    const int64_t first = step.d * s_.steps.rows;
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      const int64_t row = step.row + b - step.target.first;
+      rows_.apply(
+          {step.d, step.t, b, first + step.row + b,
+           b < step.previous_rows ? first + step.previous_row + b : -1, b >= step.joined,
+           a.d_h + b * h_stride_, a.d_skip + b * stride_, a.d_c + b * stride_,
+           step.d_gates_out + b * gate_stride_, step.target.data + row * rows_.columns() * H_},
+          thread);
+    }
+  }
 
   FASTRNN_INLINE void apply_cell(const Step& step, int64_t v, int64_t b, V d_h) const {
     const int64_t n = step.d * s_.steps.rows + step.row + b;
@@ -498,6 +531,7 @@ class Backward {
   bool direct_;                        // w_hh is read where it lies
   int64_t partial_elements_;
   C* partial_;  // of each thread, [rows][kWideVectors * L]
+  BackwardRows<Cell, S> rows_;
   Direction directions_[2];
   size_t bytes_;
 };

@@ -9,12 +9,10 @@
 // Invariants: the state h has two slots, step s reads slot s % 2 and writes the
 // other; a thread writes h and c of its own rows and units only. Rows that are
 // not active at a step (packed data) are not touched, and both slots hold h0
-// before step 0, so a row may start at any step.
+// before step 0, so a row may start at any step. With options inside the recurrence
+// a step has a second phase, which is forward_rows.h's.
 #pragma once
-#include "cpu/kernels/cells.h"
-#include "cpu/kernels/math.h"
-#include "cpu/kernels/pack.h"
-#include "cpu/kernels/plan.h"
+#include "cpu/kernels/forward_rows.h"
 
 namespace fastrnn::cpu {
 namespace {
@@ -62,6 +60,7 @@ class Forward {
     int64_t pre_first;  // the first vector of units in pre
     int64_t pre_stride;
     const C* h_in;
+    const C* multiplied;  // h_in, or what it becomes before the product
     C* h_out;
   };
 
@@ -75,7 +74,8 @@ class Forward {
         vectors_(ceil_div(H_, L)),
         h_vectors_(ceil_div(P_, L)),
         stride_(vectors_ * L),
-        h_stride_(h_vectors_ * L) {
+        h_stride_(h_vectors_ * L),
+        rows_(p, threads, workspace) {
     constexpr int64_t kSize = sizeof(C);
     weight_bytes_ = G * H_ * P_ * kSize;
     direct_ih_ = s_.steps.rows < kDirectRows;
@@ -93,7 +93,7 @@ class Forward {
     chunk_steps_ = fused_ ? 1 : larger(1, kChunkBytes / row_bytes);
     if (packs_late_) chunk_steps_ = s_.steps.seq_len;
 
-    Arena arena(workspace);
+    Arena arena(after(workspace, rows_.bytes()));
     for (int d = 0; d < s_.directions; ++d) {
       Direction& a = directions_[d];
       a.w_ih = arena.take<C>(direct_ih_ || packs_late_ ? 0 : G * stride_ * I_);
@@ -112,7 +112,7 @@ class Forward {
     pre_ = arena.take<C>(threads * pre_elements_);
     panel_elements_ = packs_late_ ? I_ * G * kUnitVectors<Cell> * L : 0;
     panel_ = arena.take<C>(threads * panel_elements_);
-    bytes_ = arena.used();
+    bytes_ = rows_.bytes() + arena.used();
   }
 
   void run_worker(const Worker& worker) {
@@ -161,11 +161,12 @@ class Forward {
     const int64_t at = v * L * G;
     if (!direct_ih_ && !packs_late_) pack_input<NU>(d, v, a.w_ih + at * I_);
     if (!direct_hh_) pack_rows<G, NU>(static_cast<const S*>(w.w_hh), H_, P_, v, a.w_hh + at * P_);
+    const bool normalised = p_.inside.norm != Norm::kNone;  // biases are added after that
     for (int g = 0; g < G; ++g) {
       const bool separate = cells::recurrent_column<Cell>(g) != g;
       for (int u = 0; u < NU; ++u) {
-        const V b_ih = load_bias(w.b_ih, g, v + u);
-        const V b_hh = load_bias(w.b_hh, g, v + u);
+        const V b_ih = normalised ? V::zero() : load_bias(w.b_ih, g, v + u);
+        const V b_hh = normalised ? V::zero() : load_bias(w.b_hh, g, v + u);
         (separate ? b_ih : b_ih + b_hh).store(a.bias + at + (g * NU + u) * L);
         if (separate) b_hh.store(a.bias_u + (v + u) * L);
       }
@@ -197,6 +198,7 @@ class Forward {
     start(d, rows, units, h_units);
     barrier.wait(peers);
 
+    const C* const scaled = rows_.h_in(d);
     Step step{};
     step.d = d;
     step.pre_first = units.begin;
@@ -210,6 +212,7 @@ class Forward {
         const Range active = active_rows(rows, t);
         step.first_row = steps.offset(t);
         step.h_in = a.h + (s % 2) * B_ * h_stride_;
+        step.multiplied = scaled ? scaled : step.h_in;
         step.h_out = a.h + ((s + 1) % 2) * B_ * h_stride_;
         if (fused_) {
           set_input(step, t, active);
@@ -235,6 +238,10 @@ class Forward {
           barrier.wait(peers);
           project(step, active, h_units);
         }
+        if (p_.inside.any) {
+          barrier.wait(peers);
+          apply_rows(step, t, share_of(active, peers, place.unit_group), worker.thread);
+        }
         barrier.wait(peers);
       }
     }
@@ -255,6 +262,7 @@ class Forward {
         const V h = load_state(p_.h0, d, b, v, P_);
         h.store(a.h + b * h_stride_ + v * L);
         h.store(a.h + slot + b * h_stride_ + v * L);
+        rows_.start(d, b, v, h);
       }
       if constexpr (kHasC) {
         for (int64_t v = units.begin; v < units.end; ++v) {
@@ -376,10 +384,8 @@ class Forward {
   template <int MR, int NU>
   FASTRNN_NOINLINE void tile(const Step& step, int64_t v, int64_t b) const {
     const Direction& a = directions_[step.d];
-    alignas(64) C columns[MR * K * NU * L];
-    expect_writes<MR, NU>(step, v, b);
     Columns<C> product{P_,
-                       step.h_in + b * h_stride_,
+                       step.multiplied + b * h_stride_,
                        h_stride_,
                        a.w_hh + v * L * G * P_,
                        I_,
@@ -394,23 +400,57 @@ class Forward {
     } else {
       product.pre = pre_of(step, v, b);
     }
+    if (p_.inside.any) return tile_for_rows<MR, NU>(step, v, b, product);
+    alignas(64) C columns[MR * K * NU * L];
+    expect_writes<MR, NU>(step, v, b);
     column_tile<MR, G * NU, (K - G) * NU>(product, columns);
     apply_cells<NU>(step, v, b, MR, columns);
   }
 
   template <int NU>
   FASTRNN_NOINLINE void direct_tile(const Step& step, int64_t v, int64_t b) const {
-    alignas(64) C products[G * NU * L], columns[K * NU * L];
+    alignas(64) C products[G * NU * L], columns[2 * G * NU * L];
     direct_products<NU>(static_cast<const S*>(p_.weights[step.d].w_hh), P_,
-                        step.h_in + b * h_stride_, v, products);
+                        step.multiplied + b * h_stride_, v, products);
     const C* const pre = pre_of(step, v, b);
-    constexpr int kTogether = (2 * G - K) * NU * L;  // what is not apart
+    const int apart = apart_columns<Cell>(p_.inside.norm) * NU * L, together = G * NU * L - apart;
     for (int i = 0; i < G * NU * L; i += L) {
       const V x = V::load(pre + i), recurrent = V::load(products + i);
-      (i < kTogether ? recurrent + x : x).store(columns + i);
-      if (i >= kTogether) recurrent.store(columns + i + (K - G) * NU * L);
+      (i < together ? recurrent + x : x).store(columns + i);
+      if (i >= together) recurrent.store(columns + i + apart);
     }
+    if (p_.inside.any) return rows_.take(step.d, v, NU * L, b, 1, columns);
     apply_cells<NU>(step, v, b, 1, columns);
+  }
+
+  // ---- options inside the recurrence -----------------------------------------
+
+  template <int MR, int NU>
+  FASTRNN_NOINLINE void tile_for_rows(const Step& step, int64_t v, int64_t b,
+                                      const Columns<C>& product) const {
+    constexpr int NV = G * NU;
+    alignas(64) C columns[MR * 2 * NV * L];
+    switch (p_.inside.norm) {
+      case Norm::kNone:
+        column_tile<MR, NV, apart_columns<Cell>(Norm::kNone) * NU>(product, columns);
+        break;
+      case Norm::kRecurrent:
+        column_tile<MR, NV, apart_columns<Cell>(Norm::kRecurrent) * NU>(product, columns);
+        break;
+      case Norm::kJoint:
+        column_tile<MR, NV, apart_columns<Cell>(Norm::kJoint) * NU>(product, columns);
+        break;
+    }
+    rows_.take(step.d, v, NU * L, b, MR, columns);
+  }
+
+  void apply_rows(const Step& step, int64_t t, Range rows, int thread) const {
+    const Direction& a = directions_[step.d];
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      rows_.apply({step.d, t, b, step.first_row + b, a.bias_u, step.h_in + b * h_stride_,
+                   step.h_out + b * h_stride_, a.c + b * stride_},
+                  thread);
+    }
   }
 
   // bias + x w_ih^T of a tile: [rows][G][NU * L], rows pre_stride apart.
@@ -554,6 +594,7 @@ class Forward {
   int64_t chunk_steps_, x_elements_, pre_elements_, panel_elements_;
   C *x_, *pre_;  // a thread's chunk of input rows and of their products
   C* panel_;     // a thread's block of w_ih, where packed late
+  ForwardRows<Cell, S> rows_;
   Direction directions_[2];
   size_t bytes_;
 };

@@ -110,5 +110,10 @@ class Arena {
   size_t used_ = 0;
 };
 
+// What is left of a workspace behind its first bytes.
+FASTRNN_INLINE void* after(void* workspace, size_t bytes) {
+  return workspace ? static_cast<char*>(workspace) + bytes : nullptr;
+}
+
 }  // namespace
 }  // namespace fastrnn::cpu

@@ -143,8 +143,9 @@ class Products {
       const Range block = part(rows_of.size(), parts, i);
       const int64_t n0 = rows_of.begin + block.begin, rows = block.size();
       if (g.d_w_ih) {
-        pack_panel(I_, rows, input_panel,
-                   [&](int64_t r) { return static_cast<const S*>(p_.input) + (n0 + r) * I_; });
+        pack_panel(I_, rows, input_panel, [&](int64_t r) {
+          return PanelRow{static_cast<const S*>(p_.input) + (n0 + r) * I_, nullptr};
+        });
       }
       if (g.d_w_hh) {
         pack_panel(P_, rows, hidden_panel, [&](int64_t) { return previous_h(d, walk); });
@@ -301,14 +302,24 @@ class Products {
     }
   };
 
-  // h before the walk's row; null where that was a zero initial state.
-  const S* previous_h(int d, Walk& walk) const {
+  struct PanelRow {
+    const S* values;  // null: zeros
+    const S* factor;  // null: ones
+  };
+
+  // h before the walk's row, as it entered the product.
+  PanelRow previous_h(int d, Walk& walk) const {
     const int64_t t = walk.t + (d == 0 ? -1 : 1), b = walk.b;
     walk.next();
+    const auto of_state = [&](const void* state) {
+      return state ? static_cast<const S*>(state) + (d * s_.steps.batch + b) * P_ : nullptr;
+    };
+    const S* const factor = of_state(p_.h_scale);
     if (t >= 0 && t < s_.steps.seq_len && b < s_.steps.count(t)) {
-      return static_cast<const S*>(p_.hidden) + (d * N_ + s_.steps.offset(t) + b) * P_;
+      const int64_t n = d * N_ + s_.steps.offset(t) + b;
+      return {static_cast<const S*>(p_.hidden) + n * P_, factor};
     }
-    return p_.h0 ? static_cast<const S*>(p_.h0) + (d * s_.steps.batch + b) * P_ : nullptr;
+    return {of_state(p_.h0), factor};
   }
 
   // panel: `rows` rows of `size` values in blocks of vectors, [block][row][NV * L].
@@ -317,13 +328,15 @@ class Products {
     const Blocks blocks{0, ceil_div(size, L)};
     const int64_t count = blocks.count();
     for (int64_t r = 0; r < rows; ++r) {
-      const S* from = row(r);
+      const PanelRow from = row(r);
       for (int64_t i = 0; i < count; ++i) {
         blocks.call(i, [&](auto nv, int64_t v) {
           C* to = panel + v * L * rows + r * nv() * L;
           for (int u = 0; u < nv(); ++u) {
-            (from ? load_lanes<V>(from + (v + u) * L, lanes(v + u, size)) : V::zero())
-                .store(to + u * L);
+            const int k = lanes(v + u, size);
+            V x = from.values ? load_lanes<V>(from.values + (v + u) * L, k) : V::zero();
+            if (from.factor) x = x * load_lanes<V>(from.factor + (v + u) * L, k);
+            x.store(to + u * L);
           }
         });
       }

@@ -2,8 +2,6 @@
 // and puts them behind one table.
 #pragma once
 #include "cpu/kernels/drop.h"
-#include "cpu/kernels/extended_backward.h"
-#include "cpu/kernels/extended_forward.h"
 #include "cpu/kernels/forward.h"
 #include "cpu/kernels/tangent.h"
 #include "cpu/kernels/vjp.h"
@@ -51,24 +49,6 @@ constexpr Kernels make_kernels() {
       [](const TangentParams& p, const Worker& worker) {
         cells::All::visit(p.shape.cell,
                           [&](auto cell) { Tangent<decltype(cell), S>::run(p, worker); });
-      },
-      [](const ExtendedForwardParams& p, int threads) {
-        return cells::All::visit(p.shape.cell, [&](auto cell) {
-          return ExtendedForward<decltype(cell), S>::workspace_bytes(p, threads);
-        });
-      },
-      [](const ExtendedForwardParams& p, const Worker& worker) {
-        cells::All::visit(p.shape.cell,
-                          [&](auto cell) { ExtendedForward<decltype(cell), S>::run(p, worker); });
-      },
-      [](const ExtendedBackwardParams& p, int threads) {
-        return cells::All::visit(p.shape.cell, [&](auto cell) {
-          return ExtendedBackward<decltype(cell), S>::workspace_bytes(p, threads);
-        });
-      },
-      [](const ExtendedBackwardParams& p, const Worker& worker) {
-        cells::All::visit(p.shape.cell,
-                          [&](auto cell) { ExtendedBackward<decltype(cell), S>::run(p, worker); });
       },
       [](const DropParams& p, int threads) { return Drop<S>::workspace_bytes(p, threads); },
       [](const DropParams& p, const Worker& worker) { Drop<S>::run(p, worker); },

@@ -43,10 +43,6 @@ class Vjp {
     bytes_ = used + arena.used();
   }
 
-  static void* after(void* workspace, size_t bytes) {
-    return workspace ? static_cast<char*>(workspace) + bytes : nullptr;
-  }
-
   void run_worker(const Worker& worker) {
     const Place place = backward_.place(worker);
     products_.start(worker);
@@ -69,6 +65,7 @@ class Vjp {
       use(worker, turn);
     }
     for (int d = 0; d < s_.directions; ++d) products_.finish(d);
+    backward_.finish(worker);
   }
 
   // The products of one turn.

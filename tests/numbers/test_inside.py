@@ -1,4 +1,4 @@
-"""The operators of the extended recurrence against its equations: values, gradients, masks."""
+"""Options inside the recurrence against their equations: values, gradients, masks."""
 
 import itertools
 
@@ -6,31 +6,42 @@ import pytest
 import torch
 
 from fastrnn import variants_reference
-from fastrnn._layer import extended
-from fastrnn.variants_reference import recurrence
-from tests.arguments import arguments_of, extended_values, of_extended
+from fastrnn._layer import autograd, dropout
+from fastrnn._layer.cells import CELLS, STEMS
+from tests.arguments import arguments_of, inside_values, of_inside, run_inside
 from tests.cases import NO_PROJ
 from tests.tolerances import error
 
 NORMS = ("none", "recurrent", "joint")
-# Those with gradients.
-NAMES = ("input", "h0", "c0", "w_ih", "w_hh", "gain_x", "bias_x", "bias", "gain", "cell_gain",
-         "cell_bias")  # fmt: skip
 
 
-def with_value(values):
-    """Names of the arguments with gradients that are there."""
-    return [name for name in NAMES if values[name] is not None]
+def moved(values):
+    """What has gradients, by name."""
+    cell, count = CELLS[values["cell"]], 1 + values["bidirectional"]
+    stems = STEMS[values["inside"].norm, cell.has_c, len(values["params"]) // count]
+    names = [f"{stem}[{d}]" for d in range(count) for stem in stems]
+    named = {"input": values["input"]} | dict(zip(("h0", "c0"), values["states"]))
+    named |= dict(zip(names, values["params"], strict=True))
+    return {name: value for name, value in named.items() if value is not None}
 
 
-def with_gradients(run, values, losses=None):
+def with_tensors(values, tensors):
+    """The same values with others for those that `moved` names."""
+    tensors = iter(tensors)
+    input = next(tensors)
+    states = [None if state is None else next(tensors) for state in values["states"]]
+    return values | {"input": input, "states": states, "params": [*tensors]}
+
+
+def with_gradients(layer, values, losses=None):
     """Results and gradients by name, and the weights of the loss."""
-    named = {n: values[n].detach().clone().requires_grad_() for n in with_value(values)}
-    results = [r for r in run(*(values | named).values()) if r.numel()]
+    named = moved(values)
+    tensors = [value.detach().clone().requires_grad_() for value in named.values()]
+    results = run_inside(layer, with_tensors(values, tensors))
     if losses is None:
         losses = [torch.randn_like(r) for r in results]
     loss = sum((w * r).sum() for w, r in zip(losses, results, strict=True))
-    gradients = torch.autograd.grad(loss, list(named.values()))
+    gradients = torch.autograd.grad(loss, tensors)
     out = dict(zip(("output", "h_n", "c_n"), results))
     out |= {f"d_{name}": g for name, g in zip(named, gradients, strict=True)}
     return {name: t.detach() for name, t in out.items()}, losses
@@ -46,8 +57,8 @@ def assert_close(ours, expected, limit):
 
 
 def check(values, limit=1e-11):
-    ours, losses = with_gradients(extended.layer, values)
-    theirs, _ = with_gradients(recurrence, values, losses)
+    ours, losses = with_gradients(autograd.layer, values)
+    theirs, _ = with_gradients(variants_reference.layer, values, losses)
     assert_close(ours, theirs, limit)
 
 
@@ -80,15 +91,20 @@ def test_philox_known_answers(counter, key, words):
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**63 - 1, -(2**63), 0x123456789ABCDEF])
 def test_masks_are_the_reference_ones(cpu_target, size, seed):
     """A kernel's masks, read off states that are kept (1) or not (0), of c and of h apart."""
-    values = extended_values("lstm", steps=3, batch=4, size=size, directions=2, seed=seed, layer=3,
-                             rates=(0.3, 0.6, 0.5), dtype=torch.float32, bias=False)  # fmt: skip
-    for name, value in (("input", 0.0), ("w_hh", 0.0), ("h0", 9.0), ("c0", 8.0)):
-        values[name] = torch.full_like(values[name], value)
+    values = inside_values("lstm", steps=3, batch=4, size=size, directions=2, seed=seed,
+                           rates=(0.3, 0.6, 0.5), dtype=torch.float32, bias=False,
+                           counter=(12, 5, -1))  # fmt: skip
+    values["input"].zero_()
+    for value, state in zip((9.0, 8.0), values["states"]):
+        state.fill_(value)
+    for w_hh in values["params"][1::2]:
+        w_hh.zero_()
     # Gates of 1/2 and a candidate of 0: c halves where it is not kept.
-    output, h_n, c_n = extended.layer(*values.values())
-    expected = recurrence(*values.values())
-    for ours, theirs in zip((output, h_n, c_n), expected, strict=True):
+    results = run_inside(autograd.layer, values)
+    expected = run_inside(variants_reference.layer, values)
+    for ours, theirs in zip(results, expected, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-5)
+    h_n = results[1]
     kept = (h_n == 9.0).float().mean()
     if size >= 64:
         assert abs(kept - 0.6**3) < 0.06
@@ -99,19 +115,19 @@ def test_masks_statistics():
     like = torch.empty(64, 256)
     seed = torch.tensor([7])
     for rate in (0.05, 0.5, 0.9):
-        c, h, factor = variants_reference.masks(seed, (rate, rate, rate), 0, 0, 0, 64, like)
+        c, h, factor = variants_reference.masks(seed, (rate, rate, rate), 0, 0, 64, like)
         deviation = 5 * (rate * (1 - rate) / like.numel()) ** 0.5
         assert abs(c.mean() - rate) < deviation and abs(h.mean() - rate) < deviation
         assert abs((factor == 0).float().mean() - rate) < deviation
         assert abs(factor.mean() - 1) < deviation / (1 - rate)
     half = (0.5, 0.5, 0.5)
-    base = variants_reference.masks(seed, half, 0, 0, 0, 64, like)[0]
+    base = variants_reference.masks(seed, half, 0, 0, 64, like)[0]
     others = [
-        variants_reference.masks(seed, half, 0, 0, 1, 64, like)[0],
-        variants_reference.masks(seed, half, 0, 1, 0, 64, like)[0],
-        variants_reference.masks(seed, half, 1, 0, 0, 64, like)[0],
-        variants_reference.masks(seed + 1, half, 0, 0, 0, 64, like)[0],
-        variants_reference.masks(seed, half, 0, 0, 0, 64, like)[1],
+        variants_reference.masks(seed, half, 0, 1, 64, like)[0],
+        variants_reference.masks(seed, half, 2, 0, 64, like)[0],
+        variants_reference.masks(seed, half, 4, 0, 64, like)[0],
+        variants_reference.masks(seed + 1, half, 0, 0, 64, like)[0],
+        variants_reference.masks(seed, half, 0, 0, 64, like)[1],
         base.roll(1, 0),
         base.roll(1, 1),
     ]
@@ -125,13 +141,12 @@ def test_masks_statistics():
 OPTIONS = {
     "plain": {},
     "no_bias_no_states": {"bias": False, "states": False},
-    "cell_norm": {"cell_norm": True},
     "scale": {"scale": True},
     "zoneout": {"seed": 5, "rates": (0.3, 0.2, 0.0)},
     "zoneout_h": {"seed": 5, "rates": (0.0, 0.4, 0.0)},
     "zoneout_eval": {"rates": (0.3, 0.2, 0.5)},
     "dropout": {"seed": 6, "rates": (0.0, 0.0, 0.4)},
-    "all": {"seed": 7, "rates": (0.1, 0.2, 0.3), "scale": True, "cell_norm": True},
+    "all": {"seed": 7, "rates": (0.1, 0.2, 0.3), "scale": True},
 }
 
 
@@ -140,7 +155,7 @@ OPTIONS = {
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_options(cpu_target, cell, norm, options):
     for directions, lengths in ((1, None), (2, None), (2, (5, 3, 3, 1))):
-        check(extended_values(cell, norm, directions=directions, lengths=lengths, **options))
+        check(inside_values(cell, norm, directions=directions, lengths=lengths, **options))
 
 
 @pytest.mark.parametrize("cell", NO_PROJ)
@@ -149,13 +164,13 @@ def test_options(cpu_target, cell, norm, options):
 def test_shapes(cpu_target, cell, batch, size):
     """Around vector widths and tile edges; one step and several."""
     for steps, norm in itertools.product((1, 3), ("none", "joint")):
-        check(extended_values(cell, norm, steps=steps, batch=batch, size=size, seed=1,
-                              cell_norm=True, scale=True, rates=(0.2, 0.2, 0.2)))  # fmt: skip
+        check(inside_values(cell, norm, steps=steps, batch=batch, size=size, seed=1,
+                              scale=True, rates=(0.2, 0.2, 0.2)))  # fmt: skip
 
 
 def test_long_reductions(cpu_target):
     """More terms than the backward product takes at a time."""
-    check(extended_values("lstm", "recurrent", steps=3, batch=9, size=300, cell_norm=True))
+    check(inside_values("lstm", "recurrent", steps=3, batch=9, size=300))
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
@@ -166,18 +181,15 @@ def test_accuracy(cpu_target, cell, norm, dtype):
 
     The floor: 8 eps of a result's size; terms of a gradient cancel, so 64 eps of the largest.
     """
-    options = {"steps": 12, "batch": 9, "size": 40, "cell_norm": True, "seed": 2,
+    options = {"steps": 12, "batch": 9, "size": 40, "seed": 2,
                "rates": (0.1, 0.1, 0.1), "dtype": dtype}  # fmt: skip
-    values = extended_values(cell, norm, **options)
-    exact = {
-        n: v.double() if torch.is_tensor(v) and v.is_floating_point() else v
-        for n, v in values.items()
-    }
-    oracle, losses = with_gradients(recurrence, exact)
+    values = inside_values(cell, norm, **options)
+    exact = with_tensors(values, [t.double() for t in moved(values).values()])
+    oracle, losses = with_gradients(variants_reference.layer, exact)
     losses = [w.to(dtype) for w in losses]
-    oracle, _ = with_gradients(recurrence, exact, [w.double() for w in losses])
-    ours, _ = with_gradients(extended.layer, values, losses)
-    theirs, _ = with_gradients(recurrence, values, losses)
+    oracle, _ = with_gradients(variants_reference.layer, exact, [w.double() for w in losses])
+    ours, _ = with_gradients(autograd.layer, values, losses)
+    theirs, _ = with_gradients(variants_reference.layer, values, losses)
     eps = torch.finfo(dtype).eps
     largest = max(t.abs().max().item() for n, t in oracle.items() if n[:2] == "d_")
     for name, expected in oracle.items():
@@ -190,14 +202,14 @@ def test_accuracy(cpu_target, cell, norm, dtype):
 @pytest.mark.parametrize("batch", [1, 3, 24])
 def test_threads_do_not_change_a_bit(cpu_target, cell, batch):
     # One feature: torch's input product has no sum that could depend on threads.
-    values = extended_values(cell, "recurrent", steps=20, batch=batch, size=150, directions=2,
-                             seed=3, cell_norm=True, scale=True, rates=(0.2, 0.2, 0.2), features=1,
+    values = inside_values(cell, "recurrent", steps=20, batch=batch, size=150, directions=2,
+                             seed=3, scale=True, rates=(0.2, 0.2, 0.2), features=1,
                              dtype=torch.float32)  # fmt: skip
     torch.set_num_threads(1)
-    one, losses = with_gradients(extended.layer, values)
+    one, losses = with_gradients(autograd.layer, values)
     for threads in (2, 3, 4):
         torch.set_num_threads(threads)
-        several, _ = with_gradients(extended.layer, values, losses)
+        several, _ = with_gradients(autograd.layer, values, losses)
         for name, value in one.items():
             assert torch.equal(value, several[name]), (name, threads)
 
@@ -206,23 +218,22 @@ def test_threads_do_not_change_a_bit(cpu_target, cell, batch):
 @pytest.mark.parametrize("norm", NORMS)
 def test_numerical_derivatives(cell, norm):
     """First derivatives of the kernels, second ones of the equations."""
-    values = extended_values(cell, norm, steps=3, batch=2, size=3, cell_norm=True, scale=True,
+    values = inside_values(cell, norm, steps=3, batch=2, size=3, scale=True,
                              seed=4, rates=(0.3, 0.3, 0.3))  # fmt: skip
-    names = with_value(values)
+    named = moved(values)
 
     def call(*tensors):
-        mine = values | dict(zip(names, tensors, strict=True))
-        return tuple(r for r in extended.layer(*mine.values()) if r.numel())
+        return run_inside(autograd.layer, with_tensors(values, tensors))
 
-    tensors = [values[name].requires_grad_() for name in names]
+    tensors = [value.requires_grad_() for value in named.values()]
     assert torch.autograd.gradcheck(call, tensors, check_forward_ad=True, fast_mode=True)
     assert torch.autograd.gradgradcheck(call, tensors, fast_mode=True)
 
 
 def test_backward_twice_gives_the_same():
-    values = extended_values("lstm", "recurrent", cell_norm=True, seed=1, rates=(0.2, 0.2, 0.2))
-    w_hh = values["w_hh"].requires_grad_()
-    output, _, _ = extended.layer(*values.values())
+    values = inside_values("lstm", "recurrent", seed=1, rates=(0.2, 0.2, 0.2))
+    w_hh = values["params"][1].requires_grad_()
+    output, _, _ = run_inside(autograd.layer, values)
     loss = output.square().sum()
     first = torch.autograd.grad(loss, w_hh, retain_graph=True)[0]
     assert torch.equal(first, torch.autograd.grad(loss, w_hh)[0])
@@ -230,8 +241,8 @@ def test_backward_twice_gives_the_same():
 
 def test_rows_of():
     values = torch.randn(2, 3, 4)
-    assert torch.equal(extended.rows_of(values, 6, 3, None), torch.cat([values, values], 1))
-    packed = extended.rows_of(values, 6, 3, torch.tensor([3, 2, 1]))
+    assert torch.equal(dropout.rows_of(values, 6, 3, None), torch.cat([values, values], 1))
+    packed = dropout.rows_of(values, 6, 3, torch.tensor([3, 2, 1]))
     assert torch.equal(packed, torch.cat([values, values[:, :2], values[:, :1]], 1))
 
 
@@ -240,23 +251,45 @@ def test_rows_of():
     [
         ("cell", "elman", "expected cell"),
         ("norm", "batch", "expected norm"),
-        ("batch", 3, "batch that divides"),
-        ("h0", torch.zeros(1, 5, 3), "expected h0"),
-        ("w_hh", torch.zeros(1, 68, 3), "expected w_hh"),
-        ("gain_x", None, "expected gain_x with norm recurrent"),
-        ("bias_x", torch.zeros(1, 3), "expected bias_x"),
-        ("gain", None, "expected gain with"),
-        ("cell_gain", None, "cell_gain and cell_bias together"),
+        ("norm", "joint", "expected 4 params for each"),
+        ("norm", "none", "expected 2 or 4 params"),
+        ("counter", (), "expected counter with options"),
+        ("states", [torch.zeros(1, 5, 3), None], "expected h0"),
+        ("h_scale", torch.zeros(1, 5, 3), "expected h_scale"),
         ("seed", torch.zeros(1), "expected seed"),
-        ("layer", -1, "expected layer"),
+        ("counter", (-1, 0, 1), "expected counter"),
+        ("counter", (0, 1), "expected counter"),
         ("rates", (0.0, 1.0, 0.0), "rates in"),
+        ("rates", (0.0, 0.5), "expected rates"),
+        ("eps", 0.0, "expected eps > 0"),
+        ("resets", torch.zeros(4, 5, dtype=torch.bool), "expected no resets on cpu"),
     ],
 )
 def test_errors(name, value, message):
-    values = extended_values("lstm", "recurrent", cell_norm=True, seed=1)
-    values = of_extended("extended_forward", values) | {"save": False, name: value}
+    values = of_inside("layer_forward", inside_values("lstm", "recurrent", seed=1))
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.fastrnn.extended_forward(*values.values())
+        torch.ops.fastrnn.layer_forward(*(values | {name: value}).values())
+
+
+def test_errors_of_backward():
+    values = of_inside("layer_backward", inside_values("lstm", "recurrent", seed=1))
+    for changed, message in (
+        ({"saved": values["saved"][1:]}, "expected normed|expected 5 saved"),
+        ({"saved": [*values["saved"][:1], values["saved"][1].double()[..., 0],
+                    *values["saved"][2:]]}, "expected rstd of shape"),
+        ({"weights": values["weights"][:5]}, "expected cell_bias among the weights"),
+        ({"weights": values["weights"][:4]}, "expected 5 or 6 weights"),
+        ({"wanted": values["wanted"][1:]}, "expected 8 flags, or 11 with biases"),
+    ):  # fmt: skip
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.fastrnn.layer_backward(*(values | changed).values())
+
+
+def test_no_projection_goes_with_options():
+    values = of_inside("layer_forward", inside_values("lstm", seed=1, rates=(0.1, 0.1, 0.0)))
+    values["params"] = [*values["params"], torch.zeros(17, 17, dtype=torch.float64)]
+    with pytest.raises(RuntimeError, match="expected 2 or 4 params"):
+        torch.ops.fastrnn.layer_forward(*values.values())
 
 
 # -- Dropped weights -------------------------------------------------------------------------------
@@ -268,44 +301,44 @@ def test_dropped_weights_are_the_reference_ones(cpu_target, shape, dtype):
     weights = torch.randn(shape, dtype=torch.float64).to(dtype)
     for seed, stream in ((0, 0), (-1, 3), (2**63 - 1, 6), (-(2**63), 1)):
         seed = torch.tensor([seed])
-        ours = extended.dropped(weights, seed, stream, 0.3)
+        ours = dropout.dropped(weights, seed, stream, 0.3)
         factors = variants_reference.weight_factors(seed, stream, 0.3, weights.double())
         assert torch.equal(ours == 0, factors == 0)
         torch.testing.assert_close(ours, (weights.double() * factors).to(dtype))
     strided = torch.randn(shape[1], shape[0], dtype=torch.float64).to(dtype).t()
-    expected = extended.dropped(strided.contiguous(), seed, stream, 0.3)
-    assert torch.equal(extended.dropped(strided, seed, stream, 0.3), expected)
+    expected = dropout.dropped(strided.contiguous(), seed, stream, 0.3)
+    assert torch.equal(dropout.dropped(strided, seed, stream, 0.3), expected)
 
 
 def test_dropped_weights_statistics(cpu_target):
     """Rates and means are met, and no seed, stream, row or column tells of another."""
     ones, seed = torch.ones(512, 384), torch.tensor([7])
     for rate in (0.05, 0.5, 0.9):
-        factors = extended.dropped(ones, seed, 0, rate)
+        factors = dropout.dropped(ones, seed, 0, rate)
         deviation = 5 * (rate * (1 - rate) / ones.numel()) ** 0.5
         assert abs((factors == 0).double().mean() - rate) < deviation
         assert abs(factors.double().mean() - 1) < deviation / (1 - rate)
         assert torch.equal(factors[factors != 0].unique(), torch.tensor([1 / (1 - rate)]))
-    base = extended.dropped(ones, seed, 0, 0.5)
+    base = dropout.dropped(ones, seed, 0, 0.5)
     others = [
-        extended.dropped(ones, seed + 1, 0, 0.5),
-        extended.dropped(ones, seed, 2, 0.5),
+        dropout.dropped(ones, seed + 1, 0, 0.5),
+        dropout.dropped(ones, seed, 2, 0.5),
         *(base.roll(shift, dim) for shift in (1, 16, 64, 192) for dim in (0, 1)),
     ]
     for other in others:
         agree = (base == other).double().mean()
         assert abs(agree - 0.5) < 5 * 0.5 / ones.numel() ** 0.5
-    zoneout = variants_reference.masks(seed, (0.5, 0.5, 0.0), 0, 0, 0, 512, ones)[0]
+    zoneout = variants_reference.masks(seed, (0.5, 0.5, 0.0), 0, 0, 512, ones)[0]
     assert abs((base == 2 * zoneout).double().mean() - 0.5) < 5 * 0.5 / ones.numel() ** 0.5
 
 
 def test_dropped_weights_do_not_depend_on_threads(cpu_target):
     weights, seed = torch.randn(1030, 257), torch.tensor([5])
     torch.set_num_threads(1)
-    expected = extended.dropped(weights, seed, 0, 0.4)
+    expected = dropout.dropped(weights, seed, 0, 0.4)
     for threads in (2, 3, 4):
         torch.set_num_threads(threads)
-        assert torch.equal(extended.dropped(weights, seed, 0, 0.4), expected)
+        assert torch.equal(dropout.dropped(weights, seed, 0, 0.4), expected)
 
 
 def test_dropped_weights_derivatives():
@@ -313,7 +346,7 @@ def test_dropped_weights_derivatives():
     seed = torch.tensor([11])
 
     def call(w):
-        return extended.dropped(w, seed, 2, 0.4).square()
+        return dropout.dropped(w, seed, 2, 0.4).square()
 
     assert torch.autograd.gradcheck(call, weights, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(call, weights)

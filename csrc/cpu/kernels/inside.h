@@ -1,0 +1,266 @@
+// What options put inside the recurrence (params.h, Inside), for every pass: masks, and the
+// normalisation of a row.
+//
+// With any of them a step has two phases: the products, tile by tile into memory, and the rest, one
+// whole row after the other. Threads that share rows divide the first by units and the second by
+// rows, with a barrier after either; a row is worked on in the same order whoever does it.
+//
+// Numbers N are vectors or, where a pass is differentiated, dual numbers of vectors.
+#pragma once
+#include "cpu/kernels/cells.h"
+#include "cpu/kernels/dual.h"
+#include "cpu/kernels/math.h"
+#include "cpu/kernels/pack.h"
+#include "cpu/kernels/philox.h"
+#include "cpu/kernels/plan.h"
+
+namespace fastrnn::cpu {
+namespace {
+
+// Columns of h's product that have a place of their own, behind those that the input's adds to.
+template <class Cell>
+constexpr int apart_columns(Norm norm) {
+  if (norm == Norm::kRecurrent) return Cell::kProducts;
+  return norm == Norm::kJoint ? 0 : Cell::kColumns - Cell::kProducts;
+}
+
+// Of a thread's share [begin, end) of rows that `peers` threads have in common.
+FASTRNN_INLINE Range share_of(Range rows, int peers, int peer) {
+  const Range r = part(rows.size(), peers, peer);
+  return {rows.begin + r.begin, rows.begin + r.end};
+}
+
+// ---- masks -----------------------------------------------------------------------------------
+
+// The masks of one row and step, one value a unit. A null pointer: the option is off.
+template <class C>
+struct RowMasks {
+  const C* zoneout_c;  // how much of the old c stays: 0 or 1, in expectation the rate
+  const C* zoneout_h;
+  const C* dropout;  // factor of the candidate: 0 or 1 / (1 - rate)
+};
+
+template <class C>
+class Masks {
+ public:
+  Masks(const Inside& o, int64_t hidden_size, int threads, Arena& arena)
+      : o_(o),
+        size_(ceil_div(hidden_size, kPhiloxGroup) * kPhiloxGroup),
+        key_{static_cast<uint32_t>(o.seed), static_cast<uint32_t>(o.seed >> 32)} {
+    values_ = arena.take<C>(o.any ? threads * 3 * size_ : 0);
+    words_ = arena.take<uint32_t>(o.any ? threads * size_ : 0);
+  }
+
+  // Writes this thread's scratch: what it returns is good until the thread's next call.
+  RowMasks<C> row(int thread, int direction, int64_t t, int64_t b) const {
+    C* const c = values_ + thread * 3 * size_;
+    C* const h = c + size_;
+    C* const candidate = h + size_;
+    uint32_t* const words = words_ + thread * size_;
+    const bool zoneout = o_.zoneout_c > 0 || o_.zoneout_h > 0;
+    if (!o_.random) {
+      for (int64_t i = 0; i < size_ && zoneout; ++i) {
+        c[i] = static_cast<C>(o_.zoneout_c);
+        h[i] = static_cast<C>(o_.zoneout_h);
+      }
+      return {o_.zoneout_c > 0 ? c : nullptr, o_.zoneout_h > 0 ? h : nullptr, nullptr};
+    }
+    const uint32_t stream = o_.stream + static_cast<uint32_t>(2 * direction);
+    const uint32_t row = static_cast<uint32_t>(b),
+                   step = static_cast<uint32_t>(o_.first_step + o_.step * t);
+    if (zoneout) {
+      philox_row(key_, row, step, stream, size_ / kPhiloxGroup, words);
+      const uint32_t c_below = philox_threshold(o_.zoneout_c),
+                     h_below = philox_threshold(o_.zoneout_h);
+      for (int64_t i = 0; i < size_; ++i) {
+        c[i] = (words[i] & 0xffffu) < c_below ? C(1) : C(0);
+        h[i] = (words[i] >> 16) < h_below ? C(1) : C(0);
+      }
+    }
+    if (o_.dropout > 0) {
+      philox_row(key_, row, step, stream + 1, size_ / kPhiloxGroup, words);
+      const uint32_t below = philox_threshold(o_.dropout);
+      const C kept = static_cast<C>(1 / (1 - o_.dropout));
+      for (int64_t i = 0; i < size_; ++i) candidate[i] = (words[i] >> 16) < below ? C(0) : kept;
+    }
+    return {o_.zoneout_c > 0 ? c : nullptr, o_.zoneout_h > 0 ? h : nullptr,
+            o_.dropout > 0 ? candidate : nullptr};
+  }
+
+ private:
+  const Inside& o_;
+  const int64_t size_;  // of a row's masks
+  const PhiloxKey key_;
+  C* values_;
+  uint32_t* words_;
+};
+
+// ---- numbers ---------------------------------------------------------------------------------
+
+// Values of a row in memory: dual numbers have their tangents, null for zeros, elsewhere.
+template <class X>
+struct Source {
+  const X *values, *tangents;
+
+  Source at(int64_t i) const { return {values + i, tangents ? tangents + i : nullptr}; }
+};
+
+template <class N>
+struct Numbers {  // N = V
+  using V = N;
+  static constexpr int kParts = 1;
+  template <class X>
+  static FASTRNN_INLINE N load(Source<X> from, int64_t i, int k) {
+    return load_lanes<V>(from.values + i, k);
+  }
+  // Scratch has tangents `apart` elements behind the values.
+  template <class C>
+  static FASTRNN_INLINE N load(const C* from, int64_t, int k) {
+    return load_lanes<V>(from, k);
+  }
+  template <class C>
+  static FASTRNN_INLINE void store(N x, C* to, int64_t, int k) {
+    store_lanes(x, to, k);
+  }
+  static FASTRNN_INLINE N of(V value, V) { return value; }
+  static FASTRNN_INLINE V value(N x) { return x; }
+  // What a pass is about: the values, or their tangents.
+  static FASTRNN_INLINE V result(N x) { return x; }
+  static FASTRNN_INLINE N mean(N sum, int64_t count) {
+    using C = typename V::Scalar;
+    return V::set1(sum.sum() / static_cast<C>(count));
+  }
+  // 1 / sqrt(variance + eps), of a variance that is the same in all lanes.
+  template <class C>
+  static FASTRNN_INLINE N rstd(N variance, C eps) {
+    alignas(64) C lanes[V::kLanes];
+    variance.store(lanes);
+    return V::set1(C(1) / std::sqrt(lanes[0] + eps));
+  }
+  static FASTRNN_INLINE N first_lanes(N x, int k) {
+    if (k == V::kLanes) return x;
+    alignas(64) typename V::Scalar apart[V::kLanes];
+    x.store(apart);
+    return V::load(apart, k);
+  }
+};
+
+template <class W>
+struct Numbers<Dual<W>> {
+  using N = Dual<W>;
+  using V = W;
+  static constexpr int kParts = 2;
+  template <class X>
+  static FASTRNN_INLINE N load(Source<X> from, int64_t i, int k) {
+    return {load_lanes<V>(from.values + i, k),
+            from.tangents ? load_lanes<V>(from.tangents + i, k) : V::zero()};
+  }
+  template <class C>
+  static FASTRNN_INLINE N load(const C* from, int64_t apart, int k) {
+    return {load_lanes<V>(from, k), load_lanes<V>(from + apart, k)};
+  }
+  template <class C>
+  static FASTRNN_INLINE void store(N x, C* to, int64_t apart, int k) {
+    store_lanes(x.v, to, k);
+    store_lanes(x.t, to + apart, k);
+  }
+  static FASTRNN_INLINE N of(V value, V tangent) { return {value, tangent}; }
+  static FASTRNN_INLINE V value(N x) { return x.v; }
+  static FASTRNN_INLINE V result(N x) { return x.t; }
+  static FASTRNN_INLINE N mean(N sum, int64_t count) {
+    return {Numbers<V>::mean(sum.v, count), Numbers<V>::mean(sum.t, count)};
+  }
+  template <class C>
+  static FASTRNN_INLINE N rstd(N variance, C eps) {
+    const V r = Numbers<V>::rstd(variance.v, eps);
+    return {r, V::set1(C(-0.5)) * r * r * r * variance.t};
+  }
+  static FASTRNN_INLINE N first_lanes(N x, int k) {
+    return {Numbers<V>::first_lanes(x.v, k), Numbers<V>::first_lanes(x.t, k)};
+  }
+};
+
+// ---- rows ------------------------------------------------------------------------------------
+
+// Calls f(offset, lanes) for the vectors of `size` values that lie side by side.
+template <class V, class F>
+FASTRNN_INLINE void each_vector(int64_t size, F&& f) {
+  int64_t i = 0;
+  for (; i + V::kLanes <= size; i += V::kLanes) f(i, V::kLanes);
+  if (i < size) f(i, static_cast<int>(size - i));
+}
+
+template <class N>
+struct RowStatistics {
+  N mean, rstd;  // the same in all lanes
+};
+
+// Of `columns` times `size` values in scratch, a column's `stride` from the next one's; of dual
+// numbers as Numbers says. Two passes: the sum of squares less the square of the sum would cancel.
+// Four sums side by side: each addition waits for the one before it.
+template <class N, class C>
+FASTRNN_NOINLINE RowStatistics<N> row_statistics(const C* x, int64_t apart, int columns,
+                                                 int64_t size, int64_t stride, double eps) {
+  using Ns = Numbers<N>;
+  using V = typename Ns::V;
+  constexpr int64_t kEach = V::kLanes, kAll = 4 * kEach;
+  const int64_t whole = size / kAll * kAll;
+  const auto sum_of = [&](auto&& add) __attribute__((always_inline)) {
+    N s[4] = {N::set1(0), N::set1(0), N::set1(0), N::set1(0)};
+    for (int c = 0; c < columns; ++c) {
+      const C* const from = x + c * stride;
+      for (int64_t i = 0; i < whole; i += kAll) {
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          s[j] = add(s[j], Ns::load(from + i + j * kEach, apart, V::kLanes), V::kLanes);
+        }
+      }
+      each_vector<V>(size - whole, [&](int64_t i, int k) __attribute__((always_inline)) {
+        s[0] = add(s[0], Ns::load(from + whole + i, apart, k), k);
+      });
+    }
+    return (s[0] + s[1]) + (s[2] + s[3]);
+  };
+  const int64_t count = columns * size;
+  const N mean = Ns::mean(sum_of([](N s, N v, int) { return s + v; }), count);
+  const N variance = Ns::mean(sum_of([&](N s, N v, int k) {
+                                // Lanes beyond the end count for nothing.
+                                const N d = Ns::first_lanes(v - mean, k);
+                                return fma(d, d, s);
+                              }),
+                              count);
+  return {mean, Ns::rstd(variance, static_cast<C>(eps))};
+}
+
+// d, the gradient of normalised values x^ (both in scratch), in place to that of what was
+// normalised: rstd (d - mean(d) - x^ mean(d x^)).
+template <class N, class C>
+FASTRNN_NOINLINE void row_norm_backward(const C* normed, N rstd, int64_t size, int64_t apart,
+                                        C* d) {
+  using Ns = Numbers<N>;
+  using V = typename Ns::V;
+  N sum = N::set1(0), product = N::set1(0);
+  each_vector<V>(size, [&](int64_t i, int k) {
+    const N g = Ns::load(d + i, apart, k);
+    sum = sum + g;
+    product = fma(g, Ns::load(normed + i, apart, k), product);
+  });
+  const N mean = Ns::mean(sum, size), slope = Ns::mean(product, size);
+  each_vector<V>(size, [&](int64_t i, int k) {
+    const N g = Ns::load(d + i, apart, k), x = Ns::load(normed + i, apart, k);
+    Ns::store(rstd * fnma(x, slope, g - mean), d + i, apart, k);
+  });
+}
+
+// Exactly the old value where the mask is 1, exactly the new one where it is 0.
+template <class N, class C>
+FASTRNN_INLINE N blend(const C* mask, int64_t at, N old_value, N new_value) {
+  if (!mask) return new_value;
+  using Ns = Numbers<N>;
+  using V = typename Ns::V;
+  const V keep = V::load(mask + at), rest = V::set1(1) - keep;
+  return fma(Ns::of(keep, V::zero()), old_value, Ns::of(rest, V::zero()) * new_value);
+}
+
+}  // namespace
+}  // namespace fastrnn::cpu
