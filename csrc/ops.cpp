@@ -27,10 +27,11 @@
 // params, in this order, and among the weights, all but b_ih and b_hh. rates: of zoneout of c,
 // zoneout of h and recurrent dropout, with masks from seed (Philox; without a seed: what eval
 // does). counter: empty of a layer without options, else the stream of the first direction's
-// masks, and two numbers, a and b: step t has those of step a + b*t. h_scale [D, B, H]: of h before the product. saved is then normed [D, N, M,
-// G*H] (what is normalised, before its gain, M being 2 of recurrent, 1 of joint), rstd [D, N, M],
-// gates (of any cell; of an RNN h before zoneout), hidden and cells. d_gates [D, N, G*H] of joint
-// are those of the sum, of recurrent [D, N, 2*G*H] those of w_ih x and then those of w_hh h.
+// masks, and two numbers, a and b: step t has those of step a + b*t. h_scale [D, B, H]: of h before
+// the product. saved is then normed [D, N, M, G*H] (what is normalised, before its gain, M being 2
+// of recurrent, 1 of joint), rstd [D, N, M], gates (of any cell; of an RNN h before zoneout),
+// hidden and cells. d_gates [D, N, G*H] of joint are those of the sum, of recurrent [D, N, 2*G*H]
+// those of w_ih x and then those of w_hh h.
 //
 // vmap puts a mapped dimension behind the rows of every tensor and calls an operator once
 // (fastrnn/_layer/rows.py, batching.py).
@@ -55,11 +56,12 @@ TORCH_LIBRARY(fastrnn, m) {
   m.def("layer_backward(str cell, Tensor?[] d_results, Tensor? input, Tensor? batch_sizes, SymInt batch, Tensor?[] states, Tensor?[] saved, Tensor[] weights, bool[] wanted, Tensor? resets=None, bool reset_to_hx=False, str norm=\"none\", float eps=0., float[] rates=[], int[] counter=[], Tensor? seed=None, Tensor? h_scale=None) -> Tensor[]");
 
   // The recurrence of the backward pass alone. Returns d_gates [D, N, S*H], the gradients of the
-  // states, of a projected layer that of every step's h behind the projection [D, N, P], and, if
-  // received (CPU), those of h and c as each cell received them [D, N, H]: of h before the
-  // projection, of c without what its own h brings. d_gates are of the values before activation: of
+  // states, of a projected layer that of every step's h behind the projection [D, N, P], of one with
+  // a norm those of each direction's b_ih, b_hh and gains (as params have them), and, if received
+  // (CPU), those of h and c as each cell received them [D, N, H]: of h before the projection, of c
+  // without what its own h brings. d_gates are of the values before activation: of
   // a GRU d_r, d_z, d_n of the input product, and d_n times r, that of the recurrent product.
-  m.def("gate_gradients(str cell, Tensor?[] d_results, Tensor? batch_sizes, SymInt batch, Tensor?[] states, Tensor?[] saved, Tensor[] weights, bool received, Tensor? resets=None, bool reset_to_hx=False) -> Tensor[]");
+  m.def("gate_gradients(str cell, Tensor?[] d_results, Tensor? batch_sizes, SymInt batch, Tensor?[] states, Tensor?[] saved, Tensor[] weights, bool received, Tensor? resets=None, bool reset_to_hx=False, str norm=\"none\", float eps=0., float[] rates=[], int[] counter=[], Tensor? seed=None, Tensor? h_scale=None) -> Tensor[]");
 
   // The two below (CPU) serve forward mode and second derivatives. t_ is the tangent of what
   // follows, in one direction of all arguments; None is zeros.
@@ -67,21 +69,22 @@ TORCH_LIBRARY(fastrnn, m) {
   // The derivative of the forward pass. t_params: of w_ih, w_hh, b_ih, b_hh of each direction.
   // through: what a caller has made of tangents of weights: what those of w_ih and b_ih, and of
   // w_hh and b_hh, bring to the gates [D, N, G*H], as vmap does where each sample has its own, and
-  // what that of w_hr brings to h [D, N, P]. Returns the tangents of the final states and, if save,
-  // of all that is saved, else of hidden alone.
-  m.def("layer_tangent(str cell, Tensor? t_input, Tensor?[] t_states, Tensor?[] t_params, Tensor?[] through, Tensor? input, Tensor? batch_sizes, SymInt batch, Tensor?[] states, Tensor?[] saved, Tensor[] weights, bool save) -> Tensor[]");
+  // what that of w_hr brings to h [D, N, P]; the first two not with options inside. t_norms: of
+  // gain_ih, gain_hh, cell_gain, cell_bias of each direction of a layer with a norm, else empty. Returns the
+  // tangents of the final states and, if save, of all that is saved, else of hidden alone.
+  m.def("layer_tangent(str cell, Tensor? t_input, Tensor?[] t_states, Tensor?[] t_params, Tensor?[] t_norms, Tensor?[] through, Tensor? input, Tensor? batch_sizes, SymInt batch, Tensor?[] states, Tensor?[] saved, Tensor[] weights, bool save, str norm=\"none\", float eps=0., float[] rates=[], int[] counter=[], Tensor? seed=None, Tensor? h_scale=None) -> Tensor[]");
 
   // The derivative of gate_gradients, whose d_results, received and results it takes and returns as
   // tangents. through: what t_w_hh, d_gates t_w_hh [D, N, P], and t_w_hr [D, N, H] bring.
-  m.def("gate_gradients_tangent(str cell, Tensor?[] t_d_results, Tensor?[] through, Tensor?[] t_states, Tensor?[] t_saved, Tensor[] received, Tensor? batch_sizes, SymInt batch, Tensor?[] states, Tensor?[] saved, Tensor[] weights) -> Tensor[]");
+  m.def("gate_gradients_tangent(str cell, Tensor?[] t_d_results, Tensor?[] t_norms, Tensor?[] through, Tensor?[] t_states, Tensor?[] t_saved, Tensor[] received, Tensor? batch_sizes, SymInt batch, Tensor?[] states, Tensor?[] saved, Tensor[] weights, str norm=\"none\", float eps=0., float[] rates=[], int[] counter=[], Tensor? seed=None, Tensor? h_scale=None) -> Tensor[]");
 
   // The products over all steps, of any cell: d_gates [D, N, G*H + apart], of which the last apart
   // columns are the recurrent product's alone, and as many before them the input's (GRU: H). input
   // [N, I], hidden [D, N, P], h0 [D, B, P]. d_input [N, I] where w_ih is given, and, four flags a
   // direction, the gradients of w_ih, w_hh, b_ih, b_hh; of size 0 where not asked for. One pass
   // over d_gates serves all of them. That of w_hr has the form of d_w_ih, and a product with a
-  // matrix that of d_input.
-  m.def("products(Tensor d_gates, SymInt apart, Tensor? batch_sizes, SymInt batch, Tensor? input, Tensor? hidden, Tensor? h0, Tensor[] w_ih, bool[] wanted, Tensor? resets=None, bool reset_to_hx=False) -> (Tensor d_input, Tensor[] d_params)");
+  // matrix that of d_input. h_scale [D, B, P]: of h before the product.
+  m.def("products(Tensor d_gates, SymInt apart, Tensor? batch_sizes, SymInt batch, Tensor? input, Tensor? hidden, Tensor? h0, Tensor[] w_ih, bool[] wanted, Tensor? resets=None, bool reset_to_hx=False, Tensor? h_scale=None) -> (Tensor d_input, Tensor[] d_params)");
 
   // The same of each of samples that share a call: row n of sample v is row n*samples + v of every
   // tensor, batch_sizes and batch are those of one. Results begin with the sample.

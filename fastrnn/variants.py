@@ -50,15 +50,15 @@ Common to all layers
         from torch's generator, and counters of layer, direction, step, row and unit: they are the
         same for any number of threads, and the backward pass computes them again instead of storing
         them. 16 bits decide, so that a rate is met to within 2^-17.
-    derivatives: the backward pass is kernels on the CPU. Second derivatives, forward mode,
-        torch.func and other devices run the equations of `fastrnn.variants_reference`, step by
-        step: right, but slow. Without options that reach into the recurrence (all but weight_drop
-        and an input's variational dropout), and in eval with dropout alone, a layer runs as
-        `fastrnn.LSTM`, `GRU` or `RNN` does.
-    raises: ValueError for checkpoint_every, for a rate outside of [0, 1), recurrent_dropout of an
-        RNN, a pair where there is one rate, eps <= 0 and proj_size > 0 with an option that reaches
-        into the recurrence; TypeError for an option of the wrong type; in the call what torch.nn
-        raises.
+    derivatives: those of `fastrnn.LSTM`, by kernels on the CPU: first and second ones, forward
+        mode, torch.func. vmap calls a layer with options inside the recurrence once for each
+        sample, whose masks are the same. Other devices run the equations of
+        `fastrnn.variants_reference`, step by step: right, but slow. Without options that reach into
+        the recurrence (all but weight_drop and an input's variational dropout), and in eval with
+        dropout alone, a layer runs as `fastrnn.LSTM`, `GRU` or `RNN` does.
+    raises: ValueError for a rate outside of [0, 1), recurrent_dropout of an RNN, a pair where there
+        is one rate, eps <= 0 and proj_size > 0 with an option that reaches into the recurrence;
+        TypeError for an option of the wrong type; in the call what torch.nn raises.
 """
 
 import torch

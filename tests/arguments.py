@@ -14,7 +14,8 @@ from fastrnn._layer.inside import Inside
 CPU_ONLY = {"layer_tangent", "gate_gradients_tangent", "quantized_forward", "drop_weights",
             "segments", "gather_rows", "sample_products"}  # fmt: skip
 # Those that take options inside the recurrence.
-WITH_INSIDE = ["layer_backward", "layer_forward"]
+WITH_INSIDE = ["layer_backward", "layer_forward", "gate_gradients", "layer_tangent",
+               "gate_gradients_tangent"]  # fmt: skip
 
 
 def operators():
@@ -157,6 +158,7 @@ def tangent_values(name, values):
     hidden, proj = values["saved"][-1].shape[-1], each == 5
     found["t_params"] = [like(p) for i, p in enumerate(values["params"]) if i % each < 4]
     found["t_params"][1] = None
+    found["t_norms"] = []
     sizes = (columns, columns, h_size) if name == "layer_tangent" else (h_size, hidden)
     found["through"] = [random(directions, rows, size) for size in sizes]
     if not proj:
@@ -251,19 +253,38 @@ def of_inside(name, values):
     """What an operator takes out of `inside_values`."""
     norm, cell = values["inside"].norm, CELLS[values["cell"]]
     values = values | values["inside"]._asdict()
-    values |= {"save": True, "resets": None, "reset_to_hx": False}
-    if name == "layer_backward":
-        results = overload("layer_forward")(*in_order("layer_forward", values).values())
-        count, directions = 1 + cell.states, 1 + values["bidirectional"]
-        stems = STEMS[norm, cell.has_c, len(values["params"]) // directions] * directions
-        finals = results[:count] + (results[-1:] if cell.has_c else [])
-        values |= {
-            "saved": results[count:],
-            "d_results": [*map(like, finals)],
-            "batch": results[1].shape[1],
-            "weights": [p for p, s in zip(values["params"], stems) if s[0] != "b"],
-            "wanted": [True] * (1 + cell.states + len(stems)),
-        }
+    values |= {"save": True, "resets": None, "reset_to_hx": False, "received": True}
+    if name == "layer_forward":
+        return in_order(name, values)
+    results = overload("layer_forward")(*in_order("layer_forward", values).values())
+    count, directions = 1 + cell.states, 1 + values["bidirectional"]
+    stems = STEMS[norm, cell.has_c, len(values["params"]) // directions] * directions
+    finals = results[:count] + (results[-1:] if cell.has_c else [])
+    _, batch, size = results[1].shape
+    values |= {
+        "saved": results[count:],
+        "d_results": [*map(like, finals)],
+        "batch": batch,
+        "weights": [p for p, s in zip(values["params"], stems) if s[0] != "b"],
+        "wanted": [True] * (1 + cell.states + len(stems)),
+    }
+    if name.endswith("_tangent"):
+        rows = results[-1].shape[1]
+        values |= {f"t_{n}": [*map(like, values[n])] for n in ("states", "saved", "d_results")}
+        values["t_input"] = random(rows, values["input"].shape[-1])
+        values["input"] = values["input"].flatten(0, -2)
+        each = len(stems) // directions
+        by_stem = [
+            dict(zip(stems, values["params"][d * each : (d + 1) * each])) for d in range(directions)
+        ]
+        of_products = ("w_ih", "w_hh", "b_ih", "b_hh")
+        of_norms = ("gain_ih", "gain_hh", "cell_gain", "cell_bias") if norm != "none" else ()
+        values["t_params"] = [like(of.get(s)) for of in by_stem for s in of_products]
+        values["t_norms"] = [like(of.get(s)) for of in by_stem for s in of_norms]
+        values["received"] = [random(directions, rows, size) for _ in values["states"]]
+        values["through"] = [None] * 3
+        if name != "layer_tangent":
+            values["through"] = [random(directions, rows, size), None]
     return in_order(name, values)
 
 

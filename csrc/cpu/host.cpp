@@ -113,6 +113,7 @@ Products Engine::products(const host::ProductsCall& call) {
   p.input = data(call.input);
   p.hidden = data(call.hidden);
   p.h0 = data(call.h0);
+  p.h_scale = data(call.h_scale);
   const bool with_input = !call.w_ih.empty();
   const Tensor d_input = cpu::empty(layer, with_input ? at::DimVector{N, I} : at::DimVector{0});
   if (with_input && N > 0) p.d_input = d_input.mutable_data_ptr();

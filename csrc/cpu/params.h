@@ -97,7 +97,7 @@ struct BackwardParams {
 struct TangentParams {
   LayerShape shape;
   Weights weights[2];        // w_ih for t_input, w_hh and w_hr
-  Weights t_weights[2];      // of w_ih, w_hh, b_ih, b_hh; each may be null
+  Weights t_weights[2];      // of all but w_hr; each may be null
   const void* t_input;       // [N, I] or null
   const void* through_w_ih;  // [D, N, G*H] or null: what w_ih and b_ih bring besides t_weights
   const void* through_w_hh;  // [D, N, G*H] or null: what w_hh and b_hh bring
@@ -115,6 +115,9 @@ struct TangentParams {
   void* t_cells;             // [D, N, H] or null, LSTM
   void* t_h_n;               // [D, B, P]
   void* t_c_n;               // [D, B, H], LSTM
+  Inside inside;
+  const void *normed, *rstd;  // as the forward pass left them
+  void *t_normed, *t_rstd;    // of these, or null
   void* workspace;
 };
 

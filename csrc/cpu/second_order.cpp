@@ -16,23 +16,44 @@ void check_count(const Layer& layer, const OptionalTensors& list, const char* na
               count, " tensors or None, got ", list.size());
 }
 
+// Tangents of gains, four of each direction, where something is normalised; else none.
+template <class Pointer>
+void fill_norms(Weights (&t_weights)[2], const Layer& layer, const OptionalTensors& t_norms,
+                Pointer pointer) {
+  using host::Param;
+  const bool normalises = layer.inside.parts() > 0;
+  check_count(layer, t_norms, "t_norms", normalises ? 4 * layer.directions() : 0);
+  for (size_t d = 0; d < static_cast<size_t>(layer.directions()) && normalises; ++d) {
+    const auto tangent = [&](size_t k, Param kind) {
+      return pointer(t_norms.get(4 * d + k), host::name_of(kind), layer.size_of(kind));
+    };
+    Weights& t = t_weights[d];
+    t.gain_ih = tangent(0, Param::kGainIh);
+    t.gain_hh = tangent(1, Param::kGainHh);
+    t.cell_gain = tangent(2, Param::kCellGain);
+    t.cell_bias = tangent(3, Param::kCellBias);
+  }
+}
+
 std::vector<Tensor> layer_tangent(c10::string_view cell, const OptionalTensor& t_input,
                                   const OptionalTensors& t_states, const OptionalTensors& t_params,
-                                  const OptionalTensors& through, const OptionalTensor& input,
+                                  const OptionalTensors& t_norms, const OptionalTensors& through, const OptionalTensor& input,
                                   const OptionalTensor& batch_sizes, c10::SymInt batch,
                                   const OptionalTensors& states, const OptionalTensors& saved,
-                                  at::TensorList weights, bool save) {
+                                  at::TensorList weights, bool save, c10::string_view norm,
+                                  double eps, at::ArrayRef<double> rates, at::IntArrayRef counter,
+                                  const OptionalTensor& seed, const OptionalTensor& h_scale) {
   const char* op = "layer_tangent";
   const at::AutoDispatchBelowADInplaceOrView below;
-  const Layer layer =
-      host::saved_layer(op, host::cell_kind(op, cell), batch_sizes, batch, states, saved, weights);
+  const Layer layer = host::saved_layer(op, host::cell_kind(op, cell), batch_sizes, batch, states,
+                                        saved, weights, {norm, eps, rates, counter, seed, h_scale});
   const int64_t D = layer.directions(), N = layer.rows(), H = layer.shape.hidden_size,
                 P = layer.shape.proj_size, GH = layer.products() * H, I = layer.shape.input_size;
   check_count(layer, t_states, "t_states", layer.cell().states);
   check_count(layer, t_params, "t_params", 4 * D);
   check_count(layer, through, "through", 3);
   std::vector<OptionalTensor> keep;  // what the pointers point into
-  keep.reserve(static_cast<size_t>(4 * D + 6));
+  keep.reserve(static_cast<size_t>(8 * D + 6));
   const auto pointer = [&](const OptionalTensor& t, const char* name, at::IntArrayRef size) {
     keep.push_back(layer.contiguous(t, name, size));
     return data(keep.back());
@@ -57,7 +78,13 @@ std::vector<Tensor> layer_tangent(c10::string_view cell, const OptionalTensor& t
   p.t_input = pointer(t_input, "t_input", {N, I});
   p.through_w_ih = pointer(through.get(0), "through_w_ih", layer.rows_of(GH));
   p.through_w_hh = pointer(through.get(1), "through_w_hh", layer.rows_of(GH));
+  TORCH_CHECK(!layer.inside.any || (!p.through_w_ih && !p.through_w_hh), op,
+              ": expected nothing through w_ih or w_hh with options inside the recurrence");
   p.through_w_hr = pointer(through.get(2), "through_w_hr", layer.rows_of(P));
+  fill_norms(p.t_weights, layer, t_norms, pointer);
+  p.inside = layer.inside;
+  p.normed = data(layer.normed);
+  p.rstd = data(layer.rstd);
   p.t_h0 = pointer(t_states.get(0), "t_h0", layer.h_state());
   if (layer.has_c()) p.t_c0 = pointer(t_states.get(1), "t_c0", layer.c_state());
   p.input = pointer(input, "input", {N, I});
@@ -68,12 +95,17 @@ std::vector<Tensor> layer_tangent(c10::string_view cell, const OptionalTensor& t
   p.cells = data(layer.cells);
 
   std::vector<Tensor> results;
-  const auto result = [&](at::IntArrayRef size) {
-    results.push_back(empty(layer, size));
-    return N > 0 ? results.back().mutable_data_ptr() : nullptr;
+  const auto result_of = [&](const Tensor& t) {
+    results.push_back(t);
+    return N > 0 ? t.mutable_data_ptr() : nullptr;
   };
+  const auto result = [&](at::IntArrayRef size) { return result_of(empty(layer, size)); };
   p.t_h_n = result(layer.h_state());
   if (layer.has_c()) p.t_c_n = result(layer.c_state());
+  if (save && layer.normed) {
+    p.t_normed = result(layer.normed_rows());
+    p.t_rstd = result_of(empty(layer.rstd_rows(), layer.compute_options()));
+  }
   if (save && layer.saves_gates()) p.t_gates = result(layer.gate_rows());
   p.t_hidden = result(layer.rows_of(P));
   if (save && layer.has_c()) p.t_cells = result(layer.rows_of(H));
@@ -90,22 +122,25 @@ std::vector<Tensor> layer_tangent(c10::string_view cell, const OptionalTensor& t
 }
 
 std::vector<Tensor> gate_gradients_tangent(
-    c10::string_view cell, const OptionalTensors& t_d_results, const OptionalTensors& through,
+    c10::string_view cell, const OptionalTensors& t_d_results, const OptionalTensors& t_norms,
+    const OptionalTensors& through,
     const OptionalTensors& t_states, const OptionalTensors& t_saved, at::TensorList received,
     const OptionalTensor& batch_sizes, c10::SymInt batch, const OptionalTensors& states,
-    const OptionalTensors& saved, at::TensorList weights) {
+    const OptionalTensors& saved, at::TensorList weights, c10::string_view norm, double eps,
+    at::ArrayRef<double> rates, at::IntArrayRef counter, const OptionalTensor& seed,
+    const OptionalTensor& h_scale) {
   const char* op = "gate_gradients_tangent";
   const at::AutoDispatchBelowADInplaceOrView below;
-  const Layer layer =
-      host::saved_layer(op, host::cell_kind(op, cell), batch_sizes, batch, states, saved, weights);
+  const Layer layer = host::saved_layer(op, host::cell_kind(op, cell), batch_sizes, batch, states,
+                                        saved, weights, {norm, eps, rates, counter, seed, h_scale});
   const int64_t H = layer.shape.hidden_size, count = layer.cell().states;
   check_count(layer, t_states, "t_states", count);
-  check_count(layer, t_saved, "t_saved", count + layer.saves_gates());
+  check_count(layer, t_saved, "t_saved", static_cast<int64_t>(saved.size()));
   check_count(layer, through, "through", 2);
   TORCH_CHECK(static_cast<int64_t>(received.size()) == count, op, ": expected received of ", count,
               " tensors, got ", received.size());
   std::vector<OptionalTensor> keep;  // what the pointers point into
-  keep.reserve(8);
+  keep.reserve(static_cast<size_t>(10 + 4 * layer.directions()));
   const auto pointer = [&](const OptionalTensor& t, const char* name, at::IntArrayRef size) {
     keep.push_back(layer.contiguous(t, name, size));
     return data(keep.back());
@@ -125,13 +160,23 @@ std::vector<Tensor> gate_gradients_tangent(
     direction.t_hidden = required(t_saved.get(last), "t_hidden", layer.rows_of(H));
     direction.t_h0 = pointer(t_states.get(0), "t_h0", layer.h_state());
   }
-  if (layer.saves_gates()) {
-    direction.t_gates = required(t_saved.get(0), "t_gates", layer.gate_rows());
+  size_t next = 0;
+  if (layer.normed) {
+    direction.t_normed = required(t_saved.get(next++), "t_normed", layer.normed_rows());
+    const OptionalTensor t_rstd = t_saved.get(next++);
+    TORCH_CHECK(t_rstd, op, ": expected t_rstd, got None");
+    keep.push_back(layer.contiguous_statistics(*t_rstd, "t_rstd"));
+    direction.t_rstd = data(keep.back());
   }
+  if (layer.saves_gates()) {
+    direction.t_gates = required(t_saved.get(next), "t_gates", layer.gate_rows());
+  }
+  fill_norms(direction.t_weights, layer, t_norms, pointer);
   direction.through_w_hh =
       pointer(through.get(0), "through_w_hh", layer.rows_of(layer.shape.proj_size));
   direction.through_w_hr = pointer(through.get(1), "through_w_hr", layer.rows_of(H));
-  const host::GateGradients r(layer, true, false, cpu::empty);
+  host::GateGradients r(layer, true, false, cpu::empty);
+  r.add_norms(layer, cpu::empty);
   const host::BackwardCall call(layer, t_d_results, r);
   if (layer.rows() == 0) {
     call.pass_states_on();

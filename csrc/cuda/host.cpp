@@ -90,7 +90,7 @@ host::Products Engine::vjp(const host::BackwardCall& call, const OptionalTensor&
   }
   return host::products<Engine>(call.result.d_gates, layer.apart(), layer.batch_sizes,
                                 layer.batch(), input, layer.hidden, layer.h0, w_ih, wanted,
-                                layer.resets, layer.shape.steps.to_initial);
+                                layer.resets, layer.shape.steps.to_initial, std::nullopt);
 }
 
 }  // namespace fastrnn::cuda

@@ -143,6 +143,15 @@ struct Layer {
     return contiguous(t, name, size);
   }
 
+  // One or two values of each row, in the compute type.
+  Tensor contiguous_statistics(const Tensor& t, const char* name) const {
+    TORCH_CHECK(t.device() == options.device() && t.dtype() == compute_options().dtype() &&
+                    t.sizes() == rstd_rows(),
+                op, ": expected ", name, " of shape ", rstd_rows(), " and dtype ",
+                compute_options().dtype(), ", got ", t.sizes(), " ", t.dtype());
+    return t.contiguous();
+  }
+
   // Dimensions and steps of the layer's input.
   void set_input(const Tensor& input, const OptionalTensor& sizes) {
     const int64_t dim = sizes ? 2 : 3;

@@ -37,6 +37,7 @@ struct ProductsCall {
   int64_t apart;                     // columns at the end that are the recurrent product's alone
   Tensor d_gates;                    // [D, N, hidden_size + apart]
   OptionalTensor input, hidden, h0;  // [N, I], [D, N, P], [D, B, P]
+  OptionalTensor h_scale;            // [D, B, P], of h before the product
   std::vector<Tensor> w_ih;          // [hidden_size, I] of each direction; empty: no d_input
   const c10::List<bool>& wanted;
 };
@@ -109,7 +110,10 @@ std::vector<Tensor> gate_gradients(c10::string_view cell, const OptionalTensors&
                                    const OptionalTensor& batch_sizes, c10::SymInt batch,
                                    const OptionalTensors& states, const OptionalTensors& saved,
                                    at::TensorList weights, bool received,
-                                   const OptionalTensor& resets, bool reset_to_hx) {
+                                   const OptionalTensor& resets, bool reset_to_hx,
+                                   c10::string_view norm, double eps, at::ArrayRef<double> rates,
+                                   at::IntArrayRef counter, const OptionalTensor& seed,
+                                   const OptionalTensor& h_scale) {
   const char* op = "gate_gradients";
   const CellKind kind = cell_kind(op, cell);
   const Tensor last = last_saved(op, saved);
@@ -117,9 +121,12 @@ std::vector<Tensor> gate_gradients(c10::string_view cell, const OptionalTensors&
   TORCH_CHECK(Engine::kHasSecondOrder || !received, op, ": expected received to be False on ",
               Engine::kName, ", got True");
   const typename Engine::Guard guard(last.device());
-  Layer layer = saved_layer(op, kind, batch_sizes, batch, states, saved, weights);
+  Layer layer = saved_layer(op, kind, batch_sizes, batch, states, saved, weights,
+                            {norm, eps, rates, counter, seed, h_scale});
   set_resets<Engine>(layer, resets, reset_to_hx);
-  const GateGradients r(layer, true, received, Engine::empty);
+  check_inside<Engine>(layer);
+  GateGradients r(layer, true, received, Engine::empty);
+  r.add_norms(layer, Engine::empty);
   const BackwardCall call(layer, d_results, r);
   layer.rows() > 0 ? Engine::backward(call) : call.pass_states_on();
   return r.list();
@@ -129,13 +136,14 @@ template <class Engine>
 Products products(const Tensor& d_gates, c10::SymInt apart, const OptionalTensor& batch_sizes,
                   c10::SymInt batch, const OptionalTensor& input, const OptionalTensor& hidden,
                   const OptionalTensor& h0, at::TensorList w_ih, const c10::List<bool>& wanted,
-                  const OptionalTensor& resets, bool reset_to_hx) {
+                  const OptionalTensor& resets, bool reset_to_hx, const OptionalTensor& h_scale) {
   const char* op = "products";
   check_device<Engine>(op, d_gates, "d_gates");
   const typename Engine::Guard guard(d_gates.device());
   Layer layer = layer_of_products(op, d_gates, apart.expect_int(), batch_sizes, batch.expect_int(),
                                   input, hidden, w_ih, wanted);
   set_resets<Engine>(layer, resets, reset_to_hx);
+  TORCH_CHECK(Engine::kTakesInside || !h_scale, op, ": expected no h_scale on ", Engine::kName);
   const int64_t N = layer.rows(), I = layer.shape.input_size;
   ProductsCall call{layer,
                     apart.expect_int(),
@@ -143,6 +151,7 @@ Products products(const Tensor& d_gates, c10::SymInt apart, const OptionalTensor
                     layer.contiguous(input, "input", {N, I}),
                     layer.contiguous(hidden, "hidden", layer.rows_of(layer.shape.proj_size)),
                     layer.contiguous(h0, "h0", layer.h_state()),
+                    layer.contiguous(h_scale, "h_scale", layer.h_state()),
                     {},
                     wanted};
   for (const Tensor& w : w_ih) {
@@ -214,7 +223,7 @@ Tensor projection_gradient(const Layer& layer, const Tensor& d_hidden, int64_t d
   const Tensor h = at::mul(o, at::tanh(layer.cells->select(0, d)));
   const auto [_, gradients] = products<Engine>(
       d_hidden.narrow(0, d, 1), 0, std::nullopt, layer.rows(), h, std::nullopt, std::nullopt, {},
-      c10::List<bool>({true, false, false, false}), std::nullopt, false);
+      c10::List<bool>({true, false, false, false}), std::nullopt, false, std::nullopt);
   return gradients[0];
 }
 
@@ -255,9 +264,7 @@ std::vector<Tensor> layer_backward(c10::string_view cell, const OptionalTensors&
   }
   GateGradients r(layer, !Engine::kHasVjp, false, Engine::empty);
   wanted.each(D, [&](size_t d, Param kind) {
-    if (wanted.is_product(kind) || kind == Param::kWHr) return;
-    r.of_norms[d][static_cast<int>(kind)] = Engine::empty(layer.size_of(kind), layer.options);
-    if (layer.rows() == 0) r.of_norms[d][static_cast<int>(kind)].zero_();
+    if (!wanted.is_product(kind) && kind != Param::kWHr) r.add_norm(layer, d, kind, Engine::empty);
   });
   const BackwardCall call(layer, d_results, r);
   if (layer.rows() == 0) call.pass_states_on();

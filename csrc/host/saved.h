@@ -38,12 +38,8 @@ inline Layer saved_layer(const char* op, CellKind kind, const OptionalTensor& ba
   if (normalises) {
     layer.normed = layer.required(saved.get(next++), "normed", layer.normed_rows());
     const OptionalTensor rstd = saved.get(next++);
-    TORCH_CHECK(rstd && rstd->device() == layer.options.device() &&
-                    rstd->dtype() == layer.compute_options().dtype() &&
-                    rstd->sizes() == layer.rstd_rows(),
-                op, ": expected rstd of shape ", layer.rstd_rows(), " and dtype ",
-                layer.compute_options().dtype());
-    layer.rstd = rstd->contiguous();
+    TORCH_CHECK(rstd, op, ": expected rstd, got None");
+    layer.rstd = layer.contiguous_statistics(*rstd, "rstd");
   }
   if (layer.saves_gates()) {
     layer.gates = layer.required(saved.get(next++), "gates", layer.gate_rows());
@@ -80,11 +76,40 @@ struct GateGradients {
     if (received && layer.has_c()) d_cell_c = empty(layer.rows_of(H), layer.options);
   }
 
+  // Of one param; the others' are sums over d_gates, which products make.
+  void add_norm(const Layer& layer, size_t direction, Param kind,
+                Tensor (*empty)(at::IntArrayRef, const at::TensorOptions&)) {
+    Tensor& t = of_norms[direction][static_cast<int>(kind)];
+    t = empty(layer.size_of(kind), layer.options);
+    if (layer.rows() == 0) t.zero_();
+  }
+  // Of all that are normalised with, and of the biases beside them.
+  void add_norms(const Layer& layer, Tensor (*empty)(at::IntArrayRef, const at::TensorOptions&)) {
+    if (layer.inside.parts() == 0) return;
+    bool cell_bias = false;
+    for (size_t k = 0; k < layer.kinds.count; ++k) {
+      cell_bias = cell_bias || layer.kinds.each[k] == Param::kCellBias;
+    }
+    const ParamList kinds(layer.inside.norm, layer.has_c(), true, false);
+    for (size_t d = 0; d < static_cast<size_t>(layer.directions()); ++d) {
+      for (size_t k = 2; k < kinds.count; ++k) {
+        if (kinds.each[k] != Param::kCellBias || cell_bias) {
+          add_norm(layer, d, kinds.each[k], empty);
+        }
+      }
+    }
+  }
+
   std::vector<Tensor> list() const {
     std::vector<Tensor> present;
-    for (const Tensor& t : {d_gates, d_h0, d_c0, d_hidden, d_cell_h, d_cell_c}) {
+    const auto add = [&](const Tensor& t) {
       if (t.defined()) present.push_back(t);
+    };
+    for (const Tensor& t : {d_gates, d_h0, d_c0, d_hidden}) add(t);
+    for (const auto& of_direction : of_norms) {
+      for (const Tensor& t : of_direction) add(t);
     }
+    for (const Tensor& t : {d_cell_h, d_cell_c}) add(t);
     return present;
   }
 };

@@ -54,7 +54,7 @@ def layer(
     """
     options = resets
     if inside:
-        if not ops.has_inside(input) or in_forward_mode() or transforms_active():
+        if not ops.has_inside(input):
             return by_reference.layer_inside(
                 cell, input, batch_sizes, states, params, bidirectional, keep, inside
             )
@@ -173,7 +173,7 @@ class _Layer(Function):
         if (
             not needs[_INPUT]
             and not any(of_params[::each])
-            and not by_reference.serves(input, inside)  # which may have to compute the layer anew
+            and not by_reference.serves(input)  # which may have to compute the layer anew
         ):
             input = None
         if cell.has_c and not any(of_params[1::each]):
@@ -196,9 +196,6 @@ class _Layer(Function):
         # A gradient in forward mode has a tangent, whether or not a graph of it is recorded.
         if not torch.is_grad_enabled() and not in_forward_mode():
             found = backward.gradients(layer, Record(layer, tensors), wanted, d_results)
-        elif layer.inside:
-            record = _with_biases(layer, tensors, ctx.biases)
-            found = by_reference.gradients_inside(layer, wanted, d_results, record)
         else:
             record = _with_biases(layer, tensors, ctx.biases)
             found = derivatives.gradients(layer, wanted, *d_results, *record)
@@ -212,7 +209,8 @@ class _Layer(Function):
         size, function = info.batch_size, _function(_Layer)
         batching.check_size(size)
         begin = _INPUT + 2 + CELLS[arguments[0]].states
-        if any(dim is not None for dim in in_dims[begin:]):
+        has_inside = len(arguments[3]) > 2  # masks are of rows
+        if has_inside or any(dim is not None for dim in in_dims[begin:]):
             results, dims = batching.one_by_one(function.apply, size, in_dims, arguments)
             return tuple(results), tuple(dims)
         batching.check_batch_sizes(in_dims[_INPUT + 1])

@@ -58,14 +58,31 @@ class Layer:
         return self.states * 2 if self.keep else 1 + self.states
 
     @property
+    def norm(self):
+        return self.inside[0] if self.inside else "none"
+
+    @property
+    def normalises(self):
+        return self.norm != "none"
+
+    @property
+    def biases_of_norms(self):
+        """Biases that gate_gradients has gradients of: those that follow normalised products."""
+        return ("b_hh",) if self.norm == "joint" else ("b_ih", "b_hh")
+
+    @property
+    def by_products(self):
+        """Stems whose gradients are sums over d_gates."""
+        return PRODUCTS[:2] if self.normalises else PRODUCTS
+
+    @property
     def saves_gates(self):
         return bool(self.inside) or CELLS[self.cell].saves_gates
 
     @property
     def saved(self):
         """How many tensors a forward pass saves."""
-        norms = 2 if self.inside and self.inside[0] != "none" else 0
-        return norms + self.saves_gates + self.states
+        return 2 * self.normalises + self.saves_gates + self.states
 
     @property
     def first_state(self):
@@ -114,6 +131,7 @@ class Record:
     def __init__(self, layer, tensors):
         states, rest = layer.states, list(tensors[layer.first_state :])
         self.input, self.batch_sizes, self.resets, *self.of_inside = tensors[: layer.first_state]
+        self.h_scale = self.of_inside[1] if self.of_inside else None
         self.states, rest = rest[:states], rest[states:]
         self.saved, self.weights = rest[: layer.saved], rest[layer.saved :]
         self.gates = self.saved[-states - 1] if layer.saves_gates else None
@@ -126,14 +144,19 @@ class Record:
 
 def gradients(layer, record, wanted, d_results):
     """Those gradients of the arguments that are wanted: a flag each."""
-    r, options = record, ()
-    if r.resets is not None or layer.inside:
-        options = r.resets, layer.to_hx, *layer.inside, *r.of_inside
+    r = record
     return ops.layer_backward(
         layer.cell, d_results, r.input, r.batch_sizes,
         batch_of(layer, r, *d_results[1 : 1 + layer.states]), r.states, r.saved, r.weights,
-        wanted, *options,
+        wanted, *options_of(layer, r),
     )  # fmt: skip
+
+
+def options_of(layer, record):
+    """The last arguments of layer_backward and gate_gradients."""
+    if record.resets is None and not layer.inside:
+        return ()
+    return record.resets, layer.to_hx, *layer.inside, *record.of_inside
 
 
 class GateGradients(NamedTuple):
@@ -142,6 +165,7 @@ class GateGradients(NamedTuple):
     gates: torch.Tensor  # [D, N, S*H]
     states: list
     hidden: torch.Tensor | None  # [D, N, P] of h behind its projection
+    norms: dict  # by (direction, stem), of gains and of the biases beside them
     received: list  # [D, N, H] of every state, as each cell received it
 
 
@@ -150,7 +174,12 @@ def gate_gradients(layer, found):
     gates, *rest = found
     states, rest = rest[: layer.states], rest[layer.states :]
     hidden = rest.pop(0) if layer.projected else None
-    return GateGradients(gates, states, hidden, rest)
+    norms = {}
+    if layer.normalises:
+        # Of biases too, whether there are any: where a norm has none of them, that of a bias 0.
+        stems = [*layer.biases_of_norms, *(s for s in layer.stems if s[:4] in ("gain", "cell"))]
+        norms = {(d, stem): rest.pop(0) for d in range(layer.directions) for stem in stems}
+    return GateGradients(gates, states, hidden, norms, rest)
 
 
 def by_products(layer, record, wanted, d_results, batch):
@@ -173,13 +202,13 @@ def products_of(layer, record, wanted, found, batch):
     flags = [False] * (4 * layer.directions)
     for i, needed in enumerate(wanted[1 + layer.states :]):
         stem = layer.stems[i % each]
-        if needed and stem != "w_hr":
+        if needed and stem in layer.by_products:
             flags[i // each * 4 + PRODUCTS.index(stem)] = True
     input = None if r.input is None else r.input.reshape(-1, r.input.shape[-1])
     d_input, products = ops.products(
         found.gates, apart_columns(layer, found.gates), r.batch_sizes, batch, input, r.hidden,
         None if r.hidden is None else r.states[0], r.w_ih if wanted[0] else [], flags,
-        *(() if r.resets is None else (r.resets, layer.to_hx)),
+        r.resets, layer.to_hx, r.h_scale,
     )  # fmt: skip
     d_params = []
     for i, needed in enumerate(wanted[1 + layer.states :]):
@@ -188,15 +217,19 @@ def products_of(layer, record, wanted, found, batch):
             d_params.append(None)
         elif stem == "w_hr":
             d_params.append(outer(found.hidden[direction], unprojected(r, direction)))
-        else:
+        elif stem in layer.by_products:
             d_params.append(products[direction * 4 + PRODUCTS.index(stem)])
+        else:
+            d_params.append(found.norms[direction, stem])
     return d_input.view(layer.input_shape) if wanted[0] else None, d_params
 
 
 def apart_columns(layer, d_gates):
     """How many columns at the end of d_gates are the recurrent product's alone."""
-    cell = CELLS[layer.cell]
-    return d_gates.shape[-1] // cell.columns if cell.apart else 0
+    norm, cell = layer.norm, CELLS[layer.cell]
+    if norm == "none":
+        return d_gates.shape[-1] // cell.columns if cell.apart else 0
+    return d_gates.shape[-1] // 2 if norm == "recurrent" else 0
 
 
 def unprojected(record, direction):

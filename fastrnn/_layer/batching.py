@@ -23,7 +23,7 @@ def _is_mapped(dims):
 
 
 def one_by_one(call, size, in_dims, arguments):
-    """`(results, out_dims)` of one call for each of the mapped arguments."""
+    """`(results, out_dims)` in the form of a call's, of one call for each mapped argument."""
     flat, spec = pytree.tree_flatten(arguments)
     dims = pytree.tree_leaves(in_dims, is_leaf=lambda dim: dim is None)
     assert len(flat) == len(dims)
@@ -32,9 +32,10 @@ def one_by_one(call, size, in_dims, arguments):
         member = [
             value if dim is None else value.select(dim, index) for value, dim in zip(flat, dims)
         ]
-        results.append(call(*pytree.tree_unflatten(member, spec)))
+        each, form = pytree.tree_flatten(call(*pytree.tree_unflatten(member, spec)))
+        results.append(each)
     stacked = [torch.stack(values) for values in zip(*results, strict=True)]
-    return stacked, [0] * len(stacked)
+    return pytree.tree_unflatten(stacked, form), pytree.tree_unflatten([0] * len(stacked), form)
 
 
 def through(call, size, in_dims, arguments):
@@ -117,7 +118,7 @@ def _by_rows(op, size, in_dims, *arguments):
     """The rule of an operator all of whose tensors but the weights have rows."""
     folded = []
     for argument, value, dim in zip(op._schema.arguments, arguments, in_dims):
-        if argument.name in ("params", "t_params", "weights"):
+        if argument.name in ("params", "t_params", "t_norms", "weights"):
             if _is_mapped(dim):
                 return one_by_one(op, size, in_dims, arguments)
         elif argument.name == "batch_sizes":
@@ -172,6 +173,10 @@ for _op in (
     register_by_rows(_op)
 
 
+def _backward_one_by_one(size, in_dims, *arguments):
+    return one_by_one(ops.layer_backward, size, in_dims, arguments)
+
+
 @torch.library.impl(_library, "layer_backward", "FuncTorchBatched")
 def layer_backward(
     cell, d_results, input, batch_sizes, batch, states, saved, weights, wanted, resets=None,
@@ -181,10 +186,9 @@ def layer_backward(
     gradients of those that are not, one for each sample."""
     refuse_resets(resets)
     if inside:
-        op = ops.layer_backward
         return _by_rule(
-            op, partial(one_by_one, op), cell, d_results, input, batch_sizes, batch, states,
-            saved, weights, wanted, resets, reset_to_hx, *inside,
+            ops.layer_backward, _backward_one_by_one, cell, d_results, input, batch_sizes, batch,
+            states, saved, weights, wanted, resets, reset_to_hx, *inside,
         )  # fmt: skip
     shape = (saved[-1].shape[1], weights[0].shape[1]) if input is None else input.shape
     params = len(wanted) - 1 - CELLS[cell].states
@@ -201,7 +205,7 @@ def _(size, in_dims, *arguments):
     """
     names = [argument.name for argument in ops.layer_tangent._schema.arguments]
     a, dims = dict(zip(names, arguments)), dict(zip(names, in_dims))
-    if _is_mapped(dims["t_params"]) and not _is_mapped(dims["weights"]):
+    if "norm" not in a and _is_mapped(dims["t_params"]) and not _is_mapped(dims["weights"]):
         t_params = list(map(_to_front, a["t_params"], dims["t_params"]))
         directions = len(t_params) // 4
         layer = layer_of(a["cell"], directions == 2, len(a["weights"]), ())
@@ -263,9 +267,16 @@ def _(size, in_dims, inputs, indices):
 
 @register(ops.products)
 def products(
-    size, in_dims, d_gates, apart, batch_sizes, batch, input, hidden, h0, w_ih, wanted, *options
-):
-    refuse_resets(options[0] if options else None)
+    size, in_dims, d_gates, apart, batch_sizes, batch, input, hidden, h0, w_ih, wanted,
+    resets=None, to_hx=False, h_scale=None,
+):  # fmt: skip
+    refuse_resets(resets)
+    if h_scale is not None:
+        arguments = (
+            d_gates, apart, batch_sizes, batch, input, hidden, h0, w_ih, wanted, resets, to_hx,
+            h_scale,
+        )  # fmt: skip
+        return one_by_one(ops.products, size, in_dims, arguments)
     gates_dim, _, sizes_dim, _, input_dim, hidden_dim, h0_dim, w_dims, *_ = in_dims
     check_batch_sizes(sizes_dim)
     rows = (d_gates, gates_dim), (input, input_dim), (hidden, hidden_dim), (h0, h0_dim)

@@ -10,12 +10,11 @@ import torch
 
 from fastrnn import reference, variants_reference
 from fastrnn._layer.cells import CELLS
-from fastrnn._layer.inside import Inside
 
 
-def serves(tensor, inside=()):
+def serves(tensor):
     """Whether the operators that these derivatives are made of have no kernel for the tensor."""
-    return bool(inside) or tensor.device.type not in ("cpu", "meta")
+    return tensor.device.type not in ("cpu", "meta")
 
 
 def layer_inside(cell, input, batch_sizes, states, params, bidirectional, keep, inside):
@@ -27,25 +26,6 @@ def layer_inside(cell, input, batch_sizes, states, params, bidirectional, keep, 
         return results
     *results, gates = results
     return *results, gates if CELLS[cell].saves_gates else None
-
-
-def gradients_inside(layer, wanted, d_results, record):
-    """Gradients of such a layer that can be differentiated: those of the equations, run anew."""
-    input, batch_sizes, _, seed, h_scale = record[:5]
-    arguments = input, *record[5 : 5 + layer.states], *record[layer.recorded :]
-    inside = Inside(*layer.inside, seed, h_scale)
-    output, *results = layer_inside(
-        layer.cell, input, batch_sizes, arguments[1 : 1 + layer.states],
-        arguments[1 + layer.states :], layer.directions == 2, True, inside,
-    )  # fmt: skip
-    pairs = zip((output, *results[: layer.states + 1]), d_results)
-    pairs = [(result, d) for result, d in pairs if d is not None]
-    needed = [i for i, flag in enumerate(wanted) if flag]
-    found = torch.autograd.grad(
-        [result for result, _ in pairs], [arguments[i] for i in needed], [d for _, d in pairs],
-        create_graph=True, allow_unused=True,
-    )  # fmt: skip
-    return found
 
 
 def tangents(layer, t_arguments, batch_sizes, resets, arguments):

@@ -29,6 +29,7 @@ from fastrnn._layer.backward import (
     batch_of,
     gate_gradients,
     matmul,
+    options_of,
     outer,
     products_of,
     unprojected,
@@ -54,6 +55,10 @@ class _Tangents:
 
         self.w_ih, self.w_hh, self.w_hr = every("w_ih"), every("w_hh"), every("w_hr")
         self.b_ih, self.b_hh = every("b_ih"), every("b_hh")
+        self.norms = []  # four of each direction
+        if layer.normalises:
+            norms = [every(stem) for stem in ("gain_ih", "gain_hh", "cell_gain", "cell_bias")]
+            self.norms = [tangent for each in zip(*norms) for tangent in each]
         self.saved = self.hidden = None
 
 
@@ -78,8 +83,9 @@ def _sweep(layer, record, tangents, batch, save):
     t_params = [p for each in zip(t.w_ih, t.w_hh, t.b_ih, t.b_hh) for p in each]
     found = ops.layer_tangent(
         layer.cell, None if t.input is None else t.input.reshape(sizes), t.states, t_params,
-        (None, None, _stack(projected)), None if r.input is None else r.input.reshape(sizes),
-        r.batch_sizes, batch, r.states, r.saved, r.weights, save,
+        t.norms, (None, None, _stack(projected)),
+        None if r.input is None else r.input.reshape(sizes), r.batch_sizes, batch, r.states,
+        r.saved, r.weights, save, *layer.inside, *r.of_inside,
     )  # fmt: skip
     t_finals, saved = found[: layer.states], found[layer.states :]
     if save:
@@ -281,6 +287,7 @@ class _Second(Function):
         finals = slice(1, 1 + layer.states)
         batch = batch_of(layer, r, *v[finals], *t_v[finals], t.states[0])
         sizes = r.batch_sizes, batch, r.states, r.saved, r.weights
+        layered = *sizes, *layer.inside, *r.of_inside
         t_finals = _sweep(layer, r, t, batch, True)
         flat = []
         if any(plan.results):
@@ -288,7 +295,9 @@ class _Second(Function):
             flat = _wanted(plan.results, results[: layer.results])
         if not any(plan.first) and not any(plan.second):
             return tuple(flat)
-        found = gate_gradients(layer, ops.gate_gradients(layer.cell, v, *sizes, True))
+        found = gate_gradients(
+            layer, ops.gate_gradients(layer.cell, v, *sizes, True, *options_of(layer, r))
+        )
         if any(plan.first):
             d_input, d_params = products_of(layer, r, plan.first, found, batch)
             flat += _wanted(plan.first, (d_input, *found.states, *d_params))
@@ -300,7 +309,7 @@ class _Second(Function):
             t_found = gate_gradients(
                 layer,
                 ops.gate_gradients_tangent(
-                    layer.cell, t_v, through, t.states, t.saved, found.received, *sizes
+                    layer.cell, t_v, t.norms, through, t.states, t.saved, found.received, *layered
                 ),
             )
             t_d_input, t_d_params = _products_tangent(plan, r, t, found, t_found, batch)
@@ -363,7 +372,7 @@ def _products_tangent(plan, record, tangents, found, t_found, batch):
         input = None if t.input is None else t.input.reshape(rows, t.input.shape[-1])
         more, products = ops.products(
             found.gates, apart_columns(layer, found.gates), r.batch_sizes, batch, input, t.hidden,
-            t.states[0], w_ih, flags,
+            t.states[0], w_ih, flags, None, False, r.h_scale,
         )  # fmt: skip
         d_input = d_input + more.view(layer.input_shape) if w_ih else d_input
         for i, stem in enumerate(stems):

@@ -63,8 +63,8 @@ def _(cell, d_results, batch_sizes, batch, states, saved, weights, *_, **__):
 
 @_formula("layer_tangent")
 def _(
-    cell, t_input, t_states, t_params, through, input, batch_sizes, batch, states, saved, weights,
-    save, **_,
+    cell, t_input, t_states, t_params, t_norms, through, input, batch_sizes, batch, states, saved,
+    weights, *_, **__,
 ):  # fmt: skip
     directions, rows, _ = saved[-1].shape
     w_ih, w_hh, w_hr = _by_direction(weights, directions)
@@ -74,8 +74,8 @@ def _(
 
 @_formula("gate_gradients_tangent")
 def _(
-    cell, t_d_results, through, t_states, t_saved, received, batch_sizes, batch, states, saved,
-    weights, **_,
+    cell, t_d_results, t_norms, through, t_states, t_saved, received, batch_sizes, batch, states,
+    saved, weights, *_, **__,
 ):  # fmt: skip
     return _recurrence(saved, 0, weights)
 

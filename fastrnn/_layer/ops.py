@@ -155,11 +155,12 @@ class _Sizes:
         return [*saved, *self.states(rows)]
 
 
-def _sizes_of_saved(op, cell, saved, weights, norm="none"):
+def _sizes_of_saved(op, cell, saved, weights, norm="none", counter=()):
     """The sizes of a layer, and its rows, by what a forward pass saved."""
     last, of_one = saved[-1], (norm, CELLS[cell].has_c, len(weights))
     directions = 1 if of_one in WEIGHT_STEMS else 2  # not by a shape, which may be symbolic
-    return _Sizes(op, cell, weights, directions, last, norm, False, False), last.shape[1]
+    inside = len(counter) > 0
+    return _Sizes(op, cell, weights, directions, last, norm, inside, False), last.shape[1]
 
 
 def _batch(input, batch_sizes, states):
@@ -199,7 +200,7 @@ def _(
     cell, d_results, input, batch_sizes, batch, states, saved, weights, wanted, resets=None,
     reset_to_hx=False, norm="none", eps=0.0, rates=(), counter=(), seed=None, h_scale=None,
 ):  # fmt: skip
-    layer, rows = _sizes_of_saved("layer_backward", cell, saved, weights, norm)
+    layer, rows = _sizes_of_saved("layer_backward", cell, saved, weights, norm, counter)
     each = len(wanted[1 + layer.cell.states :]) // layer.directions
     sizes = {"w_ih": weights[0].shape, "w_hh": weights[1].shape}
     sizes["w_hr"] = (layer.state_size, layer.hidden_size)
@@ -215,9 +216,9 @@ def _(
 @_register_fake("gate_gradients")
 def _(
     cell, d_results, batch_sizes, batch, states, saved, weights, received, resets=None,
-    reset_to_hx=False,
+    reset_to_hx=False, norm="none", eps=0.0, rates=(), counter=(), seed=None, h_scale=None,
 ):  # fmt: skip
-    layer, rows = _sizes_of_saved("gate_gradients", cell, saved, weights)
+    layer, rows = _sizes_of_saved("gate_gradients", cell, saved, weights, norm, counter)
     results = _gate_gradients(layer, rows, batch)
     if received:
         results += [layer.rows_of(rows, layer.hidden_size) for _ in range(layer.cell.states)]
@@ -226,32 +227,37 @@ def _(
 
 def _gate_gradients(layer, rows, batch):
     results = [layer.rows_of(rows, layer.columns), *layer.states(batch)]
-    return results + [layer.rows_of(rows, layer.state_size)] * layer.projected
+    results += [layer.rows_of(rows, layer.state_size)] * layer.projected
+    norms = ["b_ih", "b_hh"][layer.norms % 2 :] if layer.norms else []
+    norms += [stem for stem in layer.stems if stem[0] != "w"]
+    each = [layer.like.new_empty((layer.rows_of_param(s),)) for s in norms * layer.directions]
+    return results + each
 
 
 @_register_fake("layer_tangent")
 def _(
-    cell, t_input, t_states, t_params, through, input, batch_sizes, batch, states, saved, weights,
-    save,
+    cell, t_input, t_states, t_params, t_norms, through, input, batch_sizes, batch, states, saved,
+    weights, save, norm="none", eps=0.0, rates=(), counter=(), seed=None, h_scale=None,
 ):  # fmt: skip
-    layer, rows = _sizes_of_saved("layer_tangent", cell, saved, weights)
+    layer, rows = _sizes_of_saved("layer_tangent", cell, saved, weights, norm, counter)
     each = layer.saved(rows) if save else [layer.rows_of(rows, layer.state_size)]
     return [*layer.states(batch), *each]
 
 
 @_register_fake("gate_gradients_tangent")
 def _(
-    cell, t_d_results, through, t_states, t_saved, received, batch_sizes, batch, states, saved,
-    weights,
+    cell, t_d_results, t_norms, through, t_states, t_saved, received, batch_sizes, batch, states,
+    saved, weights, norm="none", eps=0.0, rates=(), counter=(), seed=None, h_scale=None,
 ):  # fmt: skip
-    layer, rows = _sizes_of_saved("gate_gradients_tangent", cell, saved, weights)
+    op = "gate_gradients_tangent"
+    layer, rows = _sizes_of_saved(op, cell, saved, weights, norm, counter)
     return _gate_gradients(layer, rows, batch)
 
 
 @_register_fake("products")
 def _(
     d_gates, apart, batch_sizes, batch, input, hidden, h0, w_ih, wanted, resets=None,
-    reset_to_hx=False,
+    reset_to_hx=False, h_scale=None,
 ):  # fmt: skip
     _, rows, columns = d_gates.shape
     d_input = d_gates.new_empty((rows, w_ih[0].shape[1]) if w_ih else (0,))

@@ -23,9 +23,11 @@ from fastrnn._layer.transforms import apply, batched_levels, in_forward_mode, tr
 
 
 def layer(
-    run, cell, every, input, batch_sizes, states, params, bidirectional, keep=False, resets=()
-):
-    """One layer: what `run`, autograd.layer of a cell, returns for the same arguments.
+    run, cell, every, input, batch_sizes, states, params, bidirectional, keep=False, resets=(),
+    inside=(),
+):  # fmt: skip
+    """One layer: what `run`, autograd.layer of a cell, returns for the same arguments. inside: `()`
+    or an `Inside`.
 
     Where nothing is to be saved or everything is asked for (keep), for packed data and resets, and
     for what goes beyond one backward pass through these chunks (forward mode, torch.func), it is
@@ -40,13 +42,28 @@ def layer(
         or in_forward_mode()
         or transforms_active()
     ):
-        return run(input, batch_sizes, states, params, bidirectional, keep, resets)
-    return apply(_Checkpointed, cell, every, bidirectional, input, *states, *params)
+        return run(input, batch_sizes, states, params, bidirectional, keep, resets, inside)
+    return apply(_Checkpointed, cell, every, bidirectional, inside, input, *states, *params)
 
 
-def _run(layer, input, states, params, save):
+def _run(layer, input, states, params, save, inside):
     """One chunk: output, final states and, if save, what backward needs."""
-    return ops.layer_forward(layer.cell, input, None, states, params, layer.directions == 2, save)
+    options = (None, False, *inside) if inside else ()
+    return ops.layer_forward(
+        layer.cell, input, None, states, params, layer.directions == 2, save, *options
+    )
+
+
+def _of_chunk(inside, direction, begin, end):
+    """An `Inside` for one direction's steps begin to end, in the order in which it meets them."""
+    if not inside:
+        return ()
+    stream, first, step = inside.counter
+    counter = stream, first + step * begin, step
+    if direction:
+        counter = stream + 2, first + step * (end - 1), -step
+    (h_scale,) = _part([inside.h_scale], direction)
+    return inside._replace(counter=counter, h_scale=h_scale)
 
 
 def _chunks(seq_len, every, direction):
@@ -66,10 +83,10 @@ def _part(states, direction):
 
 class _Checkpointed(Function):
     @staticmethod
-    def forward(ctx, cell, every, bidirectional, input, *tensors):
+    def forward(ctx, cell, every, bidirectional, inside, input, *tensors):
         count = CELLS[cell].states
         initial, params = tensors[:count], tensors[count:]
-        whole = layer_of(cell, bidirectional, len(params), input.shape)
+        whole = layer_of(cell, bidirectional, len(params), input.shape, inside=tuple(inside[:4]))
         chunk = replace(whole, directions=1)
         seq_len, batch, _ = input.shape
         each, size = len(whole.stems), params[1].shape[1]
@@ -80,12 +97,14 @@ class _Checkpointed(Function):
             for index, (begin, end) in enumerate(_chunks(seq_len, every, d)):
                 if index:
                     starts += states
-                part, *states = _run(chunk, _turned(input[begin:end], d), states, own, False)
+                options = _of_chunk(inside, d, begin, end)
+                x = _turned(input[begin:end], d)
+                part, *states = _run(chunk, x, states, own, False, options)
                 output[begin:end, :, d * size : (d + 1) * size] = _turned(part, d)
             finals.append(states)
         ctx.save_for_backward(input, *tensors, *starts)
         ctx.set_materialize_grads(False)
-        ctx.layer, ctx.every = whole, every
+        ctx.layer, ctx.every, ctx.inside = whole, every, inside  # whose tensors have no gradients
         if whole.directions == 1:
             return output, *finals[0]
         return output, *(torch.cat([a, b]) for a, b in zip(*finals))
@@ -94,19 +113,19 @@ class _Checkpointed(Function):
     def backward(ctx, *d_results):
         if all(d is None for d in d_results):
             return (None,) * len(ctx.needs_input_grad)
-        wanted, count = ctx.needs_input_grad[3:], ctx.layer.arguments
+        wanted, count = ctx.needs_input_grad[4:], ctx.layer.arguments
         arguments, starts = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         if torch.is_grad_enabled() or batched_levels():
-            results = _differentiable(ctx.layer, wanted, arguments, d_results)
+            results = _differentiable(ctx.layer, ctx.inside, wanted, arguments, d_results)
         else:
             with torch.autocast("cpu", enabled=False):
                 results = _chunk_gradients(
-                    ctx.layer, ctx.every, wanted, arguments, starts, d_results
+                    ctx.layer, ctx.every, ctx.inside, wanted, arguments, starts, d_results
                 )
-        return None, None, None, *results
+        return None, None, None, None, *results
 
 
-def _chunk_gradients(layer, every, wanted, arguments, starts, d_results):
+def _chunk_gradients(layer, every, inside, wanted, arguments, starts, d_results):
     """The gradient of each argument, None where nobody asks."""
     input, *tensors = arguments
     count, each = layer.states, len(layer.stems)
@@ -131,9 +150,12 @@ def _chunk_gradients(layer, every, wanted, arguments, starts, d_results):
             d_out = None
             if d_output is not None:
                 d_out = _turned(d_output[begin:end, :, d * size : (d + 1) * size], d)
-            chunk = replace(layer, directions=1, input_shape=x.shape)
-            saved = _run(chunk, x, states, own, True)[1 + count :]
-            record = Record(chunk, (x, None, None, *states, *saved, *chunk.weights(own)))
+            options = _of_chunk(inside, d, begin, end)
+            constants = tuple(options[:4])
+            chunk = replace(layer, directions=1, input_shape=x.shape, inside=constants)
+            saved = _run(chunk, x, states, own, True, options)[1 + count :]
+            before_states = x, None, None, *options[4:]
+            record = Record(chunk, (*before_states, *states, *saved, *chunk.weights(own)))
             del saved
             found = iter(gradients(chunk, record, flags, (d_out, *d_states)))
             del record  # before the next chunk's
@@ -159,12 +181,12 @@ def _chunk_gradients(layer, every, wanted, arguments, starts, d_results):
     return d_input, *d_states, *d_params
 
 
-def _differentiable(layer, wanted, arguments, d_results):
+def _differentiable(layer, inside, wanted, arguments, d_results):
     """The same as a Function with derivatives, which wants what the plain layer saves."""
     input, *tensors = arguments
     states, params = tensors[: layer.states], tensors[layer.states :]
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        saved = _run(layer, input, states, params, True)[1 + layer.states :]
-    record = input, None, None, *states, *saved, *params
+        saved = _run(layer, input, states, params, True, inside)[1 + layer.states :]
+    record = input, None, None, *inside[4:], *states, *saved, *params
     found = iter(derivatives.gradients(layer, wanted, *d_results, *record))
     return [next(found) if needed else None for needed in wanted]

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastrnn._layer import autograd, dropout
+from fastrnn._layer import autograd, dropout, ops
 from fastrnn._layer.inside import Inside
-from fastrnn._stack import autocast, checks, plain, stack
+from fastrnn._stack import autocast, checkpoint, checks, plain, stack
 from fastrnn._stack.plain import PLAIN
 from fastrnn._stack.weights import weights
 
@@ -49,6 +49,7 @@ class Within(NamedTuple):
     """of variational dropout of h"""
     seed: Tensor | None
     """without one: what eval does"""
+    checkpoint_every: int | None = None
 
 
 def run(within, input, batch_sizes, states, params, bidirectional, keep=False):
@@ -63,9 +64,10 @@ def run(within, input, batch_sizes, states, params, bidirectional, keep=False):
         size = 2 if bidirectional else 1, batch, tensors[1].shape[1]
         h_scale = dropout.batch_mask(input, size, within.h_rate)
     inside = Inside(within.norm, within.eps, within.rates, (4 * index, 0, 1), within.seed, h_scale)
-    results = autograd.layer(
-        within.cell, input, batch_sizes, states, tensors, bidirectional, keep, (), inside
-    )
+    layer = partial(autograd.layer, within.cell)
+    if within.checkpoint_every is not None and ops.has_inside(input):
+        layer = partial(checkpoint.layer, layer, within.cell, within.checkpoint_every)
+    results = layer(input, batch_sizes, states, tensors, bidirectional, keep, (), inside)
     if not keep or within.norm != "joint":
         return results
     *results, gates = results
@@ -97,7 +99,6 @@ class Layers:
         if not isinstance(layer_norm, bool):
             raise TypeError(f"{name}: expected layer_norm to be a bool, got {layer_norm!r}")
         check_eps(name, eps)
-        self._refuse_checkpointing()
         if self.mode != "LSTM" and isinstance(zoneout, tuple | list):
             raise ValueError(f"{name}: expected zoneout to be one number, got {zoneout!r}")
         self.layer_norm, self.eps = layer_norm, float(eps)
@@ -123,13 +124,6 @@ class Layers:
         if layer_norm:
             self._norm = "recurrent"
             self._add_gains()
-
-    def _refuse_checkpointing(self):
-        if self.checkpoint_every is not None:
-            raise ValueError(
-                f"{type(self).__name__}: expected checkpoint_every = None with options inside the "
-                f"recurrence, got {self.checkpoint_every}"
-            )
 
     def _add_gains(self):
         like = self.weight_hh_l0
@@ -192,7 +186,8 @@ class Layers:
                 params = [tensor for of_layer in params for tensor in of_layer]
                 results = plain.run(cell, input, states, params, call, options)
             else:
-                self._refuse_checkpointing()
+                if self.checkpoint_every is not None:
+                    checks.check_checkpoint_every(name, self.checkpoint_every)
                 checks.check_input(name, input, states, dtype, self.input_size, call)
                 if hx is not None:  # no projection reaches into the recurrence
                     checks.check_states(name, input, states, (self.hidden_size,) * 2, call)
@@ -224,6 +219,7 @@ class Layers:
             (*self.zoneout, self.recurrent_dropout),
             self.variational_dropout[1] if self.training else 0.0,
             seed,
+            self.checkpoint_every,
         )
 
     def _before(self, index, input, batch_sizes):

@@ -11,7 +11,7 @@ import torch
 import fastrnn
 from fastrnn import reference, variants_reference
 from fastrnn._layer import by_reference, ops, panels
-from fastrnn._layer.backward import Layer
+from fastrnn._layer.backward import layer_of
 from tests import second_order, transforms
 from tests.arguments import arguments_of, inside_values, quantized_arguments, run_inside
 from tests.cases import KINDS, LAYERS, Case, gates_of
@@ -151,7 +151,8 @@ def meta(*shape, **options):
 def test_reference_on_one_device(kind):
     case = Case(kind, options={"bidirectional": True, "num_layers": 2})
     module = case.modules()[1].to("meta")
-    layer = Layer(case.kind.removesuffix("_proj"), 2, True, "proj" in kind, (4, 5, 6))
+    name, projected = case.kind.removesuffix("_proj"), "proj" in case.kind
+    layer = layer_of(name, True, 2 * (4 + projected), (4, 5, 6))
     states = [s[:2].to("meta") for s in case.data().states]
     params = list(module.parameters())[: len(layer.stems) * 2]
     arguments = [meta(4, 5, 6), *states, *params]

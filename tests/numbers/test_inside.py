@@ -1,5 +1,6 @@
 """Options inside the recurrence against their equations: values, gradients, masks."""
 
+import functools
 import itertools
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from fastrnn import variants_reference
 from fastrnn._layer import autograd, dropout
 from fastrnn._layer.cells import CELLS, STEMS
-from tests.arguments import arguments_of, inside_values, of_inside, run_inside
+from fastrnn._stack import checkpoint
+from tests.arguments import arguments_of, inside_values, like, of_inside, random, run_inside
 from tests.cases import NO_PROJ
 from tests.tolerances import error
 
@@ -228,6 +230,113 @@ def test_numerical_derivatives(cell, norm):
     tensors = [value.requires_grad_() for value in named.values()]
     assert torch.autograd.gradcheck(call, tensors, check_forward_ad=True, fast_mode=True)
     assert torch.autograd.gradgradcheck(call, tensors, fast_mode=True)
+
+
+def second_derivatives(layer, values, losses=None):
+    """Tangents of results in a direction, and gradients of a penalty on gradients, by name."""
+    named = moved(values)
+    tensors = [value.detach().clone().requires_grad_() for value in named.values()]
+    if losses is None:
+        losses = [like(v) for v in (*run_inside(layer, values), *tensors)]
+    count = len(losses) - len(tensors)
+    losses, directions = losses[:count], losses[count:]
+    results = run_inside(layer, with_tensors(values, tensors))
+    first = torch.autograd.grad(results, tensors, losses, create_graph=True)
+    second = torch.autograd.grad(
+        sum((u * g).sum() for u, g in zip(directions, first)), tensors, allow_unused=True
+    )
+    found = {f"d_{name}": torch.zeros(1) if g is None else g for name, g in zip(named, second)}
+
+    def run(*tensors):
+        return tuple(run_inside(layer, with_tensors(values, tensors)))
+
+    primals = tuple(value.detach() for value in named.values())
+    tangents = torch.func.jvp(run, primals, tuple(directions))[1]
+    found |= {f"t_{i}": t for i, t in enumerate(tangents)}
+    return found, [*losses, *directions]
+
+
+@pytest.mark.parametrize("cell", NO_PROJ)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_second_derivatives(cpu_target, cell, norm, options):
+    """By kernels, against torch's of the equations."""
+    for directions, lengths, size in ((1, None, 17), (2, None, 16), (2, (5, 3, 3, 1), 5)):
+        values = inside_values(
+            cell, norm, directions=directions, lengths=lengths, size=size, **options
+        )
+        ours, losses = second_derivatives(autograd.layer, values)
+        theirs, _ = second_derivatives(variants_reference.layer, values, losses)
+        assert_close(ours, theirs, 1e-9)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_second_derivatives_in_float(cpu_target, cell, norm):
+    """As near to float64 as torch's of the equations, within a factor and a floor."""
+    values = inside_values(cell, norm, steps=9, batch=9, size=40, seed=2, rates=(0.1, 0.1, 0.1),
+                           dtype=torch.float32, scale=True)  # fmt: skip
+    exact = with_tensors(values, [t.double() for t in moved(values).values()])
+    exact["inside"] = values["inside"]._replace(h_scale=values["inside"].h_scale.double())
+    ours, losses = second_derivatives(autograd.layer, values)
+    theirs, _ = second_derivatives(variants_reference.layer, values, losses)
+    wide = [w.double() for w in losses]
+    oracle, _ = second_derivatives(variants_reference.layer, exact, wide)
+    eps = torch.finfo(torch.float32).eps
+    largest = max(t.abs().max().item() for n, t in oracle.items() if n[:2] == "d_")
+    for name, expected in oracle.items():
+        size = largest if name[:2] == "d_" else 0.0
+        limit = 2 * error(theirs[name], expected, size) + 64 * eps
+        assert error(ours[name], expected, size) <= limit, name
+
+
+@pytest.mark.parametrize("cell", NO_PROJ)
+@pytest.mark.parametrize("norm", NORMS)
+def test_vmap(cell, norm):
+    """Each sample is a call of its own, with the same masks."""
+    values = inside_values(cell, norm, seed=3, rates=(0.2, 0.2, 0.2), scale=True, batch=2)
+    inputs, (h0, *_) = random(3, *values["input"].shape), values["states"]
+
+    def loss(input, h0, *params):
+        states = [h0, *values["states"][1:]]
+        mine = values | {"input": input, "states": states, "params": [*params]}
+        return run_inside(autograd.layer, mine)[0].square().sum()
+
+    def one(input):
+        return torch.func.grad(loss, argnums=(0, 1, *range(2, 2 + len(values["params"]))))(
+            input, h0, *values["params"]
+        )
+
+    each = [one(input) for input in inputs]
+    for ours, theirs in zip(torch.func.vmap(one)(inputs), zip(*each), strict=True):
+        assert torch.allclose(ours, torch.stack(theirs), rtol=1e-10, atol=1e-12)
+    output, *_ = run_inside(autograd.layer, values | {"input": values["input"].requires_grad_()})
+    many = torch.eye(output.numel(), dtype=output.dtype)[:3].view(3, *output.shape)
+    (batched,) = torch.autograd.grad(
+        output, values["input"], many, is_grads_batched=True, retain_graph=True
+    )
+    single = [torch.autograd.grad(output, values["input"], d, retain_graph=True)[0] for d in many]
+    assert torch.allclose(batched, torch.stack(single), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("cell", NO_PROJ)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("directions", [1, 2])
+def test_checkpoint_every(cell, norm, directions):
+    """Chunks that are computed again have the masks of their steps."""
+    values = inside_values(cell, norm, steps=7, directions=directions, seed=3, scale=True,
+                           rates=(0.3, 0.3, 0.3), counter=(4, 3, 2))  # fmt: skip
+    layer = functools.partial(autograd.layer, cell)
+
+    def checkpointed(cell, *arguments, **options):
+        return checkpoint.layer(layer, cell, 3, *arguments, **options)
+
+    plain, losses = with_gradients(autograd.layer, values)
+    ours, _ = with_gradients(checkpointed, values, losses)
+    assert_close(ours, plain, 1e-12)
+    plain, losses = second_derivatives(autograd.layer, values)
+    ours, _ = second_derivatives(checkpointed, values, losses)
+    assert_close(ours, plain, 1e-12)
 
 
 def test_backward_twice_gives_the_same():

@@ -120,7 +120,7 @@ def test_checks():
     refused("expected hidden for d_w_hh, got None", saved=[gates, None, cells])
     refused("expected gates, got None", saved=[None, hidden, cells])
     refused("expected 3 saved tensors, got 2", saved=[gates, hidden])
-    refused("expected saved tensors of 3 dimensions", saved=[gates, hidden, None])
+    refused("expected the last saved tensor of shape", saved=[gates, hidden, None])
     refused("expected 2 initial states, got 1", states=arguments["states"][:1])
     refused("expected at most 4 gradients of results, got 5", d_results=[None] * 5)
     refused("expected 2 to 3 weights for each of 2 direct", weights=arguments["weights"] + [gates])

@@ -371,9 +371,12 @@ void run_kernels(const Config& c, const Tensors& t, const std::string& where) {
       c.directions};
   Weights weights[2] = {};
   for (int d = 0; d < c.directions; ++d) {
-    weights[d] = {
-        memory.in(t.w_ih[d]), memory.in(t.w_hh[d]), c.biases ? memory.in(t.b_ih[d]) : nullptr,
-        c.biases ? memory.in(t.b_hh[d]) : nullptr, c.projected ? memory.in(t.w_hr[d]) : nullptr};
+    Weights& w = weights[d];
+    w.w_ih = memory.in(t.w_ih[d]);
+    w.w_hh = memory.in(t.w_hh[d]);
+    if (c.biases) w.b_ih = memory.in(t.b_ih[d]);
+    if (c.biases) w.b_hh = memory.in(t.b_hh[d]);
+    if (c.projected) w.w_hr = memory.in(t.w_hr[d]);
   }
   const void* x = memory.in(t.x);
   const void* h0 = c.initial ? memory.in(t.h0) : nullptr;
@@ -487,7 +490,7 @@ void run_kernels(const Config& c, const Tensors& t, const std::string& where) {
 }
 
 #include "quantized.h"
-#include "extended.h"
+#include "inside.h"
 #include "tangents.h"
 
 // ---- random layers ---------------------------------------------------------
@@ -569,7 +572,7 @@ int main(int argc, char** argv) {
         if (!kernels(Info<S>::dtype).forward) return;
         run_kernels<S>(c, t, where + " " + dtype);
         run_tangents<S>(c, t, where + " " + dtype);
-        run_extended<S>(c, where + " " + dtype);
+        run_inside<S>(c, where + " " + dtype);
         run_dropped<S>(c, where + " " + dtype);
         ++runs;
       };

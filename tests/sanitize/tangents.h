@@ -143,8 +143,10 @@ void run_tangents(const Config& c, const Tensors& t, const std::string& where) {
   for (int d = 0; d < c.directions; ++d) {
     weights[d].w_ih = in(t.w_ih[d]);
     weights[d].w_hh = in(t.w_hh[d]);
-    t_weights[d] = {in(u.w_ih[d]), in(u.w_hh[d]), c.biases ? in(u.b_ih[d]) : nullptr,
-                    c.biases ? in(u.b_hh[d]) : nullptr, nullptr};
+    t_weights[d].w_ih = in(u.w_ih[d]);
+    t_weights[d].w_hh = in(u.w_hh[d]);
+    if (c.biases) t_weights[d].b_ih = in(u.b_ih[d]);
+    if (c.biases) t_weights[d].b_hh = in(u.b_hh[d]);
     if (c.projected) weights[d].w_hr = in(t.w_hr[d]);
   }
   const void* h0 = c.initial ? in(t.h0) : nullptr;

@@ -70,7 +70,11 @@ class BackwardRows {
   void apply(const Row& row, int thread) const {
     const RowMasks<C> masks = masks_.row(thread, row.d, row.t, row.b);
     C* const scratch = scratch_ + thread * scratch_elements_;
-    apply<V>(row, scratch, masks);
+    if (p_.direction) {
+      apply<Dual<V>>(row, scratch, masks);
+    } else {
+      apply<V>(row, scratch, masks);
+    }
   }
 
   // The gains' and biases' gradients: sums over rows, each thread some columns.

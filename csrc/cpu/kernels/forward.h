@@ -198,7 +198,7 @@ class Forward {
     start(d, rows, units, h_units);
     barrier.wait(peers);
 
-    const C* const scaled = rows_.h_in(d);
+    const C* const scaled = rows_.memory().h_in(d);
     Step step{};
     step.d = d;
     step.pre_first = units.begin;
@@ -262,7 +262,7 @@ class Forward {
         const V h = load_state(p_.h0, d, b, v, P_);
         h.store(a.h + b * h_stride_ + v * L);
         h.store(a.h + slot + b * h_stride_ + v * L);
-        rows_.start(d, b, v, h);
+        rows_.memory().put_h(d, b, v * L, h);
       }
       if constexpr (kHasC) {
         for (int64_t v = units.begin; v < units.end; ++v) {
@@ -419,7 +419,7 @@ class Forward {
       (i < together ? recurrent + x : x).store(columns + i);
       if (i >= together) recurrent.store(columns + i + apart);
     }
-    if (p_.inside.any) return rows_.take(step.d, v, NU * L, b, 1, columns);
+    if (p_.inside.any) return rows_.memory().take(step.d, v * L, NU * L, b, 1, columns);
     apply_cells<NU>(step, v, b, 1, columns);
   }
 
@@ -441,7 +441,7 @@ class Forward {
         column_tile<MR, NV, apart_columns<Cell>(Norm::kJoint) * NU>(product, columns);
         break;
     }
-    rows_.take(step.d, v, NU * L, b, MR, columns);
+    rows_.memory().take(step.d, v * L, NU * L, b, MR, columns);
   }
 
   void apply_rows(const Step& step, int64_t t, Range rows, int thread) const {

@@ -252,6 +252,59 @@ FASTRNN_NOINLINE void row_norm_backward(const C* normed, N rstd, int64_t size, i
   });
 }
 
+// What the two phases of a step that goes forward hand each other: the products of every row, in
+// columns of units, and h as it enters the next product.
+template <class S>
+class RowMemory {
+  using C = Compute<S>;
+  using V = Vec<C>;
+  static constexpr int L = V::kLanes;
+
+ public:
+  RowMemory(const Inside& o, const LayerShape& s, int columns, Arena& arena)
+      : o_(o),
+        B_(s.steps.batch),
+        H_(s.hidden_size),
+        stride_(ceil_div(H_, L) * L),
+        columns_(columns) {
+    const int64_t rows = o.any ? B_ : 0;
+    for (int d = 0; d < s.directions; ++d) {
+      values_[d] = arena.take<C>(rows * columns_ * stride_);
+      h_in_[d] = arena.take<C>(o.h_scale ? rows * stride_ : 0);
+    }
+  }
+
+  int64_t stride() const { return stride_; }
+  int columns() const { return columns_; }
+  // h times h_scale, of every row; null: as it is.
+  const C* h_in(int d) const { return o_.h_scale ? h_in_[d] : nullptr; }
+  FASTRNN_INLINE void put_h(int d, int64_t b, int64_t i, V h) const {
+    if (!o_.h_scale) return;
+    const S* const factor = static_cast<const S*>(o_.h_scale) + (d * B_ + b) * H_ + i;
+    const int lanes = static_cast<int>(smaller(L, H_ - i));
+    (h * load_lanes<V>(factor, lanes)).store(h_in_[d] + b * stride_ + i);
+  }
+
+  // [columns][stride] of a row.
+  C* values(int d, int64_t b) const { return values_[d] + b * columns_ * stride_; }
+  // Takes over a tile [rows][columns][width], `width` values of units from i on.
+  FASTRNN_NOINLINE void take(int d, int64_t i, int width, int64_t b, int rows,
+                             const C* tile) const {
+    C* to = values(d, b) + i;
+    for (int m = 0; m < rows; ++m) {
+      for (int c = 0; c < columns_; ++c, to += stride_, tile += width) {
+        for (int j = 0; j < width; j += L) V::load(tile + j).store(to + j);
+      }
+    }
+  }
+
+ private:
+  const Inside& o_;
+  const int64_t B_, H_, stride_;
+  const int columns_;
+  C *values_[2], *h_in_[2];
+};
+
 // Exactly the old value where the mask is 1, exactly the new one where it is 0.
 template <class N, class C>
 FASTRNN_INLINE N blend(const C* mask, int64_t at, N old_value, N new_value) {
@@ -260,6 +313,64 @@ FASTRNN_INLINE N blend(const C* mask, int64_t at, N old_value, N new_value) {
   using V = typename Ns::V;
   const V keep = V::load(mask + at), rest = V::set1(1) - keep;
   return fma(Ns::of(keep, V::zero()), old_value, Ns::of(rest, V::zero()) * new_value);
+}
+
+// Of a row whose c is normalised before h is made of it.
+template <class S>
+struct CellNorm {
+  Source<S> gain, bias;  // bias.values null: none
+  double eps;
+};
+
+// The new states of a row of `size` units: recurrent dropout, the cell, normalisation of c,
+// zoneout. Of the vector of units that begins at i, kept(i, a) gives what activation left and
+// before(i, s) the states before; put(i, h, c) takes those after, c of a cell that has one. norm:
+// null, or with scratch for (1 + K) rows of `stride` numbers.
+template <class Cell, class N, class S, class C, class Kept, class Before, class Put>
+FASTRNN_INLINE void new_states(int64_t size, int64_t stride, RowMasks<C> masks,
+                               const CellNorm<S>* norm, C* scratch, Kept&& kept, Before&& before,
+                               Put&& put) {
+  using Ns = Numbers<N>;
+  using V = typename Ns::V;
+  constexpr int L = V::kLanes, K = Cell::kColumns, kStates = Cell::kStates;
+  constexpr bool kHasC = kStates > 1;
+  const int64_t apart = (1 + K) * stride;
+  const auto finish = [&](int64_t i, const N(&a)[K], const N(&old)[kStates], N(&states)[kStates],
+                          N fresh_c) __attribute__((always_inline)) {
+    Cell::emit(a, states);
+    const N c = kHasC ? blend(masks.zoneout_c, i, old[kStates - 1], fresh_c) : fresh_c;
+    put(i, blend(masks.zoneout_h, i, old[0], states[0]), c);
+  };
+  for (int64_t i = 0; i < size; i += L) {
+    N a[K], old[kStates], states[kStates];
+    kept(i, a);
+    before(i, old);
+    if constexpr (Cell::kCandidate >= 0) {
+      N& candidate = a[Cell::kCandidate];
+      if (masks.dropout) candidate = candidate * Ns::of(V::load(masks.dropout + i), V::zero());
+    }
+    Cell::update(a, old, states);
+    if (!kHasC || !norm) {
+      finish(i, a, old, states, states[kStates - 1]);
+      continue;
+    }
+    Ns::store(states[kStates - 1], scratch + i, apart, L);
+    for (int k = 0; k < K; ++k) Ns::store(a[k], scratch + (k + 1) * stride + i, apart, L);
+  }
+  if (!kHasC || !norm) return;
+  const RowStatistics<N> of = row_statistics<N>(scratch, apart, 1, size, 0, norm->eps);
+  for (int64_t i = 0; i < size; i += L) {
+    const int lanes = static_cast<int>(smaller(L, size - i));
+    N a[K], old[kStates], states[kStates];
+    for (int k = 0; k < K; ++k) a[k] = Ns::load(scratch + (k + 1) * stride + i, apart, L);
+    before(i, old);
+    const N fresh = Ns::load(scratch + i, apart, L);
+    N shift = N::set1(0);
+    if (norm->bias.values) shift = Ns::load(norm->bias, i, lanes);
+    states[0] = N::set1(0);
+    states[kStates - 1] = fma((fresh - of.mean) * of.rstd, Ns::load(norm->gain, i, lanes), shift);
+    finish(i, a, old, states, fresh);
+  }
 }
 
 }  // namespace

@@ -10,13 +10,10 @@
 //
 // Invariants: those of the forward recurrence (two slots of h, rows that are not
 // active are not touched, both slots hold the tangent of h0 before step 0). The
-// product goes through memory to the cell.
+// product goes through memory to the cell. With options inside the recurrence a step
+// has a second phase, which is tangent_rows.h's.
 #pragma once
-#include "cpu/kernels/cells.h"
-#include "cpu/kernels/dual.h"
-#include "cpu/kernels/math.h"
-#include "cpu/kernels/pack.h"
-#include "cpu/kernels/plan.h"
+#include "cpu/kernels/tangent_rows.h"
 
 namespace fastrnn::cpu {
 namespace {
@@ -27,7 +24,7 @@ class Tangent {
   using V = Vec<C>;
   static constexpr int L = V::kLanes;
   static constexpr int G = Cell::kProducts, K = Cell::kColumns;
-  static constexpr bool kHasC = Cell::kStates > 1, kApart = cells::kApart<Cell>;
+  static constexpr bool kHasC = Cell::kStates > 1;
   using Blocks = VectorBlocks<kUnitVectors<Cell>>;
   using Rows = RowBlocks<kCellRows<Cell>>;
   using WideBlocks = VectorBlocks<kWideVectors>;
@@ -66,6 +63,7 @@ class Tangent {
     int64_t pre_first;      // the first vector of units in pre
     int64_t pre_stride;
     const C* h_in;
+    const C* multiplied;  // h_in, or what it becomes before the product
     C* h_out;
   };
 
@@ -80,18 +78,20 @@ class Tangent {
         h_vectors_(ceil_div(P_, L)),
         stride_(vectors_ * L),
         h_stride_(h_vectors_ * L),
-        weight_bytes_(G * H_ * P_ * static_cast<int64_t>(sizeof(C))) {
-    Arena arena(workspace);
+        apart_(apart_columns<Cell>(p.inside.norm)),
+        weight_bytes_(G * H_ * P_ * static_cast<int64_t>(sizeof(C))),
+        rows_(p, threads, workspace) {
+    Arena arena(after(workspace, rows_.bytes()));
     for (int d = 0; d < s_.directions; ++d) {
       Direction& a = directions_[d];
       const Weights& t = p.t_weights[d];
       a.terms = (p.t_input ? I_ : 0) + (t.w_ih ? I_ : 0) + (t.w_hh ? P_ : 0);
-      a.own_terms = kApart && t.w_hh ? P_ : 0;
+      a.own_terms = apart_ > 0 && t.w_hh ? P_ : 0;
       a.brings = a.terms > 0 || t.b_ih || t.b_hh;
       terms_ = larger(terms_, a.terms);
       a.w = arena.take<C>(G * stride_ * a.terms);
       a.bias = arena.take<C>(a.brings ? G * stride_ : 0);
-      a.bias_u = arena.take<C>(a.brings && kApart ? G * stride_ : 0);
+      a.bias_u = arena.take<C>(a.brings && apart_ > 0 ? G * stride_ : 0);
       a.w_hh = arena.take<C>(G * stride_ * P_);
       a.w_hr = arena.take<C>(s_.projected ? h_stride_ * H_ : 0);
       a.h = arena.take<C>(2 * B_ * h_stride_);
@@ -101,7 +101,7 @@ class Tangent {
     const Place place = place_of(0, threads, s_.directions, B_, vectors_, weight_bytes_);
     // Batch groups of packed data are uneven, so a thread may have all rows.
     const int64_t rows = s_.steps.counts ? B_ : ceil_div(B_, place.split.batch_groups);
-    const int64_t row = ceil_div(vectors_, place.split.unit_groups) * K * L;
+    const int64_t row = ceil_div(vectors_, place.split.unit_groups) * (G + apart_) * L;
     const int64_t bytes = rows * (row + terms_) * static_cast<int64_t>(sizeof(C));
     chunk_steps_ = smaller(larger(1, kChunkBytes / larger(1, bytes)), s_.steps.seq_len);
     const bool brings = directions_[0].brings || (s_.directions == 2 && directions_[1].brings);
@@ -109,7 +109,7 @@ class Tangent {
     pre_elements_ = brings ? chunk_steps_ * rows * row : 0;
     x_ = arena.take<C>(threads * x_elements_);
     pre_ = arena.take<C>(threads * pre_elements_);
-    bytes_ = arena.used();
+    bytes_ = rows_.bytes() + arena.used();
   }
 
   void run_worker(const Worker& worker) {
@@ -166,10 +166,12 @@ class Tangent {
     if (t.w_hh) append(t.w_hh, P_);
     for (int g = 0; g < G; ++g) {
       for (int u = 0; u < NU; ++u) {
-        const V b_ih = load_bias(t.b_ih, g, v + u), b_hh = load_bias(t.b_hh, g, v + u);
+        const bool normalised = p_.inside.norm != Norm::kNone;  // biases are added after that
+        const V b_ih = normalised ? V::zero() : load_bias(t.b_ih, g, v + u);
+        const V b_hh = normalised ? V::zero() : load_bias(t.b_hh, g, v + u);
         const int64_t i = at + (g * NU + u) * L;
-        (kApart ? b_ih : b_ih + b_hh).store(a.bias + i);
-        if constexpr (kApart) b_hh.store(a.bias_u + i);
+        (apart_ > 0 ? b_ih : b_ih + b_hh).store(a.bias + i);
+        if (apart_ > 0) b_hh.store(a.bias_u + i);
       }
     }
   }
@@ -193,10 +195,11 @@ class Tangent {
     start(d, rows, units, h_units);
     barrier.wait(peers);
 
+    const C* const scaled = rows_.memory().h_in(d);
     Step step{};
     step.d = d;
     step.pre_first = units.begin;
-    step.pre_stride = units.size() * K * L;
+    step.pre_stride = units.size() * (G + apart_) * L;
     int64_t chunk_row = 0;
     for (int64_t s = 0; s < T; ++s) {
       if (a.brings && s % chunk_steps_ == 0) {
@@ -205,6 +208,7 @@ class Tangent {
       }
       place_step(step, s);
       step.h_in = a.h + (s % 2) * B_ * h_stride_;
+      step.multiplied = scaled ? scaled : step.h_in;
       step.h_out = a.h + ((s + 1) % 2) * B_ * h_stride_;
       const Range active = active_rows(rows, s, d);
       if (a.brings) {
@@ -223,6 +227,10 @@ class Tangent {
       if (s_.projected) {
         barrier.wait(peers);
         project(step, active, h_units);
+      }
+      if (p_.inside.any) {
+        barrier.wait(peers);
+        apply_rows(step, time(d, s), share_of(active, peers, place.unit_group), worker.thread);
       }
       barrier.wait(peers);
     }
@@ -270,11 +278,11 @@ class Tangent {
         if (t.w_hh) previous_h(step, b, to);
       }
     }
-    const int64_t stride = units.size() * K * L;
+    const int64_t stride = units.size() * (G + apart_) * L;
     const Blocks blocks{units.begin, units.end};
     for (int64_t i = 0; i < blocks.count(); ++i) {
       blocks.call(i, [&](auto nu, int64_t v) {
-        C* pre = pre_ + (v - units.begin) * K * L;
+        C* pre = pre_ + (v - units.begin) * (G + apart_) * L;
         Rows::each(0, count, [&](auto mr, int64_t row) {
           bring_tile<mr(), nu()>(a, v, row, pre + row * stride, stride);
         });
@@ -291,6 +299,11 @@ class Tangent {
     } else {
       for (int64_t j = 0; j < P_; ++j) to[j] = 0;
     }
+    if (!p_.inside.h_scale) return;
+    const S* const factor = static_cast<const S*>(p_.inside.h_scale) + (step.d * B_ + b) * P_;
+    each_vector<V>(P_, [&](int64_t i, int k) {
+      store_lanes(load_lanes<V>(to + i, k) * load_lanes<V>(factor + i, k), to + i, k);
+    });
   }
 
   template <int MR, int NU>
@@ -301,22 +314,24 @@ class Tangent {
     const C* const x = x_ + row * a.terms;
     const C* const w = a.w + at * a.terms;
     product_tile<MR, NV, C>({terms, x, a.terms, w, NV * L, a.bias + at, 0, pre, stride});
-    if constexpr (kApart) {
-      alignas(64) C own[MR * NV * L];
-      product_tile<MR, NV, C>({a.own_terms, x + terms, a.terms, w + terms * NV * L, NV * L,
-                               a.bias_u + at, 0, own, NV * L});
-      for (int m = 0; m < MR; ++m, pre += stride) {
-        for (int g = 0; g < G; ++g) {
-          const int column = cells::recurrent_column<Cell>(g);
-          for (int i = 0; i < width; i += L) {
-            const V more = V::load(own + (m * G + g) * width + i);
-            C* const to = pre + column * width + i;
-            (column == g ? more + V::load(to) : more).store(to);
-          }
+    if (apart_ == 0) return;
+    alignas(64) C own[MR * NV * L];
+    product_tile<MR, NV, C>({a.own_terms, x + terms, a.terms, w + terms * NV * L, NV * L,
+                             a.bias_u + at, 0, own, NV * L});
+    for (int m = 0; m < MR; ++m, pre += stride) {
+      for (int g = 0; g < G; ++g) {
+        const int column = column_of(g);
+        for (int i = 0; i < width; i += L) {
+          const V more = V::load(own + (m * G + g) * width + i);
+          C* const to = pre + column * width + i;
+          (column == g ? more + V::load(to) : more).store(to);
         }
       }
     }
   }
+
+  // The column that recurrent product g adds to: the last apart_ are apart.
+  int column_of(int g) const { return g < G - apart_ ? g : g + apart_; }
 
   // ---- the ends --------------------------------------------------------------
 
@@ -328,6 +343,7 @@ class Tangent {
         const V h = load_state(p_.t_h0, d, b, v, P_);
         h.store(a.h + b * h_stride_ + v * L);
         h.store(a.h + slot + b * h_stride_ + v * L);
+        rows_.memory().put_h(d, b, v * L, h);
       }
       if constexpr (kHasC) {
         for (int64_t v = units.begin; v < units.end; ++v) {
@@ -364,10 +380,47 @@ class Tangent {
   FASTRNN_NOINLINE void tile(const Step& step, int64_t v, int64_t b) const {
     constexpr int NV = G * NU;
     alignas(64) C products[MR * NV * L];  // [rows][G][vectors * L]
-    product_tile<MR, NV, C>({P_, step.h_in + b * h_stride_, h_stride_,
+    product_tile<MR, NV, C>({P_, step.multiplied + b * h_stride_, h_stride_,
                              directions_[step.d].w_hh + v * L * G * P_, NV * L, nullptr, 0,
                              products, NV * L});
-    apply_cells(step, v, NU, b, MR, products);
+    if (p_.inside.any) {
+      take_columns(step, v, NU * L, b, MR, products);
+    } else {
+      apply_cells(step, v, NU, b, MR, products);
+    }
+  }
+
+  // Products [rows][G][width], and what is brought, to the rows' phase.
+  FASTRNN_NOINLINE void take_columns(const Step& step, int64_t v, int width, int64_t b, int rows,
+                                     const C* products) const {
+    alignas(64) C columns[2 * G * kUnitVectors<Cell> * L];
+    const int count = (G + apart_) * width;
+    for (int m = 0; m < rows; ++m, products += G * width) {
+      const C* const pre =
+          step.pre ? step.pre + (b + m) * step.pre_stride + (v - step.pre_first) * (G + apart_) * L
+                   : nullptr;
+      for (int i = 0; i < count; i += L) {
+        (pre ? V::load(pre + i) : V::zero()).store(columns + i);
+      }
+      for (int g = 0; g < G; ++g) {
+        C* const to = columns + column_of(g) * width;
+        for (int i = 0; i < width; i += L) {
+          (V::load(to + i) + V::load(products + g * width + i)).store(to + i);
+        }
+      }
+      rows_.memory().take(step.d, v * L, width, b + m, 1, columns);
+    }
+  }
+
+  void apply_rows(const Step& step, int64_t t, Range rows, int thread) const {
+    const Direction& a = directions_[step.d];
+    const int64_t first = step.d * s_.steps.rows;
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      rows_.apply({step.d, t, b, first + step.row + b,
+                   b < step.previous_rows ? first + step.previous_row + b : -1,
+                   step.h_in + b * h_stride_, step.h_out + b * h_stride_, a.c + b * stride_},
+                  thread);
+    }
   }
 
   FASTRNN_NOINLINE void apply_cells(const Step& step, int64_t v, int vectors, int64_t b, int rows,
@@ -492,8 +545,10 @@ class Tangent {
   const int64_t I_, H_, P_, B_;
   const int64_t vectors_, h_vectors_;  // of units, of values of h
   const int64_t stride_, h_stride_;    // the same in elements, padded
+  const int apart_;                    // columns of a recurrent product of their own
   const int64_t weight_bytes_;         // of w_hh in the compute type
-  int64_t terms_ = 0;                  // of either direction at most
+  const TangentRows<Cell, S> rows_;
+  int64_t terms_ = 0;  // of either direction at most
   int64_t chunk_steps_, x_elements_, pre_elements_;
   C *x_, *pre_;  // a thread's chunk of rows and of what they bring
   Direction directions_[2];
