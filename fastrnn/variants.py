@@ -127,8 +127,8 @@ class DreamerGRU(Layers, modules.GRU):
     reset, candidate, update; its one matrix is `cat([weight_ih, weight_hh], 1)`.
 
     Args:
-        input_size, hidden_size, num_layers, batch_first, dropout, bidirectional, device, dtype: as
-            of `fastrnn.GRU`.
+        input_size, hidden_size, num_layers, batch_first, dropout, bidirectional, checkpoint_every,
+            device, dtype: as of `fastrnn.GRU`.
         update_bias: added to the update gate's argument; below 0 the state changes slowly at first.
             Default: -1
         eps: of the normalisation. Default: 1e-3, Dreamer's
@@ -150,12 +150,14 @@ class DreamerGRU(Layers, modules.GRU):
         bidirectional: bool = False,
         update_bias: float = -1.0,
         eps: float = 1e-3,
+        checkpoint_every: int | None = None,
         device=None,
         dtype=None,
     ):
         super().__init__(
             input_size, hidden_size, num_layers, bias=False, batch_first=batch_first,
-            dropout=dropout, bidirectional=bidirectional, eps=eps, device=device, dtype=dtype,
+            dropout=dropout, bidirectional=bidirectional, eps=eps,
+            checkpoint_every=checkpoint_every, device=device, dtype=dtype,
         )  # fmt: skip
         self._norm = "joint"
         check_update_bias("DreamerGRU", update_bias)

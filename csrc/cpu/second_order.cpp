@@ -37,12 +37,13 @@ void fill_norms(Weights (&t_weights)[2], const Layer& layer, const OptionalTenso
 
 std::vector<Tensor> layer_tangent(c10::string_view cell, const OptionalTensor& t_input,
                                   const OptionalTensors& t_states, const OptionalTensors& t_params,
-                                  const OptionalTensors& t_norms, const OptionalTensors& through, const OptionalTensor& input,
-                                  const OptionalTensor& batch_sizes, c10::SymInt batch,
-                                  const OptionalTensors& states, const OptionalTensors& saved,
-                                  at::TensorList weights, bool save, c10::string_view norm,
-                                  double eps, at::ArrayRef<double> rates, at::IntArrayRef counter,
-                                  const OptionalTensor& seed, const OptionalTensor& h_scale) {
+                                  const OptionalTensors& t_norms, const OptionalTensors& through,
+                                  const OptionalTensor& input, const OptionalTensor& batch_sizes,
+                                  c10::SymInt batch, const OptionalTensors& states,
+                                  const OptionalTensors& saved, at::TensorList weights, bool save,
+                                  c10::string_view norm, double eps, at::ArrayRef<double> rates,
+                                  at::IntArrayRef counter, const OptionalTensor& seed,
+                                  const OptionalTensor& h_scale) {
   const char* op = "layer_tangent";
   const at::AutoDispatchBelowADInplaceOrView below;
   const Layer layer = host::saved_layer(op, host::cell_kind(op, cell), batch_sizes, batch, states,
@@ -123,12 +124,11 @@ std::vector<Tensor> layer_tangent(c10::string_view cell, const OptionalTensor& t
 
 std::vector<Tensor> gate_gradients_tangent(
     c10::string_view cell, const OptionalTensors& t_d_results, const OptionalTensors& t_norms,
-    const OptionalTensors& through,
-    const OptionalTensors& t_states, const OptionalTensors& t_saved, at::TensorList received,
-    const OptionalTensor& batch_sizes, c10::SymInt batch, const OptionalTensors& states,
-    const OptionalTensors& saved, at::TensorList weights, c10::string_view norm, double eps,
-    at::ArrayRef<double> rates, at::IntArrayRef counter, const OptionalTensor& seed,
-    const OptionalTensor& h_scale) {
+    const OptionalTensors& through, const OptionalTensors& t_states, const OptionalTensors& t_saved,
+    at::TensorList received, const OptionalTensor& batch_sizes, c10::SymInt batch,
+    const OptionalTensors& states, const OptionalTensors& saved, at::TensorList weights,
+    c10::string_view norm, double eps, at::ArrayRef<double> rates, at::IntArrayRef counter,
+    const OptionalTensor& seed, const OptionalTensor& h_scale) {
   const char* op = "gate_gradients_tangent";
   const at::AutoDispatchBelowADInplaceOrView below;
   const Layer layer = host::saved_layer(op, host::cell_kind(op, cell), batch_sizes, batch, states,

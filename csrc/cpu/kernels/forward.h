@@ -81,8 +81,9 @@ class Forward {
     direct_ih_ = s_.steps.rows < kDirectRows;
     direct_hh_ = direct_ih_ || (B_ <= kDirectBatch && weight_bytes_ > kDirectBytes);
     const Place place = place_of(0, threads, s_.directions, B_, vectors_, weight_bytes_);
+    // With options inside, products go through memory anyway: w_ih is read once a chunk then.
     fused_ =
-        !direct_hh_ && B_ >= kFusedRows &&
+        !p.inside.any && !direct_hh_ && B_ >= kFusedRows &&
         (G * H_ * I_ * kSize <= kFusedBytes || B_ / place.split.batch_groups >= kFusedRowsLarge);
     // Batch groups of packed data are uneven, so a thread may have all rows.
     const int64_t rows = s_.steps.counts ? B_ : ceil_div(B_, place.split.batch_groups);

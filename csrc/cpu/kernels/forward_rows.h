@@ -43,7 +43,7 @@ class ForwardRows {
   const RowMemory<S>& memory() const { return memory_; }
 
   void apply(const Row& row, int thread) const {
-    C* const values = memory_.values(row.d, row.b);
+    const C* const values = memory_.values(row.d, row.b);
     const RowMasks<C> masks = masks_.row(thread, row.d, row.t, row.b);
     C* const scratch = scratch_ + thread * scratch_elements_;
     switch (o_.norm) {
@@ -59,34 +59,40 @@ class ForwardRows {
  private:
   bool normalises_c() const { return kHasC && p_.weights[0].cell_gain; }
 
-  // `part` of what is normalised, G columns of values in place: gain x^ + bias.
-  void normalise(const Row& row, int part, int parts, const void* gains, const void* biases,
-                 C* values) const {
-    const RowStatistics<V> of = row_statistics<V>(values, 0, G, H_, memory_.stride(), o_.eps);
-    const int64_t place = (row.d * s_.steps.rows + row.row) * parts + part;
-    if (p_.rstd) of.rstd.store(static_cast<C*>(p_.rstd) + place, 1);
-    S* const normed = p_.normed ? static_cast<S*>(p_.normed) + place * G * H_ : nullptr;
-    const S* const gain = static_cast<const S*>(gains);
-    const S* const bias = static_cast<const S*>(biases);
-    for (int g = 0; g < G; ++g) {
-      each_vector<V>(H_, [&](int64_t i, int k) {
-        C* const at = values + g * memory_.stride() + i;
-        const V x = (V::load(at) - of.mean) * of.rstd;
-        if (normed) store_lanes(x, normed + g * H_ + i, k);
-        const V shift = bias ? load_lanes<V>(bias + g * H_ + i, k) : V::zero();
-        fma(x, load_lanes<V>(gain + g * H_ + i, k), shift).store(at);
-      });
+  // One of the parts of a row that are normalised, each by itself.
+  struct Part {
+    RowStatistics<V> of;
+    const S *gain, *bias;  // bias: or null
+    S* normed;             // or null
+
+    // What becomes of k values of column g from unit i on.
+    FASTRNN_INLINE V affine(V x, int64_t at, int k) const {
+      x = (x - of.mean) * of.rstd;
+      if (normed) store_lanes(x, normed + at, k);
+      const V shift = bias ? load_lanes<V>(bias + at, k) : V::zero();
+      return fma(x, load_lanes<V>(gain + at, k), shift);
     }
+  };
+  Part part_of(const Row& row, int index, const void* gain, const void* bias,
+               const C* values) const {
+    const int64_t place = (row.d * s_.steps.rows + row.row) * o_.parts() + index;
+    const Part part{row_statistics<V>(values, 0, G, H_, memory_.stride(), o_.eps),
+                    static_cast<const S*>(gain), static_cast<const S*>(bias),
+                    p_.normed ? static_cast<S*>(p_.normed) + place * G * H_ : nullptr};
+    if (p_.rstd) part.of.rstd.store(static_cast<C*>(p_.rstd) + place, 1);
+    return part;
   }
 
   template <Norm N>
-  FASTRNN_NOINLINE void apply(const Row& row, C* values, RowMasks<C> masks, C* scratch) const {
+  FASTRNN_NOINLINE void apply(const Row& row, const C* values, RowMasks<C> masks,
+                              C* scratch) const {
     const Weights& w = p_.weights[row.d];
+    Part input{}, recurrent{};
     if constexpr (N == Norm::kRecurrent) {
-      normalise(row, 0, 2, w.gain_ih, w.b_ih, values);
-      normalise(row, 1, 2, w.gain_hh, w.b_hh, values + G * memory_.stride());
+      input = part_of(row, 0, w.gain_ih, w.b_ih, values);
+      recurrent = part_of(row, 1, w.gain_hh, w.b_hh, values + G * memory_.stride());
     } else if constexpr (N == Norm::kJoint) {
-      normalise(row, 0, 1, w.gain_hh, w.b_hh, values);
+      recurrent = part_of(row, 0, w.gain_hh, w.b_hh, values);
     }
     const int64_t n = row.d * s_.steps.rows + row.row;
     const auto source = [](const void* from) {
@@ -96,7 +102,7 @@ class ForwardRows {
     new_states<Cell, V, S>(
         H_, memory_.stride(), masks, normalises_c() ? &norm : nullptr, scratch,
         [&](int64_t i, V(&a)[K]) __attribute__((always_inline)) {
-          load_columns<N>(values + i, row.bias_u + i, a);
+          load_columns<N>(values, row.bias_u, input, recurrent, i, a);
           Cell::activate(a);
           if (!p_.gates) return;
           S* const gates = static_cast<S*>(p_.gates) + n * K * H_ + i;
@@ -121,21 +127,23 @@ class ForwardRows {
 
   // A unit's values before activation, from the products' columns.
   template <Norm N>
-  FASTRNN_INLINE void load_columns(const C* from, const C* bias_u, V (&a)[K]) const {
+  FASTRNN_INLINE void load_columns(const C* values, const C* bias_u, const Part& input,
+                                   const Part& recurrent, int64_t i, V (&a)[K]) const {
+    const int64_t stride = memory_.stride();
     if constexpr (N == Norm::kNone) {
-      for (int i = 0; i < K; ++i) a[i] = V::load(from + i * memory_.stride());
-      if constexpr (cells::kApart<Cell>) a[K - 1] = a[K - 1] + V::load(bias_u);
+      for (int k = 0; k < K; ++k) a[k] = V::load(values + k * stride + i);
+      if constexpr (cells::kApart<Cell>) a[K - 1] = a[K - 1] + V::load(bias_u + i);
       return;
     }
-    for (int i = 0; i < K; ++i) a[i] = V::zero();
+    const int k = lanes(i);
+    for (V& x : a) x = V::zero();
     for (int g = 0; g < G; ++g) {
-      V& input = a[g];
-      V& recurrent = a[cells::recurrent_column<Cell>(g)];
+      V& sum = a[cells::recurrent_column<Cell>(g)];
       if constexpr (N == Norm::kRecurrent) {
-        input = V::load(from + g * memory_.stride());
-        recurrent = recurrent + V::load(from + (G + g) * memory_.stride());
+        a[g] = input.affine(V::load(values + g * stride + i), g * H_ + i, k);
+        sum = sum + recurrent.affine(V::load(values + (G + g) * stride + i), g * H_ + i, k);
       } else {
-        recurrent = V::load(from + g * memory_.stride());
+        sum = recurrent.affine(V::load(values + g * stride + i), g * H_ + i, k);
       }
     }
   }

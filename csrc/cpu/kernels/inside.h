@@ -266,10 +266,11 @@ class RowMemory {
         B_(s.steps.batch),
         H_(s.hidden_size),
         stride_(ceil_div(H_, L) * L),
-        columns_(columns) {
+        columns_(columns),
+        row_stride_(columns * stride_ + L) {
     const int64_t rows = o.any ? B_ : 0;
     for (int d = 0; d < s.directions; ++d) {
-      values_[d] = arena.take<C>(rows * columns_ * stride_);
+      values_[d] = arena.take<C>(rows * row_stride_);
       h_in_[d] = arena.take<C>(o.h_scale ? rows * stride_ : 0);
     }
   }
@@ -286,12 +287,12 @@ class RowMemory {
   }
 
   // [columns][stride] of a row.
-  C* values(int d, int64_t b) const { return values_[d] + b * columns_ * stride_; }
+  C* values(int d, int64_t b) const { return values_[d] + b * row_stride_; }
   // Takes over a tile [rows][columns][width], `width` values of units from i on.
   FASTRNN_NOINLINE void take(int d, int64_t i, int width, int64_t b, int rows,
                              const C* tile) const {
-    C* to = values(d, b) + i;
     for (int m = 0; m < rows; ++m) {
+      C* to = values(d, b + m) + i;
       for (int c = 0; c < columns_; ++c, to += stride_, tile += width) {
         for (int j = 0; j < width; j += L) V::load(tile + j).store(to + j);
       }
@@ -302,6 +303,7 @@ class RowMemory {
   const Inside& o_;
   const int64_t B_, H_, stride_;
   const int columns_;
+  const int64_t row_stride_;  // a vector more than its columns, so that rows fall into all sets
   C *values_[2], *h_in_[2];
 };
 
