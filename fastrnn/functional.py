@@ -19,10 +19,11 @@ Common to all functions
         backward keeps, and may be changed in place.
     gradients: with respect to input, hx and every parameter. Nothing is kept where no gradient is
         asked for.
-    derivatives: forward mode; second derivatives, but for forward mode twice (`fastrnn.reference`
-        has all of any order); torch.func, with vmap over inputs, states and weights; one level of
-        is_grads_batched or vectorize of torch.autograd. Packed data has the same batch_sizes for
-        all samples of a vmap.
+    derivatives: of any order, and torch.func, with vmap over inputs, states and weights; one level
+        of is_grads_batched or vectorize of torch.autograd. Kernels have first and second ones and
+        forward mode; what lies beyond is torch's of the equations (`fastrnn.reference`), slow, and
+        needs an input or w_ih that requires gradients. Packed data has the same batch_sizes for all
+        samples of a vmap.
     raises: RuntimeError where shapes, dtypes (between states and weights), devices or the number
         of parameters do not fit, or where seq_len is 0; ValueError where input has the wrong number
         of dimensions or another dtype than the weights; AttributeError, IndexError or TypeError

@@ -14,13 +14,14 @@ import torch
 from torch.autograd import Function
 
 from fastrnn._layer import backward, batching, by_reference, derivatives, ops
-from fastrnn._layer.backward import Record
+from fastrnn._layer.backward import Record, layer_of
 from fastrnn._layer.cells import CELLS, STEMS
 from fastrnn._layer.rows import fold, unfold
 from fastrnn._layer.transforms import (
     apply,
     batched_levels,
     in_forward_mode,
+    in_nested_forward_mode,
     requires_grad,
     signed,
     transforms_active,
@@ -54,11 +55,12 @@ def layer(
     """
     options = resets
     if inside:
-        if not ops.has_inside(input):
-            return by_reference.layer_inside(
-                cell, input, batch_sizes, states, params, bidirectional, keep, inside
-            )
         options = *(resets or _NO_RESETS), *inside
+    if in_nested_forward_mode() or (inside and not ops.has_inside(input)):
+        resets, to_hx, *inside = options or _NO_RESETS
+        of = layer_of(cell, bidirectional, len(params), input.shape, True, to_hx, tuple(inside[:4]))
+        others = batch_sizes, resets, *inside[4:]
+        return by_reference.layer(of, others, input, states, params, keep)
     if records(input, *states, *params):
         results = apply(
             _function(_Layer), cell, bidirectional, keep, options, input, batch_sizes, *states,
@@ -85,17 +87,19 @@ def gather_rows(inputs, index, inverse, others=(), other_index=None, other_inver
     other way: no row is taken twice.
     """
     moves = index, inverse, other_index, other_inverse
+    if in_nested_forward_mode():
+        return _gather(inputs, *moves, others, kernels=False)
     # Tensors do not tell of a graph of what is_grads_batched wraps in them.
     if records(*inputs, *others) or (torch.is_grad_enabled() and batched_levels()):
         return batching.applied(_function(_Gather), len(inputs), *moves, *inputs, *others)
     return _gather(inputs, *moves, others)
 
 
-def _gather(inputs, index, inverse, other_index, other_inverse, others):
+def _gather(inputs, index, inverse, other_index, other_inverse, others, kernels=True):
     rows = [_flat(input, inverse) for input in inputs]
     rows += [_flat(other, other_inverse) for other in others]
     indices = [index] * len(inputs) + [other_index] * len(others)
-    if index.is_cpu:
+    if index.is_cpu and kernels:
         return tuple(ops.gather_rows(rows, indices))
     return tuple(map(_gather_by_torch, rows, indices))
 
@@ -182,7 +186,7 @@ class _Layer(Function):
 
     @staticmethod
     def backward(ctx, *d_results):
-        layer, needs = backward.layer_of(*ctx.what), ctx.needs_input_grad
+        layer, needs = layer_of(*ctx.what), ctx.needs_input_grad
         nothing, states = (None,) * _INPUT, layer.states
         kept = d_results[-1:] if layer.keep else ()
         d_results = *d_results[: 1 + states], *kept
@@ -232,7 +236,7 @@ _INPUT = 4  # its place among the arguments of _Layer
 class _DualLayer(_Layer):
     @staticmethod
     def jvp(ctx, *tangents):
-        layer = backward.layer_of(*ctx.what)
+        layer = layer_of(*ctx.what)
         record = _with_biases(layer, ctx.saved_tensors, ctx.biases)
         t_arguments = tangents[_INPUT], *tangents[_INPUT + 2 :]
         found = derivatives.tangents(layer, *t_arguments, *record)

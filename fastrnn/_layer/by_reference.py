@@ -17,31 +17,63 @@ def serves(tensor):
     return tensor.device.type not in ("cpu", "meta")
 
 
-def layer_inside(cell, input, batch_sizes, states, params, bidirectional, keep, inside):
-    """What `fastrnn._layer.autograd.layer` returns of a layer with options inside."""
-    results = variants_reference.layer(
-        cell, input, batch_sizes, states, params, bidirectional, inside, keep
-    )
-    if not keep:
-        return results
-    *results, gates = results
-    return *results, gates if CELLS[cell].saves_gates else None
+def layer(layer, others, input, states, params, keep):
+    """What `fastrnn._layer.autograd.layer` returns."""
+    output, finals, cells, gates = _layer(layer, others, input, states, params)
+    return output, *finals, *((cells, gates) if keep else ())
 
 
-def tangents(layer, t_arguments, batch_sizes, resets, arguments):
-    """J u. Arguments may be None, and their tangents u."""
+def pulled(run, tensors, needs, gradients):
+    """Gradients of a tuple-valued function of a list of tensors, None where not needed."""
+    places = [i for i, needed in enumerate(needs) if needed]
+
+    def of_needed(*moved):
+        every = list(tensors)
+        for i, tensor in zip(places, moved, strict=True):
+            every[i] = tensor
+        return run(every)
+
+    results, pull = torch.func.vjp(of_needed, *(tensors[i] for i in places))
+    pairs = zip(results, gradients, strict=True)
+    found = pull(tuple(torch.zeros_like(r) if g is None else g for r, g in pairs))
+    found = dict(zip(places, found, strict=True))
+    return [found.get(i) for i in range(len(tensors))]
+
+
+def pushed(run, tensors, tangents):
+    """Tangents of a tuple-valued function of a list of tensors; None are zeros."""
+    places = [i for i, tangent in enumerate(tangents) if tangent is not None]
+
+    def of_moved(*moved):
+        every = list(tensors)
+        for i, tensor in zip(places, moved, strict=True):
+            every[i] = tensor
+        return run(every)
+
+    # J u as the derivative of J^T v with respect to v: no forward mode inside forward mode.
+    results, pull = torch.func.vjp(of_moved, *(tensors[i] for i in places))
+    zeros = tuple(torch.zeros_like(result) for result in results)
+    return torch.func.vjp(pull, zeros)[1](tuple(tangents[i] for i in places))[0]
+
+
+def tangents(layer, t_arguments, others, arguments):
+    """J u. Arguments may be None, and their tangents u. others: batch_sizes, resets and, of options
+    inside the recurrence, seed and h_scale."""
     nothing = (None,) * layer.results
     flags = (True,) * layer.results, (), ()
-    return tuple(
-        second_order(layer, flags, nothing, nothing, t_arguments, batch_sizes, resets, arguments)[0]
-    )
+    return tuple(second_order(layer, flags, nothing, nothing, t_arguments, others, arguments)[0])
 
 
-def second_order(layer, flags, v, t_v, u, batch_sizes, resets, arguments):
+def second_order(layer, flags, v, t_v, u, others, arguments):
     """`(J u, J^T v, the derivative of J^T v in the direction (t_v, u))`, None where not wanted.
 
     flags: which of each are. v and its tangents t_v are of results. Each tensor may be None.
     """
+    if arguments[0] is None:
+        raise RuntimeError(
+            f"{CELLS[layer.cell].function}: expected an input or w_ih that requires gradients "
+            "where derivatives beyond the second are wanted: without them the input is not kept"
+        )
     of_results, of_first, of_second = flags
     here = [i for i, argument in enumerate(arguments) if argument is not None]
     slots = [
@@ -59,7 +91,7 @@ def second_order(layer, flags, v, t_v, u, batch_sizes, resets, arguments):
         every = [None] * len(arguments)
         for i, argument in zip(here, present, strict=True):
             every[i] = argument
-        results = _run(layer, batch_sizes, resets, *every)
+        results = _run(layer, others, *every)
         return tuple(results[slot] for slot in slots)
 
     def pulled(gradients, present):
@@ -127,21 +159,37 @@ def second_order(layer, flags, v, t_v, u, batch_sizes, resets, arguments):
     return every
 
 
-def _run(layer, batch_sizes, resets, input, *tensors):
+def _run(layer, others, input, *tensors):
     """The layer's results by the reference."""
     states, params = tensors[: layer.states], tensors[layer.states :]
+    output, finals, cells, _ = _layer(layer, others, input, states, params)
+    return output, *finals, *((cells,) if layer.keep else ())
+
+
+def _layer(layer, others, input, states, params):
+    """`(output, final states, every step's c, gates)`, the last two None of cells without them."""
+    batch_sizes, resets, *of_inside = others
+    bidirectional = layer.directions == 2
+    if layer.inside:
+        output, *finals, cells, gates = variants_reference.layer(
+            layer.cell, input, batch_sizes, states, params, bidirectional,
+            (*layer.inside, *of_inside), True,
+        )  # fmt: skip
+        return output, finals, cells, gates if CELLS[layer.cell].saves_gates else None
     options = {
         "has_biases": "b_ih" in layer.stems,
-        "bidirectional": layer.directions == 2,
+        "bidirectional": bidirectional,
         "batch_sizes": batch_sizes,
         "resets": resets,
         "reset_to": "hx" if layer.to_hx else "zeros",
-        "return_states": layer.keep,
+        "return_states": True,
     }
-    if layer.cell == "lstm":
-        hx = None if states[0] is None else states
-        output, finals, *each = reference.lstm(input, hx, params, **options)
-        return output, *finals, *(cells.flatten(1, -2) for _, cells, _ in each)
-    if layer.cell == "gru":
-        return reference.gru(input, states[0], params, **options)
-    return reference.rnn(input, states[0], params, nonlinearity=layer.cell[4:], **options)
+    hx = states[0]
+    if layer.cell == "lstm" and hx is not None:
+        hx = tuple(states)
+    if layer.states == 1 and layer.cell != "gru":
+        options["nonlinearity"] = layer.cell[4:]
+    run = getattr(reference, CELLS[layer.cell].function)
+    output, finals, each = run(input, hx, params, **options)
+    cells, gates = (None if t is None else t.flatten(1, -2) for t in each[1:])
+    return output, finals if layer.states > 1 else (finals,), cells, gates

@@ -12,10 +12,11 @@ of its results and u for tangents of its arguments.
 
 Each of them is a Function, so that transforms nest. vmap goes through to the operators. Where the
 operators of tangents and second order have no kernels, `fastrnn._layer.by_reference` takes their
-place.
+place, and so it does for what lies beyond: third derivatives, forward mode over forward mode.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.autograd import Function
@@ -35,6 +36,7 @@ from fastrnn._layer.backward import (
     unprojected,
 )
 from fastrnn._layer.backward import gradients as first_order
+from fastrnn._layer.cells import CELLS
 from fastrnn._layer.transforms import in_forward_mode, no_autocast, requires_grad, transforms_active
 
 # -- The derivative in a direction --------------------------------------------------------------
@@ -129,11 +131,9 @@ class _Tangent(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.layer = layer = inputs[0]
-        count = 1 + layer.arguments
-        tensors = *inputs[1:count], *_without_biases(layer, inputs[count:])
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
+        ctx.layer = inputs[0]
+        ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -149,7 +149,12 @@ class _Tangent(Function):
 
     @staticmethod
     def jvp(ctx, *_):
-        _refuse(ctx.layer, "forward mode twice")
+        # A call in nested forward mode is the reference's from its beginning.
+        name = CELLS[ctx.layer.cell].function
+        raise RuntimeError(
+            f"{name}: expected one level of forward mode, or one torch.func.jvp or jacfwd inside "
+            "another, got tangents that were made before"
+        )
 
 
 def gradients(layer, wanted, *tensors):
@@ -177,8 +182,7 @@ class _MappedGradients(Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         request, *tensors = inputs
-        ctx.layer, ctx.wanted, begin = request.layer, request.wanted, request.layer.results
-        tensors = *tensors[:begin], *_kept(ctx.layer, tensors[begin:])
+        ctx.layer, ctx.wanted = request.layer, request.wanted
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
         ctx.set_materialize_grads(False)
@@ -217,12 +221,6 @@ class _Gradients(_MappedGradients):
         return batching.through(call, info.batch_size, in_dims, (request, *tensors))
 
 
-def _kept(layer, record):
-    """What derivatives are computed from, of a record with all parameters."""
-    needs_biases = by_reference.serves(record[layer.recorded])
-    return record if needs_biases else _without_biases(layer, record)
-
-
 def _without_biases(layer, record):
     """A record with all parameters -> one with weights."""
     return *record[: layer.recorded], *layer.weights(record[layer.recorded :])
@@ -235,8 +233,8 @@ def _of_arguments(layer, values):
 
 
 def _by_arguments(layer, record):
-    """What the reference takes: batch_sizes, resets and the arguments."""
-    return record[1], record[2], _of_arguments(layer, record)
+    """What the reference takes: what of a record is no argument and not computed, the arguments."""
+    return record[1 : layer.first_state], _of_arguments(layer, record)
 
 
 def _as_record(layer, values):
@@ -263,27 +261,34 @@ class _Plan:
         every = self.results, self.first, self.second
         if all(t is None for t in (*t_v, *tangents)) and not any(self.first):
             return [[None] * len(flags) for flags in every]
-        layer = self.layer
-        if by_reference.serves(record[layer.recorded]):
-            return by_reference.second_order(
-                layer, every, v, t_v, tangents, *_by_arguments(layer, record)
-            )
+        if by_reference.serves(record[self.layer.recorded]):
+            return self.by_reference(v, t_v, tangents, record)
         flat = iter(batching.applied(_Second, self, *v, *t_v, *tangents, *record))
         return [[next(flat) if wanted else None for wanted in flags] for flags in every]
 
+    def by_reference(self, v, t_v, tangents, record):
+        flags = self.results, self.first, self.second
+        more = _by_arguments(self.layer, record)
+        return by_reference.second_order(self.layer, flags, v, t_v, tangents, *more)
+
+    def split(self, tensors):
+        """v, t_v, tangents and a record."""
+        results, arguments = self.layer.results, self.layer.arguments
+        ends = results, 2 * results, 2 * results + arguments
+        return (*(tensors[a:b] for a, b in zip((0, *ends), ends)), tensors[ends[-1] :])
+
 
 class _Second(Function):
-    """What a _Plan wants. Its own derivatives, the third, raise."""
+    """What a _Plan wants."""
 
     generate_vmap_rule = True
 
     @staticmethod
     @no_autocast
     def forward(plan, *tensors):
-        layer, begin = plan.layer, 2 * plan.layer.results
-        v, t_v = tensors[: layer.results], tensors[layer.results : begin]
-        count = begin + layer.arguments
-        t, r = _Tangents(layer, tensors[begin:count]), Record(layer, tensors[count:])
+        layer = plan.layer
+        v, t_v, tangents, record = plan.split(tensors)
+        t, r = _Tangents(layer, tangents), Record(layer, _without_biases(layer, record))
         finals = slice(1, 1 + layer.states)
         batch = batch_of(layer, r, *v[finals], *t_v[finals], t.states[0])
         sizes = r.batch_sizes, batch, r.states, r.saved, r.weights
@@ -318,18 +323,28 @@ class _Second(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.layer = inputs[0].layer
-        # vmap expects something saved for whatever is called, if only to raise.
-        ctx.save_for_backward(None)
-        ctx.save_for_forward(None)
+        ctx.plan, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, *_):
-        _refuse(ctx.layer, "third derivatives")
+    def backward(ctx, *gradients):
+        needs = ctx.needs_input_grad[1:]
+        run = partial(_second_by_reference, ctx.plan)
+        return None, *by_reference.pulled(run, ctx.saved_tensors, needs, gradients)
 
     @staticmethod
-    def jvp(ctx, *_):
-        _refuse(ctx.layer, "third derivatives")
+    def jvp(ctx, _, *tangents):
+        run = partial(_second_by_reference, ctx.plan)
+        return by_reference.pushed(run, ctx.saved_tensors, tangents)
+
+
+def _second_by_reference(plan, tensors):
+    """What `_Second` returns, by operations that can be differentiated any number of times."""
+    found = plan.by_reference(*plan.split(tensors))
+    flags = plan.results, plan.first, plan.second
+    return tuple(value for pair in zip(flags, found) for value in _wanted(*pair))
 
 
 def _wanted(flags, values):
@@ -398,11 +413,3 @@ def _unprojected_tangent(record, tangents, direction):
     tanh_c = torch.tanh(cells)
     slope = record.gates[direction][:, o] * (1 - tanh_c * tanh_c)
     return t_gates[direction][:, o] * tanh_c + slope * t_cells[direction]
-
-
-def _refuse(layer, what):
-    name = layer.cell.partition("_")[0]
-    raise RuntimeError(
-        f"{name}: expected at most two derivatives, one of them in reverse mode, got {what}; "
-        f"fastrnn.reference.{name} can be differentiated any number of times and in any order"
-    )

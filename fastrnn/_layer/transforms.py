@@ -7,6 +7,7 @@ import functools
 import inspect
 
 import torch
+from torch._functorch import eager_transforms
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
 
@@ -59,6 +60,15 @@ def _requires_grad(tensor):
 
 def in_forward_mode():
     return getattr(forward_ad, "_current_level", -1) >= 0
+
+
+def in_nested_forward_mode():
+    """Whether torch.func.jvp or jacfwd is inside another one.
+
+    torch gives zeros there for the derivative of what the jvp of a Function returns
+    (findings/nested_jvp_of_function.sh): no Function may be called.
+    """
+    return eager_transforms.JVP_NESTING > 1
 
 
 def no_autocast(function):

@@ -165,7 +165,8 @@ def test_reference_on_one_device(kind):
     assert output.is_meta
     v = [meta(output.shape), *[None] * layer.states]
     flags = [True] * layer.results, [True] * layer.arguments, [True] * layer.arguments
-    for results in by_reference.second_order(layer, flags, v, v, arguments, None, None, arguments):
+    others = None, None
+    for results in by_reference.second_order(layer, flags, v, v, arguments, others, arguments):
         assert all(r.is_meta for r in results)
 
 

@@ -5,6 +5,7 @@ import torch
 from torch.autograd import forward_ad
 
 import fastrnn
+from fastrnn import reference
 from tests.cases import CELLS, KINDS, LAYERS, Case
 from tests.second_order import (
     SETTINGS,
@@ -15,7 +16,6 @@ from tests.second_order import (
     check_forward_mode_of_any_subset,
     penalty,
     setting,
-    small,
     tangents,
 )
 
@@ -140,24 +140,84 @@ def test_biases_may_change_before_double_backward(name):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("name", LAYERS + CELLS)
-def test_third_derivatives_are_refused(name):
-    loss, x = small(name)
-    x.requires_grad_()
-    (first,) = torch.autograd.grad(loss(x), x, create_graph=True)
-    (second,) = torch.autograd.grad(first.square().sum(), x, create_graph=True)
-    stem = name.lower().replace("cell", "")
-    with pytest.raises(RuntimeError, match=f"{stem}: .*fastrnn.reference.{stem}"):
-        second.sum().backward()
+def third_and_higher(loss, x):
+    """Derivatives beyond the second of a scalar function, in the ways that there are."""
     func = torch.func
-    for third in (
-        func.grad(lambda x: func.grad(lambda x: func.grad(loss)(x).sum())(x).sum()),
-        func.jacfwd(func.jacrev(func.jacrev(loss))),
-        func.jacrev(func.jacfwd(func.jacrev(loss))),
-        func.jacfwd(func.jacfwd(loss)),
-    ):
-        with pytest.raises(RuntimeError, match=f"fastrnn.reference.{stem}"):
-            third(x.detach())
+    x = x.detach().requires_grad_()
+    found, value = [], loss(x)
+    for _ in range(4):
+        (gradient,) = torch.autograd.grad(value, x, create_graph=True)
+        found.append(gradient.detach())
+        value = gradient.sin().sum()
+    x = x.detach()
+    v = x.cos()
+
+    def along(f):
+        return lambda x: func.jvp(f, (x,), (v,))[1]
+
+    def slope(f):
+        return lambda x: (func.grad(f)(x) * v).sum()
+
+    return [
+        *found,
+        func.grad(slope(slope(loss)))(x),
+        func.grad(along(slope(loss)))(x),
+        func.grad(slope(along(loss)))(x),
+        along(slope(slope(loss)))(x),
+        along(along(loss))(x),
+        along(along(along(loss)))(x),
+        func.hessian(slope(loss))(x),
+        func.vmap(lambda x: func.grad(slope(slope(loss)))(x))(torch.stack([x, v])),
+        torch.autograd.functional.hvp(lambda x: slope(loss)(x), x, v)[1],
+    ]
+
+
+@pytest.mark.parametrize("name", LAYERS + CELLS)
+def test_third_and_higher_derivatives(name):
+    """By the equations, which torch differentiates."""
+    module = getattr(fastrnn, name)(3, 4, dtype=torch.float64)
+    equations = getattr(reference, name.lower().replace("cell", ""))
+    options = {"nonlinearity": "tanh"} if name[:3] == "RNN" else {}
+    params = [p.detach() for p in module.parameters()]
+    x = torch.randn(*((2, 3) if name in CELLS else (3, 2, 3)), dtype=torch.float64)
+
+    def ours(x):
+        result = module(x)
+        return (result if isinstance(result, torch.Tensor) else result[0]).square().sum()
+
+    def theirs(x):
+        rows = x[None] if name in CELLS else x
+        return equations(rows, None, params, **options)[0].square().sum()
+
+    assert_close(third_and_higher(ours, x), third_and_higher(theirs, x))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_third_derivatives_of_everything(name):
+    """With respect to input, states and every parameter, packed and in two directions."""
+    kind = {"RNN": "rnn_tanh"}.get(name, name.lower())
+    ours, theirs, tensors = setting(kind, "packed")
+    found = []
+    for run in (ours, theirs):
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        value = sum(r.sin().sum() for r in run(*leaves))
+        for _ in range(2):
+            gradients = torch.autograd.grad(value, leaves, create_graph=True)
+            value = sum((g * g.detach().cos()).sum() for g in gradients)
+        found.append(torch.autograd.grad(value, leaves))
+    assert_close(*found)
+
+
+def test_third_derivatives_need_an_input_that_is_kept():
+    module = fastrnn.GRU(3, 4, dtype=torch.float64)
+    module.weight_ih_l0.requires_grad_(False)
+    x = torch.randn(3, 2, 3, dtype=torch.float64)
+    value = module(x)[0].sin().sum()
+    for _ in range(2):
+        (gradient,) = torch.autograd.grad(value, module.weight_hh_l0, create_graph=True)
+        value = gradient.sin().sum()
+    with pytest.raises(RuntimeError, match="gru: expected an input or w_ih that requires"):
+        value.backward()
 
 
 @pytest.mark.parametrize("name", LAYERS)
