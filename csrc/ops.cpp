@@ -26,7 +26,7 @@
 // it; joint: their sum is, with gain_hh and b_hh, the only bias. These stand behind the other
 // params, in this order, and among the weights, all but b_ih and b_hh. rates: of zoneout of c,
 // zoneout of h and recurrent dropout, with masks from seed (Philox; without a seed: what eval
-// does). counter: empty of a layer without options, else the stream of the first direction's
+// does). counter: None of a layer without options, else the stream of the first direction's
 // masks, and two numbers, a and b: step t has those of step a + b*t. h_scale [D, B, H]: of h before
 // the product. saved is then normed [D, N, M, G*H] (what is normalised, before its gain, M being 2
 // of recurrent, 1 of joint), rstd [D, N, M], gates (of any cell; of an RNN h before zoneout),
@@ -45,7 +45,7 @@ TORCH_LIBRARY(fastrnn, m) {
   // [G*H] before w_hr or without both, in the order of nn.RNNBase._flat_weights. Returns output [T,
   // B, D*P] or [N, D*P], the final states (as states) and, if save, what is saved: LSTM gates i, f,
   // g, o, GRU r, z, n after their nonlinearity and W_hn h + b_hn. No result shares memory.
-  m.def("layer_forward(str cell, Tensor input, Tensor? batch_sizes, Tensor?[] states, Tensor[] params, bool bidirectional, bool save, Tensor? resets=None, bool reset_to_hx=False, str norm=\"none\", float eps=0., float[] rates=[], int[] counter=[], Tensor? seed=None, Tensor? h_scale=None) -> Tensor[]");
+  m.def("layer_forward(str cell, Tensor input, Tensor? batch_sizes, Tensor?[] states, Tensor[] params, bool bidirectional, bool save, Tensor? resets=None, bool reset_to_hx=False, str norm=\"none\", float eps=0., float[]? rates=None, int[]? counter=None, Tensor? seed=None, Tensor? h_scale=None) -> Tensor[]");
 
   // Its backward pass: what gate_gradients and products make of each other, on the CPU a chunk of
   // at most 2048 rows at a time, without d_gates as a whole. d_results: of output, every final
@@ -53,7 +53,7 @@ TORCH_LIBRARY(fastrnn, m) {
   // earlier. wanted: a flag for input, every state and every param (params without biases have no
   // flags of them). Returns those gradients, in this order; that of input in its shape. input may
   // be None where nobody wants d_w_ih, hidden of an LSTM where nobody wants d_w_hh.
-  m.def("layer_backward(str cell, Tensor?[] d_results, Tensor? input, Tensor? batch_sizes, SymInt batch, Tensor?[] states, Tensor?[] saved, Tensor[] weights, bool[] wanted, Tensor? resets=None, bool reset_to_hx=False, str norm=\"none\", float eps=0., float[] rates=[], int[] counter=[], Tensor? seed=None, Tensor? h_scale=None) -> Tensor[]");
+  m.def("layer_backward(str cell, Tensor?[] d_results, Tensor? input, Tensor? batch_sizes, SymInt batch, Tensor?[] states, Tensor?[] saved, Tensor[] weights, bool[] wanted, Tensor? resets=None, bool reset_to_hx=False, str norm=\"none\", float eps=0., float[]? rates=None, int[]? counter=None, Tensor? seed=None, Tensor? h_scale=None) -> Tensor[]");
 
   // The recurrence of the backward pass alone. Returns d_gates [D, N, S*H], the gradients of the
   // states, of a projected layer that of every step's h behind the projection [D, N, P], of one with
@@ -61,7 +61,7 @@ TORCH_LIBRARY(fastrnn, m) {
   // (CPU), those of h and c as each cell received them [D, N, H]: of h before the projection, of c
   // without what its own h brings. d_gates are of the values before activation: of
   // a GRU d_r, d_z, d_n of the input product, and d_n times r, that of the recurrent product.
-  m.def("gate_gradients(str cell, Tensor?[] d_results, Tensor? batch_sizes, SymInt batch, Tensor?[] states, Tensor?[] saved, Tensor[] weights, bool received, Tensor? resets=None, bool reset_to_hx=False, str norm=\"none\", float eps=0., float[] rates=[], int[] counter=[], Tensor? seed=None, Tensor? h_scale=None) -> Tensor[]");
+  m.def("gate_gradients(str cell, Tensor?[] d_results, Tensor? batch_sizes, SymInt batch, Tensor?[] states, Tensor?[] saved, Tensor[] weights, bool received, Tensor? resets=None, bool reset_to_hx=False, str norm=\"none\", float eps=0., float[]? rates=None, int[]? counter=None, Tensor? seed=None, Tensor? h_scale=None) -> Tensor[]");
 
   // The two below (CPU) serve forward mode and second derivatives. t_ is the tangent of what
   // follows, in one direction of all arguments; None is zeros.
@@ -72,11 +72,11 @@ TORCH_LIBRARY(fastrnn, m) {
   // what that of w_hr brings to h [D, N, P]; the first two not with options inside. t_norms: of
   // gain_ih, gain_hh, cell_gain, cell_bias of each direction of a layer with a norm, else empty. Returns the
   // tangents of the final states and, if save, of all that is saved, else of hidden alone.
-  m.def("layer_tangent(str cell, Tensor? t_input, Tensor?[] t_states, Tensor?[] t_params, Tensor?[] t_norms, Tensor?[] through, Tensor? input, Tensor? batch_sizes, SymInt batch, Tensor?[] states, Tensor?[] saved, Tensor[] weights, bool save, str norm=\"none\", float eps=0., float[] rates=[], int[] counter=[], Tensor? seed=None, Tensor? h_scale=None) -> Tensor[]");
+  m.def("layer_tangent(str cell, Tensor? t_input, Tensor?[] t_states, Tensor?[] t_params, Tensor?[] t_norms, Tensor?[] through, Tensor? input, Tensor? batch_sizes, SymInt batch, Tensor?[] states, Tensor?[] saved, Tensor[] weights, bool save, str norm=\"none\", float eps=0., float[]? rates=None, int[]? counter=None, Tensor? seed=None, Tensor? h_scale=None) -> Tensor[]");
 
   // The derivative of gate_gradients, whose d_results, received and results it takes and returns as
   // tangents. through: what t_w_hh, d_gates t_w_hh [D, N, P], and t_w_hr [D, N, H] bring.
-  m.def("gate_gradients_tangent(str cell, Tensor?[] t_d_results, Tensor?[] t_norms, Tensor?[] through, Tensor?[] t_states, Tensor?[] t_saved, Tensor[] received, Tensor? batch_sizes, SymInt batch, Tensor?[] states, Tensor?[] saved, Tensor[] weights, str norm=\"none\", float eps=0., float[] rates=[], int[] counter=[], Tensor? seed=None, Tensor? h_scale=None) -> Tensor[]");
+  m.def("gate_gradients_tangent(str cell, Tensor?[] t_d_results, Tensor?[] t_norms, Tensor?[] through, Tensor?[] t_states, Tensor?[] t_saved, Tensor[] received, Tensor? batch_sizes, SymInt batch, Tensor?[] states, Tensor?[] saved, Tensor[] weights, str norm=\"none\", float eps=0., float[]? rates=None, int[]? counter=None, Tensor? seed=None, Tensor? h_scale=None) -> Tensor[]");
 
   // The products over all steps, of any cell: d_gates [D, N, G*H + apart], of which the last apart
   // columns are the recurrent product's alone, and as many before them the input's (GRU: H). input

@@ -46,7 +46,7 @@ def random_words(seed: Tensor, stream: int, step: int, batch: int, hidden_size: 
     words = torch.stack([w.expand(batch, -1) for w in philox(counter, key)])
     # word w of counter 16 * group + lane is unit 64 * group + 16 * w + lane's
     words = words.view(4, batch, groups, _LANES).permute(1, 2, 0, 3)
-    return words.reshape(batch, -1)[:, :hidden_size]
+    return words.reshape(batch, groups * 4 * _LANES)[:, :hidden_size]
 
 
 def masks(

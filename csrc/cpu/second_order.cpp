@@ -41,8 +41,8 @@ std::vector<Tensor> layer_tangent(c10::string_view cell, const OptionalTensor& t
                                   const OptionalTensor& input, const OptionalTensor& batch_sizes,
                                   c10::SymInt batch, const OptionalTensors& states,
                                   const OptionalTensors& saved, at::TensorList weights, bool save,
-                                  c10::string_view norm, double eps, at::ArrayRef<double> rates,
-                                  at::IntArrayRef counter, const OptionalTensor& seed,
+                                  c10::string_view norm, double eps, host::OptionalDoubles rates,
+                                  at::OptionalIntArrayRef counter, const OptionalTensor& seed,
                                   const OptionalTensor& h_scale) {
   const char* op = "layer_tangent";
   const at::AutoDispatchBelowADInplaceOrView below;
@@ -127,7 +127,7 @@ std::vector<Tensor> gate_gradients_tangent(
     const OptionalTensors& through, const OptionalTensors& t_states, const OptionalTensors& t_saved,
     at::TensorList received, const OptionalTensor& batch_sizes, c10::SymInt batch,
     const OptionalTensors& states, const OptionalTensors& saved, at::TensorList weights,
-    c10::string_view norm, double eps, at::ArrayRef<double> rates, at::IntArrayRef counter,
+    c10::string_view norm, double eps, host::OptionalDoubles rates, at::OptionalIntArrayRef counter,
     const OptionalTensor& seed, const OptionalTensor& h_scale) {
   const char* op = "gate_gradients_tangent";
   const at::AutoDispatchBelowADInplaceOrView below;

@@ -67,8 +67,8 @@ std::vector<Tensor> layer_forward(c10::string_view cell, const Tensor& input,
                                   const OptionalTensor& batch_sizes, const OptionalTensors& states,
                                   at::TensorList params, bool bidirectional, bool save,
                                   const OptionalTensor& resets, bool reset_to_hx,
-                                  c10::string_view norm, double eps, at::ArrayRef<double> rates,
-                                  at::IntArrayRef counter, const OptionalTensor& seed,
+                                  c10::string_view norm, double eps, OptionalDoubles rates,
+                                  at::OptionalIntArrayRef counter, const OptionalTensor& seed,
                                   const OptionalTensor& h_scale) {
   const CellKind kind = cell_kind("layer_forward", cell);
   const char* op = cells::traits(kind).name;  // what a user called
@@ -111,8 +111,8 @@ std::vector<Tensor> gate_gradients(c10::string_view cell, const OptionalTensors&
                                    const OptionalTensors& states, const OptionalTensors& saved,
                                    at::TensorList weights, bool received,
                                    const OptionalTensor& resets, bool reset_to_hx,
-                                   c10::string_view norm, double eps, at::ArrayRef<double> rates,
-                                   at::IntArrayRef counter, const OptionalTensor& seed,
+                                   c10::string_view norm, double eps, OptionalDoubles rates,
+                                   at::OptionalIntArrayRef counter, const OptionalTensor& seed,
                                    const OptionalTensor& h_scale) {
   const char* op = "gate_gradients";
   const CellKind kind = cell_kind(op, cell);
@@ -234,8 +234,8 @@ std::vector<Tensor> layer_backward(c10::string_view cell, const OptionalTensors&
                                    const OptionalTensors& saved, at::TensorList weights,
                                    const c10::List<bool>& wanted_flags,
                                    const OptionalTensor& resets, bool reset_to_hx,
-                                   c10::string_view norm, double eps, at::ArrayRef<double> rates,
-                                   at::IntArrayRef counter, const OptionalTensor& seed,
+                                   c10::string_view norm, double eps, OptionalDoubles rates,
+                                   at::OptionalIntArrayRef counter, const OptionalTensor& seed,
                                    const OptionalTensor& h_scale) {
   const char* op = "layer_backward";
   const CellKind kind = cell_kind(op, cell);

@@ -60,7 +60,7 @@ def layer(
         resets, to_hx, *inside = options or _NO_RESETS
         of = layer_of(cell, bidirectional, len(params), input.shape, True, to_hx, tuple(inside[:4]))
         others = batch_sizes, resets, *inside[4:]
-        return by_reference.layer(of, others, input, states, params, keep)
+        return by_reference.run(of, others, input, states, params, keep)
     if records(input, *states, *params):
         results = apply(
             _function(_Layer), cell, bidirectional, keep, options, input, batch_sizes, *states,

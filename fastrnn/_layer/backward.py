@@ -208,7 +208,7 @@ def products_of(layer, record, wanted, found, batch):
     d_input, products = ops.products(
         found.gates, apart_columns(layer, found.gates), r.batch_sizes, batch, input, r.hidden,
         None if r.hidden is None else r.states[0], r.w_ih if wanted[0] else [], flags,
-        r.resets, layer.to_hx, r.h_scale,
+        r.resets, layer.to_hx, None if r.hidden is None else r.h_scale,
     )  # fmt: skip
     d_params = []
     for i, needed in enumerate(wanted[1 + layer.states :]):

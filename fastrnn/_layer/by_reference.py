@@ -17,10 +17,12 @@ def serves(tensor):
     return tensor.device.type not in ("cpu", "meta")
 
 
-def layer(layer, others, input, states, params, keep):
+def run(layer, others, input, states, params, keep):
     """What `fastrnn._layer.autograd.layer` returns."""
     output, finals, cells, gates = _layer(layer, others, input, states, params)
-    return output, *finals, *((cells, gates) if keep else ())
+    if not keep:
+        return output, *finals
+    return output, *finals, cells, None if gates is None else gates.detach()
 
 
 def pulled(run, tensors, needs, gradients):

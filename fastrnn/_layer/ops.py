@@ -155,11 +155,11 @@ class _Sizes:
         return [*saved, *self.states(rows)]
 
 
-def _sizes_of_saved(op, cell, saved, weights, norm="none", counter=()):
+def _sizes_of_saved(op, cell, saved, weights, norm="none", counter=None):
     """The sizes of a layer, and its rows, by what a forward pass saved."""
     last, of_one = saved[-1], (norm, CELLS[cell].has_c, len(weights))
     directions = 1 if of_one in WEIGHT_STEMS else 2  # not by a shape, which may be symbolic
-    inside = len(counter) > 0
+    inside = counter is not None
     return _Sizes(op, cell, weights, directions, last, norm, inside, False), last.shape[1]
 
 
@@ -177,10 +177,10 @@ def _batch(input, batch_sizes, states):
 @_register_fake("layer_forward")
 def _(
     cell, input, batch_sizes, states, params, bidirectional, save, resets=None, reset_to_hx=False,
-    norm="none", eps=0.0, rates=(), counter=(), seed=None, h_scale=None,
+    norm="none", eps=0.0, rates=None, counter=None, seed=None, h_scale=None,
 ):  # fmt: skip
     op = cell  # what a user called
-    directions, inside = 2 if bidirectional else 1, len(counter) > 0
+    directions, inside = 2 if bidirectional else 1, counter is not None
     layer = _Sizes(op, cell, params, directions, input, norm, inside, True)
     _check(
         input.shape[-1] == layer.input_size,
@@ -198,7 +198,7 @@ def _(
 @_register_fake("layer_backward")
 def _(
     cell, d_results, input, batch_sizes, batch, states, saved, weights, wanted, resets=None,
-    reset_to_hx=False, norm="none", eps=0.0, rates=(), counter=(), seed=None, h_scale=None,
+    reset_to_hx=False, norm="none", eps=0.0, rates=None, counter=None, seed=None, h_scale=None,
 ):  # fmt: skip
     layer, rows = _sizes_of_saved("layer_backward", cell, saved, weights, norm, counter)
     each = len(wanted[1 + layer.cell.states :]) // layer.directions
@@ -216,7 +216,7 @@ def _(
 @_register_fake("gate_gradients")
 def _(
     cell, d_results, batch_sizes, batch, states, saved, weights, received, resets=None,
-    reset_to_hx=False, norm="none", eps=0.0, rates=(), counter=(), seed=None, h_scale=None,
+    reset_to_hx=False, norm="none", eps=0.0, rates=None, counter=None, seed=None, h_scale=None,
 ):  # fmt: skip
     layer, rows = _sizes_of_saved("gate_gradients", cell, saved, weights, norm, counter)
     results = _gate_gradients(layer, rows, batch)
@@ -237,7 +237,7 @@ def _gate_gradients(layer, rows, batch):
 @_register_fake("layer_tangent")
 def _(
     cell, t_input, t_states, t_params, t_norms, through, input, batch_sizes, batch, states, saved,
-    weights, save, norm="none", eps=0.0, rates=(), counter=(), seed=None, h_scale=None,
+    weights, save, norm="none", eps=0.0, rates=None, counter=None, seed=None, h_scale=None,
 ):  # fmt: skip
     layer, rows = _sizes_of_saved("layer_tangent", cell, saved, weights, norm, counter)
     each = layer.saved(rows) if save else [layer.rows_of(rows, layer.state_size)]
@@ -247,7 +247,7 @@ def _(
 @_register_fake("gate_gradients_tangent")
 def _(
     cell, t_d_results, t_norms, through, t_states, t_saved, received, batch_sizes, batch, states,
-    saved, weights, norm="none", eps=0.0, rates=(), counter=(), seed=None, h_scale=None,
+    saved, weights, norm="none", eps=0.0, rates=None, counter=None, seed=None, h_scale=None,
 ):  # fmt: skip
     op = "gate_gradients_tangent"
     layer, rows = _sizes_of_saved(op, cell, saved, weights, norm, counter)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastrnn import variants_reference
-from fastrnn._layer import autograd, dropout
+from fastrnn._layer import autograd, dropout, ops
 from fastrnn._layer.cells import CELLS, STEMS
 from fastrnn._stack import checkpoint
 from tests.arguments import arguments_of, inside_values, like, of_inside, random, run_inside
@@ -270,6 +270,36 @@ def test_second_derivatives(cpu_target, cell, norm, options):
         assert_close(ours, theirs, 1e-9)
 
 
+@pytest.mark.parametrize("cell", NO_PROJ)
+@pytest.mark.parametrize("norm", NORMS)
+def test_second_derivatives_of_any_subset(cell, norm):
+    """Frozen parameters, of which the backward pass needs less."""
+    values = inside_values(cell, norm, directions=2, scale=True, seed=1, rates=(0.2, 0.2, 0.2))
+    names = [*moved(values)]
+    for wanted in (["input"], ["h0"], [n for n in names if "w_hh" not in n], ["w_ih[0]"]):
+        found = []
+        for layer in (autograd.layer, variants_reference.layer):
+            named = {n: v.detach().clone() for n, v in moved(values).items()}
+            leaves = [named[n].requires_grad_() for n in wanted]
+            output = run_inside(layer, with_tensors(values, named.values()))[0]
+            first = torch.autograd.grad(output.sin().sum(), leaves, create_graph=True)
+            second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+            found.append([*first, *second])
+        for ours, theirs in zip(*found, strict=True):
+            assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+def test_without_kernels(monkeypatch):
+    """An empty batch has masks too, and gates are values alone."""
+    monkeypatch.setattr(ops, "has_inside", lambda tensor: False)
+    values = inside_values("lstm", seed=1, rates=(0.2, 0.2, 0.2), batch=0, states=False)
+    assert run_inside(autograd.layer, values)[0].shape == (4, 0, 17)
+    values = inside_values("lstm", seed=1, rates=(0.2, 0.2, 0.2))
+    values["input"].requires_grad_()
+    *_, cells, gates = run_inside(autograd.layer, values, keep=True)
+    assert cells.requires_grad and not gates.requires_grad
+
+
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_second_derivatives_in_float(cpu_target, cell, norm):
@@ -362,7 +392,7 @@ def test_rows_of():
         ("norm", "batch", "expected norm"),
         ("norm", "joint", "expected 4 params for each"),
         ("norm", "none", "expected 2 or 4 params"),
-        ("counter", (), "expected counter with options"),
+        ("counter", None, "expected counter with options"),
         ("states", [torch.zeros(1, 5, 3), None], "expected h0"),
         ("h_scale", torch.zeros(1, 5, 3), "expected h_scale"),
         ("seed", torch.zeros(1), "expected seed"),
