@@ -127,6 +127,7 @@ IMPORTS = {
         "_layer.backward",
         "_layer.batching",
         "_layer.by_reference",
+        "_layer.cells",
         "_layer.ops",
         "_layer.transforms",
     },
