@@ -165,6 +165,7 @@ class _Layer(Function):
         # Not for their values: gradients have derivatives with respect to biases too.
         ctx.biases = [_as_of_now(bias) for bias in biases]
         transformed = transforms_active()
+        ctx.versions = None if transformed or torch.compiler.is_compiling() else _versions(ctx)
         # While torch.compile traces torch.func, needs_input_grad does not tell of its levels.
         ctx.needs_all = transformed and torch.compiler.is_compiling()
         if in_forward_mode() or transformed:
@@ -201,7 +202,11 @@ class _Layer(Function):
         if not torch.is_grad_enabled() and not in_forward_mode():
             found = backward.gradients(layer, Record(layer, tensors), wanted, d_results)
         else:
-            record = _with_biases(layer, tensors, ctx.biases)
+            biases = ctx.biases
+            if ctx.versions is not None and not in_forward_mode():
+                layer.stale = ctx.versions != _versions(ctx)
+                biases = [bias.clone() for bias in biases]  # they may change after this, too
+            record = _with_biases(layer, tensors, biases)
             found = derivatives.gradients(layer, wanted, *d_results, *record)
         found = iter(found)
         d_input, *rest = [next(found) if needed else None for needed in wanted]
@@ -252,6 +257,10 @@ def _as_of_now(bias):
         return bias  # a copy made here would have no tangent
     with torch.enable_grad():
         return bias.clone()
+
+
+def _versions(ctx):
+    return [bias._version for bias in ctx.biases]
 
 
 def _with_biases(layer, tensors, biases):

@@ -35,6 +35,7 @@ class Layer:
     keep: bool = False  # whether every step's states but h are results too
     to_hx: bool = False  # whether resets are to the initial states
     inside: tuple = ()  # norm, eps, rates and counter of `fastrnn._layer.inside.Inside`
+    stale: bool = False  # whether biases have changed since the forward pass
 
     @property
     def states(self):

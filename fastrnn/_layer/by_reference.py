@@ -1,7 +1,9 @@
-"""Derivatives beyond the first on devices whose engine has none: those of `fastrnn.reference`.
+"""What kernels do not have: layers and derivatives by the equations, which torch differentiates.
 
 Right but slow, a loop over steps of torch's own operations; nothing here is a Function, so results
-can be differentiated any number of times. Write F for a layer at its arguments p, v for gradients
+can be differentiated any number of times. It serves derivatives beyond the second and nested
+forward mode everywhere, and on devices whose engine has none of them the second ones, tangents and
+options inside the recurrence. Write F for a layer at its arguments p, v for gradients
 of its results, u for tangents of its arguments, J for the Jacobian, as in
 `fastrnn._layer.derivatives`.
 """
@@ -25,37 +27,37 @@ def run(layer, others, input, states, params, keep):
     return output, *finals, cells, None if gates is None else gates.detach()
 
 
-def pulled(run, tensors, needs, gradients):
+def pulled(call, tensors, needs, gradients):
     """Gradients of a tuple-valued function of a list of tensors, None where not needed."""
     places = [i for i, needed in enumerate(needs) if needed]
-
-    def of_needed(*moved):
-        every = list(tensors)
-        for i, tensor in zip(places, moved, strict=True):
-            every[i] = tensor
-        return run(every)
-
-    results, pull = torch.func.vjp(of_needed, *(tensors[i] for i in places))
+    results, pull = torch.func.vjp(_moving(call, tensors, places), *(tensors[i] for i in places))
     pairs = zip(results, gradients, strict=True)
     found = pull(tuple(torch.zeros_like(r) if g is None else g for r, g in pairs))
     found = dict(zip(places, found, strict=True))
     return [found.get(i) for i in range(len(tensors))]
 
 
-def pushed(run, tensors, tangents):
-    """Tangents of a tuple-valued function of a list of tensors; None are zeros."""
+def pushed(call, tensors, tangents):
+    """Tangents of a tuple-valued function of a list of tensors; None are zeros.
+
+    J u as the derivative of J^T v with respect to v: no forward mode inside forward mode.
+    """
     places = [i for i, tangent in enumerate(tangents) if tangent is not None]
+    results, pull = torch.func.vjp(_moving(call, tensors, places), *(tensors[i] for i in places))
+    zeros = tuple(torch.zeros_like(result) for result in results)
+    return torch.func.vjp(pull, zeros)[1](tuple(tangents[i] for i in places))[0]
+
+
+def _moving(call, tensors, places):
+    """A function of those of a list of tensors that are in these places."""
 
     def of_moved(*moved):
         every = list(tensors)
         for i, tensor in zip(places, moved, strict=True):
             every[i] = tensor
-        return run(every)
+        return call(every)
 
-    # J u as the derivative of J^T v with respect to v: no forward mode inside forward mode.
-    results, pull = torch.func.vjp(of_moved, *(tensors[i] for i in places))
-    zeros = tuple(torch.zeros_like(result) for result in results)
-    return torch.func.vjp(pull, zeros)[1](tuple(tangents[i] for i in places))[0]
+    return of_moved
 
 
 def tangents(layer, t_arguments, others, arguments):
@@ -71,10 +73,16 @@ def second_order(layer, flags, v, t_v, u, others, arguments):
 
     flags: which of each are. v and its tangents t_v are of results. Each tensor may be None.
     """
+    name = CELLS[layer.cell].function
     if arguments[0] is None:
         raise RuntimeError(
-            f"{CELLS[layer.cell].function}: expected an input or w_ih that requires gradients "
-            "where derivatives beyond the second are wanted: without them the input is not kept"
+            f"{name}: expected an input or w_ih that requires gradients where derivatives beyond "
+            "the second are wanted: without them the input is not kept"
+        )
+    if layer.stale:
+        raise RuntimeError(
+            f"{name}: expected biases as they were in the forward pass where derivatives by the "
+            "equations are wanted, got some that were changed in place"
         )
     of_results, of_first, of_second = flags
     here = [i for i, argument in enumerate(arguments) if argument is not None]
@@ -96,7 +104,7 @@ def second_order(layer, flags, v, t_v, u, others, arguments):
         results = _run(layer, others, *every)
         return tuple(results[slot] for slot in slots)
 
-    def pulled(gradients, present):
+    def back(gradients, present):
         """J^T of gradients, zeros for None."""
         results, pull = torch.func.vjp(run, *present)
         return pull(
@@ -133,17 +141,17 @@ def second_order(layer, flags, v, t_v, u, others, arguments):
             gradients = [None] * len(v)
             for k, value in zip(known, values):
                 gradients[k] = value
-            back = pulled(gradients, present)
-            return sum((back[k] * tangent).sum() for k, tangent in directed)
+            found = back(gradients, present)
+            return sum((found[k] * tangent).sum() for k, tangent in directed)
 
         value, pull = torch.func.vjp(paired, tuple(v[k] for k in known), tuple(present))
         of_v, second = pull(torch.ones_like(value))
         if any(of_results):
             results = of_v
     if any(of_first):
-        first = pulled(v, present)
+        first = back(v, present)
     if any(of_second) and any(t is not None for t in t_v):
-        more = pulled(t_v, present)
+        more = back(t_v, present)
         second = more if second is None else [a + b for a, b in zip(second, more)]
     every = []
     if results is None:

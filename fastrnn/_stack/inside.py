@@ -182,7 +182,7 @@ class Layers:
         seed = draw_seed() if self._draws() else None
         with torch.autocast(autocast.device_of(input), enabled=False):
             params = [self._params(index, seed) for index in range(self.num_layers)]
-            if not self._extended():
+            if not self._reaches_inside():
                 params = [tensor for of_layer in params for tensor in of_layer]
                 results = plain.run(cell, input, states, params, call, options)
             else:
@@ -203,7 +203,7 @@ class Layers:
             any(self.zoneout) or self.recurrent_dropout > 0 or self.weight_drop > 0
         )
 
-    def _extended(self):
+    def _reaches_inside(self):
         """Whether any option reaches into the recurrence in this call."""
         return (
             self._norm is not None

@@ -140,6 +140,34 @@ def test_biases_may_change_before_double_backward(name):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_biases_may_change_between_both_backward_passes(name):
+    """As in torch.nn. The third derivative, which reads them, has those of the forward pass, or
+    says that it cannot."""
+    results = []
+    for change in (None, "before", "between"):
+        torch.manual_seed(0)
+        module, x = getattr(fastrnn, name)(3, 4), torch.randn(5, 2, 3, requires_grad=True)
+        output = module(x)[0]
+        with torch.no_grad():
+            if change == "before":
+                module.bias_ih_l0.add_(1)
+        (first,) = torch.autograd.grad(output.sum(), x, create_graph=True)
+        with torch.no_grad():
+            if change == "between":
+                module.bias_hh_l0.add_(1)
+        (second,) = torch.autograd.grad(first.square().sum(), x, create_graph=True)
+        if change == "before":
+            with pytest.raises(RuntimeError, match="expected biases as they were"):
+                torch.autograd.grad(second.square().sum(), x)
+            results.append([second, *results[0][1:]])
+        else:
+            third = torch.autograd.grad(second.square().sum(), list(module.parameters()))
+            results.append([second, *third])
+    for others in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
+
+
 def third_and_higher(loss, x):
     """Derivatives beyond the second of a scalar function, in the ways that there are."""
     func = torch.func

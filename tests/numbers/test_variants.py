@@ -296,7 +296,7 @@ def test_threads_do_not_change_masks(name, options):
 
 @pytest.mark.parametrize("name, options", SETTINGS)
 def test_gradcheck(name, options):
-    """Second derivatives are test_extended.py's, but for one of everything together."""
+    """Second derivatives are test_inside.py's, but for one of everything together."""
     module = LAYERS[name](2, 3, **{"num_layers": 2, **options}, bidirectional=True,
                           dtype=torch.float64)  # fmt: skip
     names = [n for n, _ in module.named_parameters()]

@@ -41,7 +41,6 @@ class BackwardRows {
         vectors_(ceil_div(H_, L)),
         stride_(vectors_ * L),
         gate_stride_(G * H_ + L),
-        parts_(o_.norm == Norm::kRecurrent ? 2 : 1),
         arena_(workspace),
         masks_(o_, H_, threads, arena_) {
     for (int d = 0; d < s_.directions; ++d) {
@@ -124,7 +123,6 @@ class BackwardRows {
     C* scaled;         // [G*H], a gradient times a gain
     C *cell, *d_cell;  // [stride], where c is normalised; d_a: [K][stride]
     C* d_a;
-    int64_t apart;
   };
 
   // Phases over the whole row where c is normalised, else all of it vector by vector.
@@ -133,8 +131,7 @@ class BackwardRows {
     using Ns = Numbers<N>;
     C* const narrow = memory + 3 * gate_stride_;
     const Scratch<N> scratch{memory, memory + gate_stride_, memory + 2 * gate_stride_,
-                             narrow, narrow + stride_,      narrow + 2 * stride_,
-                             wide_};
+                             narrow, narrow + stride_,      narrow + 2 * stride_};
     const bool normalises_c = kHasC && p_.weights[row.d].cell_gain;
     if constexpr (kHasC) {
       if (normalises_c) back_to_c<N>(row, scratch, masks);
@@ -329,7 +326,7 @@ class BackwardRows {
   FASTRNN_INLINE void through_norm(const Row& row, const Scratch<N>& scratch, int part, const C* d,
                                    Source<S> gain, C* gains, C* biases, To* to, S* also) const {
     using Ns = Numbers<N>;
-    const int64_t columns = G * H_, place = row.n * parts_ + part;
+    const int64_t columns = G * H_, place = row.n * o_.parts() + part;
     const Source<S> normed = source(p_.normed, direction().t_normed).at(place * columns);
     const auto statistic = [&](const void* of) {
       return of ? V::set1(static_cast<const C*>(of)[place]) : V::zero();
@@ -367,7 +364,6 @@ class BackwardRows {
   const LayerShape& s_;
   const int64_t H_, vectors_, stride_;
   const int64_t gate_stride_;  // of a row of G*H values in scratch
-  const int parts_;            // of a row that are normalised, each by itself
   Arena arena_;
   const Masks<C> masks_;
   C* sums_[2][kSums];  // over time, of every row

@@ -1,4 +1,4 @@
-// What options put inside the recurrence (params.h, Inside), for every pass: masks, and the
+// What options put inside the recurrence (layer_shape.h, Inside), for every pass: masks, and the
 // normalisation of a row.
 //
 // With any of them a step has two phases: the products, tile by tile into memory, and the rest, one
@@ -123,7 +123,6 @@ struct Numbers {  // N = V
     store_lanes(x, to, k);
   }
   static FASTRNN_INLINE N of(V value, V) { return value; }
-  static FASTRNN_INLINE V value(N x) { return x; }
   // What a pass is about: the values, or their tangents.
   static FASTRNN_INLINE V result(N x) { return x; }
   static FASTRNN_INLINE N mean(N sum, int64_t count) {
@@ -165,7 +164,6 @@ struct Numbers<Dual<W>> {
     store_lanes(x.t, to + apart, k);
   }
   static FASTRNN_INLINE N of(V value, V tangent) { return {value, tangent}; }
-  static FASTRNN_INLINE V value(N x) { return x.v; }
   static FASTRNN_INLINE V result(N x) { return x.t; }
   static FASTRNN_INLINE N mean(N sum, int64_t count) {
     return {Numbers<V>::mean(sum.v, count), Numbers<V>::mean(sum.t, count)};
