@@ -11,7 +11,7 @@ from fastrnn._layer.cells import CELLS
 __all__ = ["translation_table"]
 
 # Blocks of rows of our weights (i, f, g, o; r, z, n) in the order of ONNX (i, o, f, c; z, r, h).
-_GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
+_GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn_tanh": (0,), "rnn_relu": (0,)}
 _ATTRIBUTES = {
     "gru": {"linear_before_reset": 1},
     "rnn_tanh": {"activations": ["Tanh"]},
@@ -71,7 +71,7 @@ class _Node:
                 f"fastrnn.onnx: {kind} on a PackedSequence cannot be exported, for ONNX has no "
                 "packed rows; export it on padded input"
             )
-        self.kind, self.op, self.input = kind, op, input
+        self.kind, self.gates, self.op, self.input = kind, _GATES[cell], op, input
         self.params, self.directions = params, 2 if bidirectional else 1
         each = len(params) // self.directions
         self.has_biases, self.projected = each > 3, each % 2 == 1
@@ -100,7 +100,7 @@ class _Node:
 
     def _stacked(self, index):
         """One parameter of every direction, its blocks of rows in ONNX's order, `[D, ...]`."""
-        op, gates, stacked = self.op, _GATES[self.kind], []
+        op, gates, stacked = self.op, self.gates, []
         per_direction = len(self.params) // self.directions
         axis = op.Constant(value_ints=[0])
         for direction in range(self.directions):

@@ -274,7 +274,7 @@ class _Quantized(nn.Module):
 
     def _states(self, hx, dim, indexed):
         """`(h,)` or `(h, c)`, None where zeros."""
-        if self.cell == "lstm":
+        if CELLS[self.cell].has_c:
             return checks.lstm_states(hx, dim, indexed)
         if hx is not None and not isinstance(hx, Tensor):
             raise AttributeError(
@@ -342,7 +342,7 @@ class QuantizedLayer(_Quantized):
         """States with their batch rearranged, as of the layer it was made of."""
         if permutation is None:
             return hx
-        if self.cell == "lstm":
+        if CELLS[self.cell].has_c:
             return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
         return hx.index_select(1, permutation)
 
@@ -435,4 +435,4 @@ class QuantizedCell(_Quantized):
         rows = input.unsqueeze(0) if batched else input[None, None]
         _, *finals = self._layer(rows, None, states, self._all, False)
         finals = tuple(s.squeeze(0) if batched else s[0, 0] for s in finals)
-        return finals if self.cell == "lstm" else finals[0]
+        return finals if CELLS[self.cell].has_c else finals[0]

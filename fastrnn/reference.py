@@ -17,8 +17,64 @@ Sources
   on Signal Processing 45(11), 1997.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+# -- Cells: one step, from products on ------------------------------------------------------------
+
+
+class Cell(NamedTuple):
+    """A cell. `step(x, u, states, dropped, normed)` is `(states', gates)` for rows.
+
+    x, u: the input's product and h's, each with its bias, `[B, G*H]`. states: h, and c where there
+    is one. dropped, normed: what becomes of the candidate, and of c before h is made of it, for
+    those who put something there.
+    """
+
+    products: int  # G, blocks of H rows in w_ih and w_hh
+    states: int
+    step: Callable
+
+
+def _same(x):
+    return x
+
+
+def _lstm(x, u, states, dropped=_same, normed=_same):
+    i, f, g, o = (x + u).chunk(4, 1)
+    i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
+    c = f * states[1] + i * dropped(g)
+    return (o * torch.tanh(normed(c)), c), (i, f, g, o)
+
+
+def _gru(x, u, states, dropped=_same, normed=_same):
+    (h,) = states
+    (xr, xz, xn), (ur, uz, un) = x.chunk(3, 1), u.chunk(3, 1)
+    r, z = torch.sigmoid(xr + ur), torch.sigmoid(xz + uz)
+    n = torch.tanh(xn + r * un)
+    gates = r, z, n
+    n = dropped(n)
+    return (n + z * (h - n),), gates
+
+
+def _elman(activation):
+    def step(x, u, states, dropped=_same, normed=_same):
+        h = activation(x + u)
+        return (h,), (h,)
+
+    return step
+
+
+# Under the names that operators take.
+CELLS = {
+    "lstm": Cell(4, 2, _lstm),
+    "gru": Cell(3, 1, _gru),
+    "rnn_tanh": Cell(1, 1, _elman(torch.tanh)),
+    "rnn_relu": Cell(1, 1, _elman(torch.relu)),
+}
 
 
 def lstm_cell(
@@ -38,20 +94,7 @@ def lstm_cell(
         c' = sigmoid(f) * c + sigmoid(i) * tanh(g)
         h' = sigmoid(o) * tanh(c')                      (W_hr times that, with a projection)
     """
-    if hx is None:
-        hx = input.new_zeros(len(input), w_hh.shape[1]), input.new_zeros(len(input), len(w_ih) // 4)
-    return _lstm_step(input, hx, w_ih, w_hh, b_ih, b_hh, w_hr)[0]
-
-
-def _lstm_step(input, states, w_ih, w_hh, b_ih, b_hh, w_hr):
-    """`((h', c'), gates)`."""
-    h, c = states
-    gates = _affine(input, w_ih, b_ih) + _affine(h, w_hh, b_hh)
-    i, f, g, o = gates.chunk(4, 1)
-    i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
-    c = f * c + i * g
-    h = o * torch.tanh(c)
-    return ((h if w_hr is None else h @ w_hr.t()), c), torch.cat([i, f, g, o], 1)
+    return _step("lstm", input, hx, w_ih, w_hh, b_ih, b_hh, w_hr)[0]
 
 
 def gru_cell(
@@ -71,17 +114,7 @@ def gru_cell(
         n = tanh(W_in x + b_in + r * (W_hn h + b_hn))
         h' = (1 - z) * n + z * h
     """
-    h = input.new_zeros(len(input), w_hh.shape[1]) if hx is None else hx
-    return _gru_step(input, h, w_ih, w_hh, b_ih, b_hh)[0]
-
-
-def _gru_step(input, h, w_ih, w_hh, b_ih=None, b_hh=None):
-    """`(h', gates)`."""
-    ir, iz, i_n = _affine(input, w_ih, b_ih).chunk(3, 1)
-    hr, hz, hn = _affine(h, w_hh, b_hh).chunk(3, 1)
-    r, z = torch.sigmoid(ir + hr), torch.sigmoid(iz + hz)
-    n = torch.tanh(i_n + r * hn)
-    return n + z * (h - n), torch.cat([r, z, n], 1)
+    return _step("gru", input, hx if hx is None else (hx,), w_ih, w_hh, b_ih, b_hh)[0][0]
 
 
 def rnn_cell(
@@ -95,9 +128,22 @@ def rnn_cell(
     nonlinearity: str = "tanh",
 ) -> Tensor:
     """One Elman step on rows `[B, I]`: `h' = tanh(W_ih x + b_ih + W_hh h + b_hh)`, or relu."""
-    h = input.new_zeros(len(input), w_hh.shape[1]) if hx is None else hx
-    gates = _affine(input, w_ih, b_ih) + _affine(h, w_hh, b_hh)
-    return {"tanh": torch.tanh, "relu": torch.relu}[nonlinearity](gates)
+    states = hx if hx is None else (hx,)
+    return _step(f"rnn_{nonlinearity}", input, states, w_ih, w_hh, b_ih, b_hh)[0][0]
+
+
+def _step(cell, input, states, w_ih, w_hh, b_ih=None, b_hh=None, w_hr=None):
+    """`(states', gates)` of rows."""
+    cell = CELLS[cell]
+    if states is None:
+        sizes = (w_hh.shape[1], len(w_ih) // cell.products)[: cell.states]
+        states = [input.new_zeros(len(input), size) for size in sizes]
+    x, u = _affine(input, w_ih, b_ih), _affine(states[0], w_hh, b_hh)
+    (h, *c), gates = cell.step(x, u, states)
+    return (h if w_hr is None else h @ w_hr.t(), *c), torch.cat(gates, 1)
+
+
+# -- Layers: loops over steps ---------------------------------------------------------------------
 
 
 def lstm(
@@ -116,15 +162,8 @@ def lstm(
     return_states: bool = False,
 ) -> tuple:
     """A stack of LSTM layers: `(output, (h_n, c_n))`; `(hidden, cells, gates)` if return_states."""
-    proj = len(params) == num_layers * (1 + bidirectional) * (5 if has_biases else 3)
-
-    def step(x, states, w_ih, w_hh, *rest):
-        b_ih, b_hh = rest[:2] if has_biases else (None, None)
-        return _lstm_step(x, states, w_ih, w_hh, b_ih, b_hh, rest[-1] if proj else None)
-
-    sizes = params[1].shape[1], len(params[0]) // 4
     layout = num_layers, bidirectional, batch_first, batch_sizes, resets, reset_to, lengths
-    output, finals, states = _stack(step, input, hx, sizes, params, *layout)
+    output, finals, states = stack("lstm", input, hx, params, has_biases, *layout)
     return (output, finals, states) if return_states else (output, finals)
 
 
@@ -144,14 +183,9 @@ def gru(
     return_states: bool = False,
 ) -> tuple:
     """A stack of GRU layers: `(output, h_n)`, and `(hidden, None, gates)` if return_states."""
-
-    def step(x, states, *weights):
-        h, gates = _gru_step(x, *states, *weights)
-        return (h,), gates
-
     layout = num_layers, bidirectional, batch_first, batch_sizes, resets, reset_to, lengths
     hx = None if hx is None else (hx,)
-    output, (h_n,), states = _stack(step, input, hx, (params[1].shape[1],), params, *layout)
+    output, (h_n,), states = stack("gru", input, hx, params, has_biases, *layout)
     return (output, h_n, states) if return_states else (output, h_n)
 
 
@@ -172,14 +206,11 @@ def rnn(
     return_states: bool = False,
 ) -> tuple:
     """A stack of Elman layers: `(output, h_n)`, and `(hidden, None, None)` if return_states."""
-
-    def step(x, states, *weights):
-        return (rnn_cell(x, *states, *weights, nonlinearity=nonlinearity),), None
-
     layout = num_layers, bidirectional, batch_first, batch_sizes, resets, reset_to, lengths
     hx = None if hx is None else (hx,)
-    output, (h_n,), states = _stack(step, input, hx, (params[1].shape[1],), params, *layout)
-    return (output, h_n, states) if return_states else (output, h_n)
+    kind = f"rnn_{nonlinearity}"
+    output, (h_n,), states = stack(kind, input, hx, params, has_biases, *layout)
+    return (output, h_n, (*states[:2], None)) if return_states else (output, h_n)
 
 
 def _affine(x, weight, bias):
@@ -187,15 +218,24 @@ def _affine(x, weight, bias):
     return product if bias is None else product + bias
 
 
-def _stack(
-    step, input, hx, sizes, params, num_layers, bidirectional, batch_first, batch_sizes, resets,
-    reset_to, lengths,
+def stack(
+    cell, input, hx, params, has_biases, num_layers, bidirectional, batch_first, batch_sizes,
+    resets, reset_to, lengths,
 ):  # fmt: skip
-    """Layers over directions over steps. Rows are packed, `[N, ...]`, from here on.
+    """Layers of any cell of CELLS over directions over steps: `(output, final states, (hidden,
+    cells, gates))`, the last `[L*D, T, B, ...]`, of packed input `[L*D, N, ...]`; hx: a tuple.
 
-    `(output, final states, (hidden, cells, gates))`, the last `[L*D, T, B, ...]`, of packed input
-    `[L*D, N, ...]`.
+    Rows are packed, `[N, ...]`, from here on.
     """
+    of, directions = CELLS[cell], 2 if bidirectional else 1
+    per_direction = len(params) // (num_layers * directions)
+    sizes = (params[1].shape[1], len(params[0]) // of.products)[: of.states]
+
+    def step(x, states, w_ih, w_hh, *rest):
+        b_ih, b_hh = rest[:2] if has_biases else (None, None)
+        w_hr = rest[-1] if per_direction % 2 else None
+        return _step(cell, x, states, w_ih, w_hh, b_ih, b_hh, w_hr)
+
     if batch_sizes is None:
         input = input.transpose(0, 1) if batch_first else input
         seq_len, batch = input.shape[:2]
@@ -207,10 +247,8 @@ def _stack(
         behind = torch.arange(seq_len, device=input.device)[:, None] >= lengths
         input = input.masked_fill(behind[..., None], 0)
     rows = input.flatten(0, 1) if batch_sizes is None else input
-    directions = 2 if bidirectional else 1
     if hx is None:
         hx = [rows.new_zeros(num_layers * directions, counts[0], size) for size in sizes]
-    per_direction = len(params) // (num_layers * directions)
     finals, kept = [], []
     for layer in range(num_layers):
         outputs = []

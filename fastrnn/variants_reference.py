@@ -1,11 +1,14 @@
 """The equations of `fastrnn.variants` in plain PyTorch: one layer's recurrence and its masks.
 
-Written to be read and compared with; it is also what second derivatives, forward mode, torch.func
-and devices without kernels run on. Nothing of fastrnn is used. Papers stand in `fastrnn.variants`.
+Written to be read and compared with; it is also what derivatives beyond the second and devices
+without kernels run on. Nothing of fastrnn is used but the cells of `fastrnn.reference`. Papers
+stand in `fastrnn.variants`.
 """
 
 import torch
 from torch import Tensor
+
+from fastrnn import reference
 
 _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 _WEYL = 0x9E3779B9, 0xBB67AE85
@@ -138,25 +141,18 @@ def step(
     if norm != "none":
         v = _normalise(v, eps) * params["gain_hh"]
     x, v = x + params.get("b_ih", 0.0), v + params.get("b_hh", 0.0)
-    if cell == "lstm":
-        i, f, g, o = (x + v).chunk(4, 1)
-        i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
-        fresh = f * c + i * (factor * g)
-        y = fresh
-        if "cell_gain" in params:
-            y = _normalise(fresh, eps) * params["cell_gain"] + params.get("cell_bias", 0.0)
-        new, gates = o * torch.tanh(y), (i, f, g, o)
-        c = zoneout_c * c + (1 - zoneout_c) * fresh
-    elif cell == "gru":
-        (xr, xz, xn), (vr, vz, vn) = x.chunk(3, 1), v.chunk(3, 1)
-        r, z = torch.sigmoid(xr + vr), torch.sigmoid(xz + vz)
-        n = torch.tanh(xn + r * vn)
-        gates = r, z, n
-        n = factor * n
-        new = n + z * (h - n)
-    else:
-        new = {"rnn_tanh": torch.tanh, "rnn_relu": torch.relu}[cell](x + v)
-        gates = (new,)
+    has_c = reference.CELLS[cell].states > 1
+
+    def normed(c):
+        if "cell_gain" not in params:
+            return c
+        return _normalise(c, eps) * params["cell_gain"] + params.get("cell_bias", 0.0)
+
+    (new, *fresh), gates = reference.CELLS[cell].step(
+        x, v, (h, c)[: 1 + has_c], lambda candidate: factor * candidate, normed
+    )
+    if has_c:
+        c = zoneout_c * c + (1 - zoneout_c) * fresh[0]
     return zoneout_h * h + (1 - zoneout_h) * new, c, torch.cat(gates, 1)
 
 
@@ -167,7 +163,7 @@ def names(cell: str, norm: str, count: int) -> list[str]:
         return [*names, "b_hh", "gain_hh"]
     of_norms = []
     if norm == "recurrent":
-        of_norms = ["gain_ih", "gain_hh", *["cell_gain"] * (cell == "lstm")]
+        of_norms = ["gain_ih", "gain_hh", *["cell_gain"] * (reference.CELLS[cell].states > 1)]
     if count == len(names) + len(of_norms):
         return names + of_norms
     return [*names, "b_ih", "b_hh", *of_norms, *["cell_bias"] * ("cell_gain" in of_norms)]
@@ -186,13 +182,14 @@ def layer(
     """All steps and directions of one layer: `(output, h_n, c_n)`, c_n of an LSTM alone, and if
     keep every step's c `[D, N, H]`, or None, and gates `[D, N, G*H]`.
 
-    cell: "lstm", "gru", "rnn_tanh" or "rnn_relu". input `[T, B, I]`, or `[N, I]` with batch_sizes.
+    cell: one of `fastrnn.reference.CELLS`. input `[T, B, I]`, or `[N, I]` with batch_sizes.
     states: initial h and, of an LSTM, c, `[D, B, H]`; None for zeros. params: of each direction
     what `names` says, w_ih `[G*H, I]`, w_hh `[G*H, H]`, of c `[H]`, all else `[G*H]`. inside:
     norm, eps, rates of zoneout of c, zoneout of h and recurrent dropout, `(stream, a, b)` where
     step t has the masks of step a + b*t, seed or None, and h_scale `[D, B, H]` or None.
     """
     norm, eps, rates, (stream, first, stride), seed, h_scales = inside
+    has_c = reference.CELLS[cell].states > 1
     directions, size = 2 if bidirectional else 1, params[1].shape[1]
     if batch_sizes is None:
         batch, counts = input.shape[1], [input.shape[1]] * input.shape[0]
@@ -210,7 +207,7 @@ def layer(
             products.new_zeros(batch, size) if state is None else state[d]
             for state in (*states, None)[:2]
         ]
-        c = c if cell == "lstm" else None
+        c = c if has_c else None
         output, each_c, each_gates = ([None] * len(counts) for _ in range(3))
         for t in reversed(range(len(counts))) if d else range(len(counts)):
             n = counts[t]
@@ -229,7 +226,7 @@ def layer(
         h_n.append(h)
         c_n.append(c)
     output = torch.cat(outputs, 1).view(*input.shape[:-1], directions * size)
-    results = output, torch.stack(h_n), *([torch.stack(c_n)] if cell == "lstm" else [])
+    results = output, torch.stack(h_n), *([torch.stack(c_n)] if has_c else [])
     if not keep:
         return results
-    return *results, torch.stack(cells) if cell == "lstm" else None, torch.stack(gates)
+    return *results, torch.stack(cells) if has_c else None, torch.stack(gates)

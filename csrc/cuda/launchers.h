@@ -37,7 +37,7 @@ extern const SingleKernels kSingleRnnReluFloat, kSingleRnnReluTf32, kSingleRnnRe
     kSingleRnnReluHalf;
 
 inline const SingleKernels& single_kernels(CellKind cell, Numeric numeric) {
-  const SingleKernels* const all[4][4] = {
+  const SingleKernels* const all[kPersistentCells][4] = {
       {&kSingleLstmFloat, &kSingleLstmTf32, &kSingleLstmBFloat16, &kSingleLstmHalf},
       {&kSingleGruFloat, &kSingleGruTf32, &kSingleGruBFloat16, &kSingleGruHalf},
       {&kSingleRnnTanhFloat, &kSingleRnnTanhTf32, &kSingleRnnTanhBFloat16, &kSingleRnnTanhHalf},
@@ -70,7 +70,7 @@ extern const TeamTable kTeamRnnTanhFloat, kTeamRnnTanhTf32, kTeamRnnTanhBFloat16
 extern const TeamTable kTeamRnnReluFloat, kTeamRnnReluTf32, kTeamRnnReluBFloat16, kTeamRnnReluHalf;
 
 inline const TeamTable& team_table(CellKind cell, Numeric numeric) {
-  const TeamTable* const all[4][4] = {
+  const TeamTable* const all[kPersistentCells][4] = {
       {&kTeamLstmFloat, &kTeamLstmTf32, &kTeamLstmBFloat16, &kTeamLstmHalf},
       {&kTeamGruFloat, &kTeamGruTf32, &kTeamGruBFloat16, &kTeamGruHalf},
       {&kTeamRnnTanhFloat, &kTeamRnnTanhTf32, &kTeamRnnTanhBFloat16, &kTeamRnnTanhHalf},

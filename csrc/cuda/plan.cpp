@@ -35,6 +35,7 @@ struct Verdict {
 std::string only_by_steps(const Problem& problem, const DeviceLimits& limits) {
   if (problem.dtype == DType::kDouble) return "float64";
   if (problem.projected) return "projection";
+  if (static_cast<int>(problem.cell) >= kPersistentCells) return "cell";
   if (limits.capability < 80) return "compute capability below 8.0";
   return "";
 }

@@ -11,6 +11,9 @@ enum class Pass { kForward, kBackward };
 // fp32 on the FMA pipes; the others are tensor-core operands.
 enum class Numeric { kFloat, kTf32, kBFloat16, kHalf };
 
+// The cells that regimes single, cluster and grid are compiled for: the first of cells/list.h.
+inline constexpr int kPersistentCells = 4;
+
 // Hidden sizes that the single regime is compiled for; any smaller one is padded up to the next.
 // 128 is where 16-bit LSTM weights (128 KB) fill half a register file.
 inline constexpr int kSingleHidden[] = {32, 64, 128};

@@ -43,6 +43,16 @@ def records(*tensors):
     return requires_grad(*tensors) or in_forward_mode()
 
 
+def by_equations(
+    cell, input, batch_sizes, states, params, bidirectional, keep=False, resets=(), inside=()
+):
+    """As `layer`, by torch's own operations: on any device, for any dtype."""
+    resets, to_hx = resets or _NO_RESETS
+    of = layer_of(cell, bidirectional, len(params), input.shape, True, to_hx, tuple(inside[:4]))
+    others = batch_sizes, resets, *inside[4:]
+    return by_reference.run(of, others, input, states, params, keep)
+
+
 def layer(
     cell, input, batch_sizes, states, params, bidirectional, keep=False, resets=(), inside=()
 ):
@@ -57,10 +67,8 @@ def layer(
     if inside:
         options = *(resets or _NO_RESETS), *inside
     if in_nested_forward_mode() or (inside and not ops.has_inside(input)):
-        resets, to_hx, *inside = options or _NO_RESETS
-        of = layer_of(cell, bidirectional, len(params), input.shape, True, to_hx, tuple(inside[:4]))
-        others = batch_sizes, resets, *inside[4:]
-        return by_reference.run(of, others, input, states, params, keep)
+        arguments = input, batch_sizes, states, params, bidirectional
+        return by_equations(cell, *arguments, keep, resets, inside)
     if records(input, *states, *params):
         results = apply(
             _function(_Layer), cell, bidirectional, keep, options, input, batch_sizes, *states,

@@ -234,9 +234,9 @@ def apart_columns(layer, d_gates):
 
 
 def unprojected(record, direction):
-    """Every step's h before its projection: o * tanh(c)."""
+    """Every step's h before its projection: o * tanh(c), o being the last gate of cells with c."""
     cells = record.cells[direction]
-    return record.gates[direction][:, 3 * cells.shape[1] :] * torch.tanh(cells)
+    return record.gates[direction][:, -cells.shape[1] :] * torch.tanh(cells)
 
 
 def batch_of(layer, record, *states):

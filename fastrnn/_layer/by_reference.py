@@ -186,20 +186,10 @@ def _layer(layer, others, input, states, params):
             (*layer.inside, *of_inside), True,
         )  # fmt: skip
         return output, finals, cells, gates if CELLS[layer.cell].saves_gates else None
-    options = {
-        "has_biases": "b_ih" in layer.stems,
-        "bidirectional": bidirectional,
-        "batch_sizes": batch_sizes,
-        "resets": resets,
-        "reset_to": "hx" if layer.to_hx else "zeros",
-        "return_states": True,
-    }
-    hx = states[0]
-    if layer.cell == "lstm" and hx is not None:
-        hx = tuple(states)
-    if layer.states == 1 and layer.cell != "gru":
-        options["nonlinearity"] = layer.cell[4:]
-    run = getattr(reference, CELLS[layer.cell].function)
-    output, finals, each = run(input, hx, params, **options)
+    resets_to = "hx" if layer.to_hx else "zeros"
+    output, finals, each = reference.stack(
+        layer.cell, input, states if states[0] is not None else None, params,
+        "b_ih" in layer.stems, 1, bidirectional, False, batch_sizes, resets, resets_to, None,
+    )  # fmt: skip
     cells, gates = (None if t is None else t.flatten(1, -2) for t in each[1:])
-    return output, finals if layer.states > 1 else (finals,), cells, gates
+    return output, finals, cells, gates if CELLS[layer.cell].saves_gates else None

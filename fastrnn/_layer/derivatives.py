@@ -409,7 +409,7 @@ def _zeros_for_none(tangents, weights):
 
 def _unprojected_tangent(record, tangents, direction):
     cells, t_gates, t_cells = record.cells[direction], tangents.saved[0], tangents.saved[-1]
-    o = slice(3 * cells.shape[1], None)
+    o = slice(-cells.shape[1], None)
     tanh_c = torch.tanh(cells)
     slope = record.gates[direction][:, o] * (1 - tanh_c * tanh_c)
     return t_gates[direction][:, o] * tanh_c + slope * t_cells[direction]

@@ -7,6 +7,7 @@ products are taken in float64, in which they are exact.
 
 import torch
 
+from fastrnn import reference
 from fastrnn._layer.cells import CELLS
 
 LANES = 16  # units in a vector of a panel
@@ -123,17 +124,10 @@ def quantized_forward(
 
 
 def _step(cell, of_input, of_h, bias, before):
-    """The states after one step, from both products."""
-    if cell == "gru":
-        size = before[0].shape[1]
-        (ir, iz, i_n), (hr, hz, h_n) = of_input.chunk(3, 1), of_h.chunk(3, 1)
-        b_r, b_z, b_n, b_hn = bias.split(size)
-        r, z = torch.sigmoid(ir + hr + b_r), torch.sigmoid(iz + hz + b_z)
-        n = torch.tanh(i_n + b_n + r * (h_n + b_hn))
-        return [n + z * (before[0] - n)]
-    gates = of_input + of_h + bias
-    if cell != "lstm":
-        return [torch.tanh(gates) if cell == "rnn_tanh" else torch.relu(gates)]
-    i, f, g, o = gates.chunk(4, 1)
-    c = torch.sigmoid(f) * before[1] + torch.sigmoid(i) * torch.tanh(g)
-    return [torch.sigmoid(o) * torch.tanh(c), c]
+    """The states after one step, from both products. bias: of the input's, and behind it that of
+    the last recurrent product where it has a column of its own."""
+    apart = bias.shape[0] - of_input.shape[1]
+    if apart:
+        bias, of_last = bias[:-apart], bias[-apart:]
+        of_h = of_h + torch.cat([torch.zeros_like(bias[:-apart]), of_last])
+    return [*reference.CELLS[cell].step(of_input + bias, of_h, before)[0]]

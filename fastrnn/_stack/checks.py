@@ -12,19 +12,21 @@ def check_checkpoint_every(name, every):
         )
 
 
-def check_stack(name, has_c, input, states, params, call):
-    """Raises where the arguments of a stack do not fit each other; call: a `stack.Call`.
+def check_stack(cell, input, states, params, call):
+    """Raises where the arguments of a stack do not fit each other; cell: a `plain.Cell`, call: a
+    `stack.Call`.
 
     Parameters are checked by the operators, a layer at a time.
     """
-    w_ih = params[0]
+    name, w_ih = cell.name, params[0]
     check_input(name, input, states, w_ih.dtype, w_ih.shape[1], call)
     if states[0] is not None:
-        check_states(name, input, states, (params[1].shape[1], w_ih.shape[0] // 4), call)
+        sizes = params[1].shape[1], w_ih.shape[0] // cell.products
+        check_states(name, input, states, sizes, call)
     indices = call.num_layers * 2 if call.bidirectional else call.num_layers
     per_direction = 4 if call.has_biases else 2
     if len(params) != indices * per_direction and (
-        not has_c or len(params) != indices * (per_direction + 1)
+        not cell.has_c or len(params) != indices * (per_direction + 1)
     ):
         raise RuntimeError(
             f"{name}: expected num_layers*directions*{per_direction} = {indices * per_direction} "

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrnn._layer import autograd, dropout, ops
+from fastrnn._layer.cells import cell_of
 from fastrnn._layer.inside import Inside
 from fastrnn._stack import autocast, checkpoint, checks, plain, stack
 from fastrnn._stack.plain import PLAIN
@@ -99,11 +100,12 @@ class Layers:
         if not isinstance(layer_norm, bool):
             raise TypeError(f"{name}: expected layer_norm to be a bool, got {layer_norm!r}")
         check_eps(name, eps)
-        if self.mode != "LSTM" and isinstance(zoneout, tuple | list):
+        has_c = cell_of(self).has_c
+        if not has_c and isinstance(zoneout, tuple | list):
             raise ValueError(f"{name}: expected zoneout to be one number, got {zoneout!r}")
         self.layer_norm, self.eps = layer_norm, float(eps)
         self.zoneout = _pair(name, "zoneout", zoneout)
-        if self.mode != "LSTM":
+        if not has_c:
             self.zoneout = 0.0, self.zoneout[1]
         self.recurrent_dropout = _rate(name, "recurrent_dropout", recurrent_dropout)
         self.variational_dropout = _pair(name, "variational_dropout", variational_dropout)
@@ -139,7 +141,7 @@ class Layers:
             return []
         if self._norm == "joint":
             return ["norm", "norm_bias"]
-        of_c = ["norm_c", *["norm_c_bias"] * self.bias] if self.mode == "LSTM" else []
+        of_c = ["norm_c", *["norm_c_bias"] * self.bias] if cell_of(self).has_c else []
         return ["norm_ih", "norm_hh", *of_c]
 
     def _suffixes(self):

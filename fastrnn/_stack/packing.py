@@ -4,6 +4,7 @@ from torch import Tensor
 from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
+from fastrnn._layer.cells import CELLS
 from fastrnn._stack import beyond, checks
 from fastrnn._stack.beyond import States
 from fastrnn._stack.tracing import recorded
@@ -44,7 +45,7 @@ def forward(module, input, hx, resets, reset_to, lengths, return_states):
 def _padded(module, input, hx, options):
     if not isinstance(input, Tensor) or input.dim() != 2:
         return module._run(input, hx, module.batch_first, None, options)
-    pair = module.mode == "LSTM"
+    pair = CELLS[module.mode.lower()].has_c
     if hx is not None:
         hx = _with_batch(module._get_name().lower(), input, hx, pair)
     if options is not None:

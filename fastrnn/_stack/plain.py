@@ -1,4 +1,4 @@
-"""Stacks and single steps of torch.nn's cells: kernels where there are some, else torch's own."""
+"""Stacks and single steps of plain cells: kernels where there are some, else torch's own."""
 
 from functools import partial
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class Cell(NamedTuple):
     has_c: bool
     composes: bool  # whether torch.nn makes a layer of operations on the CPU, not of one
     layer: object  # the run of fastrnn._stack.stack
-    torch_stack: object
+    torch_stack: object  # None of cells that torch has not
     torch_cell: object
 
 
@@ -33,12 +33,12 @@ def _cell(kind):
         has_c=of.has_c,
         composes=of.function == "gru",  # and an LSTM at times: see _as_torch_nn
         layer=partial(autograd.layer, kind),
-        torch_stack=getattr(_VF, kind),
-        torch_cell=getattr(_VF, kind + "_cell"),
+        torch_stack=getattr(_VF, kind, None),
+        torch_cell=getattr(_VF, kind + "_cell", None),
     )
 
 
-PLAIN = {kind: _cell(kind) for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
+PLAIN = {kind: _cell(kind) for kind in CELLS}
 
 
 # -- A stack ------------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ def run(cell, input, states, params, call, options):
         if autocast.applies(input):
             input, states, params, narrow = _as_torch_nn(cell, input, states, params, call)
         supported = input.dtype in ops.DTYPES and (input.is_cpu or _has_kernels(input))
-        checks.check_stack(name, cell.has_c, input, states, params, call)
+        checks.check_stack(cell, input, states, params, call)
     except AttributeError:
         checks.check_tensors(name, input, states, params)
         if batch_sizes is not None and not isinstance(batch_sizes, Tensor):
@@ -74,6 +74,8 @@ def run(cell, input, states, params, call, options):
             f"return_states, got {input.dtype} on {input.device}"
         )
     layer = cell.layer if supported else partial(_torch_layer, cell)
+    if not supported and cell.torch_stack is None:
+        layer = partial(autograd.by_equations, cell.kind)
     if call.checkpoint_every is not None:
         checks.check_checkpoint_every(name, call.checkpoint_every)
         if supported:

@@ -11,7 +11,6 @@ from fastrnn._layer import autograd, dropout, ops
 from fastrnn._layer.cells import CELLS, STEMS
 from fastrnn._stack import checkpoint
 from tests.arguments import arguments_of, inside_values, like, of_inside, random, run_inside
-from tests.cases import NO_PROJ
 from tests.tolerances import error
 
 NORMS = ("none", "recurrent", "joint")
@@ -152,7 +151,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("cell", NO_PROJ)
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_options(cpu_target, cell, norm, options):
@@ -160,7 +159,7 @@ def test_options(cpu_target, cell, norm, options):
         check(inside_values(cell, norm, directions=directions, lengths=lengths, **options))
 
 
-@pytest.mark.parametrize("cell", NO_PROJ)
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("batch", [1, 2, 13])
 @pytest.mark.parametrize("size", [1, 15, 16, 33])
 def test_shapes(cpu_target, cell, batch, size):
@@ -200,7 +199,7 @@ def test_accuracy(cpu_target, cell, norm, dtype):
         assert error(ours[name], expected, size) <= limit, name
 
 
-@pytest.mark.parametrize("cell", NO_PROJ)
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("batch", [1, 3, 24])
 def test_threads_do_not_change_a_bit(cpu_target, cell, batch):
     # One feature: torch's input product has no sum that could depend on threads.
@@ -216,7 +215,7 @@ def test_threads_do_not_change_a_bit(cpu_target, cell, batch):
             assert torch.equal(value, several[name]), (name, threads)
 
 
-@pytest.mark.parametrize("cell", NO_PROJ)
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("norm", NORMS)
 def test_numerical_derivatives(cell, norm):
     """First derivatives of the kernels, second ones of the equations."""
@@ -256,7 +255,7 @@ def second_derivatives(layer, values, losses=None):
     return found, [*losses, *directions]
 
 
-@pytest.mark.parametrize("cell", NO_PROJ)
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_second_derivatives(cpu_target, cell, norm, options):
@@ -270,7 +269,7 @@ def test_second_derivatives(cpu_target, cell, norm, options):
         assert_close(ours, theirs, 1e-9)
 
 
-@pytest.mark.parametrize("cell", NO_PROJ)
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("norm", NORMS)
 def test_second_derivatives_of_any_subset(cell, norm):
     """Frozen parameters, of which the backward pass needs less."""
@@ -320,7 +319,7 @@ def test_second_derivatives_in_float(cpu_target, cell, norm):
         assert error(ours[name], expected, size) <= limit, name
 
 
-@pytest.mark.parametrize("cell", NO_PROJ)
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("norm", NORMS)
 def test_vmap(cell, norm):
     """Each sample is a call of its own, with the same masks."""
@@ -349,7 +348,7 @@ def test_vmap(cell, norm):
     assert torch.allclose(batched, torch.stack(single), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("cell", NO_PROJ)
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("directions", [1, 2])
 def test_checkpoint_every(cell, norm, directions):

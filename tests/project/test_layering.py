@@ -60,7 +60,7 @@ IMPORTS = {
         "_stack.tracing",
         "modules",
     },
-    "variants_reference": set(),
+    "variants_reference": {"reference"},
     # Many layers.
     "_stack.__init__": set(),
     "_stack.autocast": {"_layer.ops", "_stack.checks"},
@@ -76,6 +76,7 @@ IMPORTS = {
     "_stack.checks": set(),
     "_stack.inside": {
         "_layer.autograd",
+        "_layer.cells",
         "_layer.dropout",
         "_layer.inside",
         "_layer.ops",
@@ -87,7 +88,13 @@ IMPORTS = {
         "_stack.weights",
     },
     "_stack.overlap": {"_layer.autograd", "_layer.extension", "_layer.transforms"},
-    "_stack.packing": {"_stack.beyond", "_stack.checks", "_stack.tracing", "_stack.weights"},
+    "_stack.packing": {
+        "_layer.cells",
+        "_stack.beyond",
+        "_stack.checks",
+        "_stack.tracing",
+        "_stack.weights",
+    },
     "_stack.plain": {
         "_layer.autograd",
         "_layer.cells",
@@ -136,7 +143,7 @@ IMPORTS = {
     "_layer.flops": {"_layer.cells"},
     "_layer.inside": set(),
     "_layer.ops": {"_layer.cells", "_layer.extension"},
-    "_layer.panels": {"_layer.cells"},
+    "_layer.panels": {"_layer.cells", "reference"},
     "_layer.rows": set(),
     "_layer.transforms": set(),
 }

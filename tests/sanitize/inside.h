@@ -9,10 +9,9 @@ struct InsideConfig {
   bool scaled, random;
   double zoneout_c, zoneout_h, dropout;
 
-  bool lstm() const { return c.cell == cells::kKind<cells::Lstm>; }
-  bool gru() const { return c.cell == cells::kKind<cells::Gru>; }
+  bool has_c() const { return cells::traits(c.cell).has_c(); }
   bool both() const { return norm == Norm::kRecurrent; }
-  bool norms_c() const { return both() && lstm(); }
+  bool norms_c() const { return both() && has_c(); }
 };
 
 // What a layer reads that can be moved, of all directions. A norm of both products at once has no
@@ -66,7 +65,10 @@ void normalise_row(Values& x) {
   for (double& v : x) v = (v - mean) / std::sqrt(variance + kInsideEps);
 }
 
-InsideResults inside_reference(const InsideConfig& e, const InsideTensors& t) {
+template <class Cell>
+InsideResults inside_reference_of(const InsideConfig& e, const InsideTensors& t) {
+  constexpr int K = Cell::kColumns;
+  constexpr bool kHasC = Cell::kStates > 1;
   const Config& c = e.c;
   const int64_t H = c.H, D = c.directions, GH = c.gates() * H, N = c.rows;
   const bool joint = e.norm == Norm::kJoint;
@@ -78,7 +80,7 @@ InsideResults inside_reference(const InsideConfig& e, const InsideTensors& t) {
         const int64_t row = c.offsets[now] + b;
         double* h = &r.h_n[(d * c.B + b) * H];
         double* state = &r.c_n[(d * c.B + b) * H];
-        Values scaled(h, h + H), x(GH, 0), v(GH, 0), fresh(H), o(H);
+        Values scaled(h, h + H), x(GH, 0), v(GH, 0);
         for (int64_t j = 0; j < H && e.scaled; ++j) scaled[j] *= t.h_scale[(d * c.B + b) * H + j];
         multiply(&t.w_ih[d * GH * c.I], &t.x[row * c.I], GH, c.I, x.data());
         multiply(&t.w_hh[d * GH * H], scaled.data(), GH, H, v.data());
@@ -108,29 +110,33 @@ InsideResults inside_reference(const InsideConfig& e, const InsideTensors& t) {
           const bool dropped = (random_word(stream + 1, step, b, j) >> 16) < below(e.dropout);
           factor[j] = dropped ? 0 : 1 / (1 - e.dropout);
         }
-        Values fresh_h(H);
+        Values fresh_h(H), fresh(H);
+        std::vector<std::array<Number, K>> kept(H);
         for (int64_t j = 0; j < H; ++j) {
-          const auto gate = [&](int64_t g) { return x[g * H + j] + v[g * H + j]; };
-          if (e.lstm()) {
-            fresh[j] =
-                sigmoid(gate(1)) * state[j] + sigmoid(gate(0)) * factor[j] * std::tanh(gate(2));
-            o[j] = sigmoid(gate(3));
-          } else if (e.gru()) {
-            const double z = sigmoid(gate(1));
-            const double n = std::tanh(x[2 * H + j] + sigmoid(gate(0)) * v[2 * H + j]) * factor[j];
-            fresh_h[j] = (1 - z) * n + z * h[j];
-          } else {
-            const double a = gate(0);
-            fresh_h[j] = c.cell == cells::kKind<cells::RnnTanh> ? std::tanh(a) : a > 0 ? a : 0;
+          Number a[K] = {}, before[Cell::kStates], after[Cell::kStates] = {};
+          for (int k = 0; k < Cell::kProducts; ++k) {
+            a[k].v += x[k * H + j];
+            a[cells::recurrent_column<Cell>(k)].v += v[k * H + j];
           }
+          Cell::activate(a);
+          if constexpr (Cell::kCandidate >= 0) a[Cell::kCandidate].v *= factor[j];
+          before[0] = {h[j]};
+          if constexpr (kHasC) before[1] = {state[j]};
+          Cell::update(a, before, after);
+          fresh_h[j] = after[0].v;
+          if constexpr (kHasC) fresh[j] = after[1].v;
+          std::copy(a, a + K, kept[j].begin());
         }
-        if (e.lstm()) {
+        if constexpr (kHasC) {
           Values y = fresh;
           if (e.norms_c()) normalise_row(y);
           for (int64_t j = 0; j < H; ++j) {
             if (e.norms_c()) y[j] *= t.cell_gain[d * H + j];
             if (e.norms_c() && c.biases) y[j] += t.cell_bias[d * H + j];
-            fresh_h[j] = o[j] * std::tanh(y[j]);
+            Number a[K], states[2] = {{NAN}, {y[j]}};
+            std::copy(kept[j].begin(), kept[j].end(), a);
+            Cell::emit(a, states);
+            fresh_h[j] = states[0].v;
             state[j] = z_c[j] * state[j] + (1 - z_c[j]) * fresh[j];
             r.cells[(d * N + row) * H + j] = state[j];
           }
@@ -143,6 +149,11 @@ InsideResults inside_reference(const InsideConfig& e, const InsideTensors& t) {
     }
   }
   return r;
+}
+
+InsideResults inside_reference(const InsideConfig& e, const InsideTensors& t) {
+  return cells::All::visit(e.c.cell,
+                           [&](auto cell) { return inside_reference_of<decltype(cell)>(e, t); });
 }
 
 double inner(const Values& a, const Values& b) {
@@ -164,7 +175,7 @@ double loss_at(const InsideConfig& e, InsideTensors t, const InsideResults& weig
   }
   const InsideResults r = inside_reference(e, t);
   return inner(weights.output, r.output) + inner(weights.h_n, r.h_n) +
-         (e.lstm() ? inner(weights.c_n, r.c_n) + inner(weights.cells, r.cells) : 0);
+         (e.has_c() ? inner(weights.c_n, r.c_n) + inner(weights.cells, r.cells) : 0);
 }
 
 void expect_slope(double slope, double quotient, double limit, const std::string& where,
@@ -180,15 +191,15 @@ void run_inside(const Config& config, const std::string& name) {
   if (config.projected) return;
   const auto chance = [](double rate) { return generator() % 2 != 0 ? rate : 0; };
   InsideConfig e{config, static_cast<Norm>(generator() % 3), chance(1) > 0, chance(1) > 0, 0, 0, 0};
-  if (e.lstm()) e.zoneout_c = chance(0.25);
+  if (e.has_c()) e.zoneout_c = chance(0.25);
   e.zoneout_h = chance(0.5);
-  if (e.lstm() || e.gru()) e.dropout = chance(0.375);
   const Config& c = e.c;
+  if (c.saves_gates()) e.dropout = chance(0.375);
   const int64_t D = c.directions, N = c.rows, H = c.H, GH = c.gates() * H, BH = D * c.B * H;
-  const bool lstm = e.lstm(), gru = e.gru(), both = e.both(), joint = e.norm == Norm::kJoint;
+  const bool has_c = e.has_c(), both = e.both(), joint = e.norm == Norm::kJoint;
   const bool b_ih = c.biases && !joint, b_hh = c.biases || joint;
   const bool moves[InsideTensors::kMovable] = {
-      true,          c.initial,   c.initial && lstm,      true, true, b_ih, b_hh, both,
+      true,          c.initial,   c.initial && has_c,     true, true, b_ih, b_hh, both,
       both || joint, e.norms_c(), e.norms_c() && c.biases};
   const std::string where = name + " inside norm=" + std::to_string(static_cast<int>(e.norm)) +
                             (e.random ? " random" : "") + (e.scaled ? " scaled" : "");
@@ -248,14 +259,14 @@ void run_inside(const Config& config, const std::string& name) {
   Weights weights[2] = {}, t_weights[2] = {};
   fill(t, weights);
   fill(u, t_weights);
-  const int64_t parts = inside.parts(), saved = lstm || gru ? 4 : 1;
+  const int64_t parts = inside.parts(), saved = c.columns();
   S *output = memory.out(N * D * H), *h_n = memory.out(BH), *c_n = memory.out(BH);
   S *gates = memory.out(D * N * saved * H), *hidden = memory.out(D * N * H),
     *cells = memory.out(D * N * H), *normed = memory.out(D * N * parts * GH);
   ComputeType* rstd = compute.out(D * N * parts);
   const void* x = memory.in(t.x);
   const void* h0 = c.initial ? memory.in(t.h0) : nullptr;
-  const void* c0 = c.initial && lstm ? memory.in(t.c0) : nullptr;
+  const void* c0 = c.initial && has_c ? memory.in(t.c0) : nullptr;
   for (const bool save : {false, true}) {
     ForwardParams f{};
     f.shape = shape;
@@ -268,24 +279,24 @@ void run_inside(const Config& config, const std::string& name) {
     f.c0 = c0;
     f.output = output;
     f.h_n = h_n;
-    f.c_n = lstm ? c_n : nullptr;
+    f.c_n = has_c ? c_n : nullptr;
     if (save) {
       f.gates = gates;
       f.hidden = hidden;
-      f.cells = lstm ? cells : nullptr;
+      f.cells = has_c ? cells : nullptr;
       f.normed = parts > 0 ? normed : nullptr;
       f.rstd = parts > 0 ? rstd : nullptr;
     }
     launch(f, k.forward_workspace, k.forward, c.threads);
     compare("output", output, expected.output, where);
     compare("h_n", h_n, expected.h_n, where);
-    if (lstm) compare("c_n", c_n, expected.c_n, where);
-    if (lstm && save) compare("cells", cells, expected.cells, where);
+    if (has_c) compare("c_n", c_n, expected.c_n, where);
+    if (has_c && save) compare("cells", cells, expected.cells, where);
   }
 
   const InsideResults loss{random_values(N * D * H, 1), random_values(BH, 1),
-                           random_values(BH, lstm ? 1 : 0),
-                           random_values(D * N * H, lstm && e.random ? 1 : 0)};
+                           random_values(BH, has_c ? 1 : 0),
+                           random_values(D * N * H, has_c && e.random ? 1 : 0)};
   VjpParams v{};
   BackwardParams& b = v.backward;
   b.shape = shape;
@@ -293,22 +304,22 @@ void run_inside(const Config& config, const std::string& name) {
   std::copy(weights, weights + 2, b.weights);
   b.d_output = memory.in(loss.output);
   b.d_h_n = memory.in(loss.h_n);
-  b.d_c_n = lstm ? memory.in(loss.c_n) : nullptr;
-  b.d_cells = lstm && e.random ? memory.in(loss.cells) : nullptr;
+  b.d_c_n = has_c ? memory.in(loss.c_n) : nullptr;
+  b.d_cells = has_c && e.random ? memory.in(loss.cells) : nullptr;
   b.h0 = h0;
   b.c0 = c0;
   b.gates = gates;
-  b.hidden = lstm ? nullptr : hidden;
-  b.cells = lstm ? cells : nullptr;
+  b.hidden = has_c ? nullptr : hidden;
+  b.cells = has_c ? cells : nullptr;
   b.normed = parts > 0 ? normed : nullptr;
   b.rstd = parts > 0 ? rstd : nullptr;
   S *d_h0 = memory.out(BH), *d_c0 = memory.out(BH), *d_x = memory.out(N * c.I);
   b.d_h0 = d_h0;
-  b.d_c0 = lstm ? d_c0 : nullptr;
+  b.d_c0 = has_c ? d_c0 : nullptr;
   ProductParams& p = v.products;
   p.shape = shape;
   p.shape.hidden_size = GH;
-  p.apart = both ? GH : joint ? 0 : (c.saved() - c.gates()) * H;
+  p.apart = both ? GH : joint ? 0 : (c.columns() - c.gates()) * H;
   std::copy(weights, weights + 2, p.weights);
   p.input = x;
   p.hidden = hidden;
@@ -358,13 +369,13 @@ void run_inside(const Config& config, const std::string& name) {
   std::copy(t_weights, t_weights + 2, tp.t_weights);
   tp.t_input = memory.in(u.x);
   tp.t_h0 = c.initial ? memory.in(u.h0) : nullptr;
-  tp.t_c0 = c.initial && lstm ? memory.in(u.c0) : nullptr;
+  tp.t_c0 = c.initial && has_c ? memory.in(u.c0) : nullptr;
   tp.input = x;
   tp.h0 = h0;
   tp.c0 = c0;
   tp.gates = gates;
   tp.hidden = hidden;
-  tp.cells = lstm ? cells : nullptr;
+  tp.cells = has_c ? cells : nullptr;
   tp.normed = b.normed;
   tp.rstd = b.rstd;
   S *t_hidden = memory.out(D * N * H), *t_gates = memory.out(D * N * saved * H),
@@ -373,9 +384,9 @@ void run_inside(const Config& config, const std::string& name) {
   ComputeType* t_rstd = compute.out(D * N * parts);
   tp.t_hidden = t_hidden;
   tp.t_gates = t_gates;
-  tp.t_cells = lstm ? t_cells : nullptr;
+  tp.t_cells = has_c ? t_cells : nullptr;
   tp.t_h_n = t_h_n;
-  tp.t_c_n = lstm ? t_c_n : nullptr;
+  tp.t_c_n = has_c ? t_c_n : nullptr;
   tp.t_normed = parts > 0 ? t_normed : nullptr;
   tp.t_rstd = parts > 0 ? t_rstd : nullptr;
   launch(tp, k.tangent_workspace, k.tangent, c.threads);
@@ -395,8 +406,8 @@ void run_inside(const Config& config, const std::string& name) {
       return (j / H % D * N + j / (D * H)) * H + j % H;
     });
     add(loss.h_n, t_h_n, same);
-    if (lstm) add(loss.c_n, t_c_n, same);
-    if (lstm) add(loss.cells, t_cells, same);
+    if (has_c) add(loss.c_n, t_c_n, same);
+    if (has_c) add(loss.cells, t_cells, same);
     expect_slope(slope, quotient, std::fmax(8 * Info<S>::tolerance, 1e-6) * size, where, "all");
   }
 
@@ -407,7 +418,7 @@ void run_inside(const Config& config, const std::string& name) {
     *d_cell_c = memory.out(D * N * H);
   b.d_gates = d_gates;
   b.d_cell_h = d_cell_h;
-  b.d_cell_c = lstm ? d_cell_c : nullptr;
+  b.d_cell_c = has_c ? d_cell_c : nullptr;
   launch(b, k.backward_workspace, k.backward, c.threads);
   Values through(D * N * H, 0);
   for (int64_t n = 0; n < D * N; ++n) {
@@ -424,7 +435,7 @@ void run_inside(const Config& config, const std::string& name) {
   direction.d_cell_h = d_cell_h;
   direction.d_cell_c = b.d_cell_c;
   direction.t_gates = t_gates;
-  direction.t_hidden = lstm ? nullptr : t_hidden;
+  direction.t_hidden = has_c ? nullptr : t_hidden;
   direction.t_cells = tp.t_cells;
   direction.t_h0 = tp.t_h0;
   direction.t_c0 = tp.t_c0;
@@ -451,7 +462,7 @@ void run_inside(const Config& config, const std::string& name) {
       size += std::fabs(term);
     }
   }
-  constexpr double kWide = 1e-4;
+  constexpr double kWide = 3e-5;
   const auto at = [&](double by, double by_w) {
     return loss_at(e, t, loss, u, by * kWide, &along, by_w * kWide);
   };

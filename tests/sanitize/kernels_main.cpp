@@ -4,6 +4,7 @@
 // in place of OpenMP, with ThreadSanitizer. Every buffer is its own allocation
 // of exactly the size the params struct states, filled with NaN, so that a read or
 // write beyond it, or of something nobody wrote, shows.
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -125,8 +126,6 @@ Values random_values(int64_t size, double spread) {
 
 // ---- one layer, the way one reads it in a book -----------------------------
 
-double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
-
 struct Config {
   CellKind cell;
   int64_t T, B, I, H, P;
@@ -137,14 +136,16 @@ struct Config {
   int64_t rows;
 
   int64_t gates() const { return cells::traits(cell).products; }
-  int64_t saved() const { return cells::traits(cell).columns; }
+  int64_t columns() const { return cells::traits(cell).columns; }
+  bool saves_gates() const { return cells::traits(cell).saved() > 0; }
 };
 
 struct Tensors {
   Values x, h0, c0, w_ih[2], w_hh[2], b_ih[2], b_hh[2], w_hr[2];
   Values output, h_n, c_n, gates, hidden, cells;
   Values d_output, d_h_n, d_c_n;
-  Values d_gates, d_h0, d_c0, d_hidden, d_x, d_w_ih[2], d_w_hh[2], d_b_ih[2], d_b_hh[2];
+  Values d_gates, d_h0, d_c0, d_hidden, d_cell_h, d_cell_c, d_x, d_w_ih[2], d_w_hh[2], d_b_ih[2],
+      d_b_hh[2];
 };
 
 // y[i] += sum over k of w[i * n + k] * v[k]
@@ -160,13 +161,31 @@ void multiply_transposed(const double* w, const double* v, int64_t m, int64_t n,
   }
 }
 
-void reference(const Config& c, Tensors& t) {
+// A number as the equations of csrc/cells/ take it; what they say, tests/numbers/ checks.
+struct Number {
+  double v;
+
+  static Number set1(double x) { return {x}; }
+  friend Number operator+(Number a, Number b) { return {a.v + b.v}; }
+  friend Number operator-(Number a, Number b) { return {a.v - b.v}; }
+  friend Number operator*(Number a, Number b) { return {a.v * b.v}; }
+  friend Number fma(Number a, Number b, Number c) { return {a.v * b.v + c.v}; }
+  friend Number fnma(Number a, Number b, Number c) { return {c.v - a.v * b.v}; }
+  friend Number sigmoid(Number a) { return {1 / (1 + std::exp(-a.v))}; }
+  friend Number tanh(Number a) { return {std::tanh(a.v)}; }
+  friend Number relu(Number a) { return {a.v > 0 ? a.v : 0}; }
+  friend Number zero_where_not_positive(Number test, Number a) { return {test.v > 0 ? a.v : 0}; }
+};
+
+template <class Cell>
+void reference_of(const Config& c, Tensors& t) {
+  constexpr int K = Cell::kColumns;
+  constexpr bool kHasC = Cell::kStates > 1;
   const int64_t H = c.H, P = c.P, D = c.directions, G = c.gates(), N = c.rows;
-  const bool lstm = c.cell == cells::kKind<cells::Lstm>, gru = c.cell == cells::kKind<cells::Gru>;
   t.output.assign(N * D * P, 0);
   t.hidden.assign(D * N * P, 0);
   t.cells.assign(D * N * H, 0);
-  t.gates.assign(D * N * c.saved() * H, 0);
+  t.gates.assign(D * N * K * H, 0);
   t.h_n = t.h0;
   t.c_n = t.c0;
   const auto time = [&](int64_t d, int64_t s) { return d == 1 ? c.T - 1 - s : s; };
@@ -179,27 +198,18 @@ void reference(const Config& c, Tensors& t) {
         if (c.biases) in = t.b_ih[d], rec = t.b_hh[d];
         multiply(t.w_ih[d].data(), &t.x[row * c.I], G * H, c.I, in.data());
         multiply(t.w_hh[d].data(), h, G * H, P, rec.data());
-        double* g = &t.gates[(d * N + row) * c.saved() * H];
+        double* g = &t.gates[(d * N + row) * K * H];
         for (int64_t j = 0; j < H; ++j) {
-          if (lstm) {
-            double* cell = &t.c_n[(d * c.B + b) * H + j];
-            g[j] = sigmoid(in[j] + rec[j]);
-            g[H + j] = sigmoid(in[H + j] + rec[H + j]);
-            g[2 * H + j] = std::tanh(in[2 * H + j] + rec[2 * H + j]);
-            g[3 * H + j] = sigmoid(in[3 * H + j] + rec[3 * H + j]);
-            *cell = g[H + j] * *cell + g[j] * g[2 * H + j];
-            t.cells[(d * N + row) * H + j] = *cell;
-            m[j] = g[3 * H + j] * std::tanh(*cell);
-          } else if (gru) {
-            g[j] = sigmoid(in[j] + rec[j]);
-            g[H + j] = sigmoid(in[H + j] + rec[H + j]);
-            g[3 * H + j] = rec[2 * H + j];
-            g[2 * H + j] = std::tanh(in[2 * H + j] + g[j] * rec[2 * H + j]);
-            m[j] = (1 - g[H + j]) * g[2 * H + j] + g[H + j] * h[j];
-          } else {
-            const double a = in[j] + rec[j];
-            m[j] = c.cell == cells::kKind<cells::RnnTanh> ? std::tanh(a) : a > 0 ? a : 0;
-          }
+          double* state = &t.c_n[(d * c.B + b) * H + j];
+          Number a[K] = {}, before[Cell::kStates], after[Cell::kStates];
+          for (int k = 0; k < G; ++k) a[k].v += in[k * H + j];
+          for (int k = 0; k < G; ++k) a[cells::recurrent_column<Cell>(k)].v += rec[k * H + j];
+          before[0] = {Cell::kCarriesH ? h[j] : NAN};
+          if constexpr (kHasC) before[1] = {*state};
+          cells::forward<Cell>(a, before, after);
+          for (int k = 0; k < K; ++k) g[k * H + j] = a[k].v;
+          m[j] = after[0].v;
+          if constexpr (kHasC) t.cells[(d * N + row) * H + j] = *state = after[1].v;
         }
         if (c.projected) {
           for (int64_t i = 0; i < P; ++i) h[i] = 0;
@@ -214,9 +224,10 @@ void reference(const Config& c, Tensors& t) {
     }
   }
 
-  const int64_t S = c.saved();
-  t.d_gates.assign(D * N * S * H, 0);
+  t.d_gates.assign(D * N * K * H, 0);
   t.d_hidden.assign(D * N * P, 0);
+  t.d_cell_h.assign(D * N * H, 0);
+  t.d_cell_c.assign(D * N * H, 0);
   t.d_h0 = t.d_h_n;
   t.d_c0 = t.d_c_n;
   t.d_x.assign(N * c.I, 0);
@@ -241,48 +252,35 @@ void reference(const Config& c, Tensors& t) {
           d_h[i] += t.d_output[(row * D + d) * P + i];
           t.d_hidden[(d * N + row) * P + i] = d_h[i];
         }
-        Values d_m(H, 0), d_in(G * H), d_rec(G * H), skip(P, 0);
+        // What the cell receives.
+        double* d_m = &t.d_cell_h[(d * N + row) * H];
         if (c.projected) {
-          multiply_transposed(t.w_hr[d].data(), d_h, P, H, d_m.data());
+          multiply_transposed(t.w_hr[d].data(), d_h, P, H, d_m);
         } else {
           for (int64_t j = 0; j < H; ++j) d_m[j] = d_h[j];
         }
-        const double* g = &t.gates[(d * N + row) * S * H];
+        Values d_in(G * H), d_rec(G * H), skip(P, 0);
+        const double* g = &t.gates[(d * N + row) * K * H];
+        double* out = &t.d_gates[(d * N + row) * K * H];
         for (int64_t j = 0; j < H; ++j) {
-          if (lstm) {
-            const double i = g[j], f = g[H + j], gg = g[2 * H + j], o = g[3 * H + j];
-            const double tc = std::tanh(t.cells[(d * N + row) * H + j]);
-            const double dc = d_c[j] + d_m[j] * o * (1 - tc * tc);
-            d_in[j] = dc * gg * i * (1 - i);
-            d_in[H + j] = dc * c_prev[j] * f * (1 - f);
-            d_in[2 * H + j] = dc * i * (1 - gg * gg);
-            d_in[3 * H + j] = d_m[j] * tc * o * (1 - o);
-            d_c[j] = dc * f;
-          } else if (gru) {
-            const double r = g[j], z = g[H + j], n = g[2 * H + j], u = g[3 * H + j];
-            d_in[H + j] = d_m[j] * (h_prev[j] - n) * z * (1 - z);
-            d_in[2 * H + j] = d_m[j] * (1 - z) * (1 - n * n);
-            d_in[j] = d_in[2 * H + j] * u * r * (1 - r);
-            skip[j] = d_m[j] * z;
-          } else {
-            const double h = t.hidden[(d * N + row) * H + j];
-            d_in[j] = c.cell == cells::kKind<cells::RnnTanh> ? d_m[j] * (1 - h * h)
-                      : h > 0                                ? d_m[j]
-                                                             : 0;
+          Number kept[K], before[Cell::kStates], after[Cell::kStates], of[Cell::kStates], of_a[K];
+          for (int k = 0; k < K; ++k) kept[k] = {g[k * H + j]};
+          before[0] = {Cell::kCarriesH ? h_prev[j] : NAN};
+          after[0] = {NAN};
+          of[0] = {d_m[j]};
+          if constexpr (kHasC) {
+            before[1] = {c_prev[j]};
+            after[1] = {t.cells[(d * N + row) * H + j]};
+            of[1] = {t.d_cell_c[(d * N + row) * H + j] = d_c[j]};
           }
-        }
-        d_rec = d_in;
-        if (gru) {
-          for (int64_t j = 0; j < H; ++j) d_rec[2 * H + j] *= g[j];
-        }
-        double* out = &t.d_gates[(d * N + row) * S * H];
-        if (c.saved() == 4) {
-          for (int64_t k = 0; k < G * H; ++k) out[k] = d_in[k];
-          if (gru) {
-            for (int64_t j = 0; j < H; ++j) out[3 * H + j] = d_rec[2 * H + j];
+          cells::backward<Cell>(kept, before, after, of, of_a);
+          for (int k = 0; k < K; ++k) out[k * H + j] = of_a[k].v;
+          for (int k = 0; k < G; ++k) {
+            d_in[k * H + j] = of_a[k].v;
+            d_rec[k * H + j] = of_a[cells::recurrent_column<Cell>(k)].v;
           }
-        } else {
-          for (int64_t k = 0; k < H; ++k) out[k] = d_in[k];
+          if constexpr (Cell::kCarriesH) skip[j] = of[0].v;
+          if constexpr (kHasC) d_c[j] = of[1].v;
         }
         for (int64_t i = 0; i < P; ++i) d_h[i] = skip[i];
         multiply_transposed(t.w_hh[d].data(), d_rec.data(), G * H, P, d_h);
@@ -298,6 +296,10 @@ void reference(const Config& c, Tensors& t) {
       }
     }
   }
+}
+
+void reference(const Config& c, Tensors& t) {
+  cells::All::visit(c.cell, [&](auto cell) { reference_of<decltype(cell)>(c, t); });
 }
 
 // ---- the kernels on the same layer -----------------------------------------
@@ -357,8 +359,8 @@ void launch(Params& p, size_t (*bytes)(const Params&, int),
 template <class S>
 void run_kernels(const Config& c, const Tensors& t, const std::string& where) {
   const Kernels& k = kernels(Info<S>::dtype);
-  const int64_t D = c.directions, N = c.rows, H = c.H, P = c.P, G = c.gates(), S4 = c.saved();
-  const bool lstm = c.cell == cells::kKind<cells::Lstm>, gru = c.cell == cells::kKind<cells::Gru>;
+  const int64_t D = c.directions, N = c.rows, H = c.H, P = c.P, G = c.gates(), K = c.columns();
+  const bool has_c = cells::traits(c.cell).has_c(), gated = c.saves_gates();
   Buffers<S> memory;
   LayerShape shape{
       c.cell,
@@ -380,9 +382,9 @@ void run_kernels(const Config& c, const Tensors& t, const std::string& where) {
   }
   const void* x = memory.in(t.x);
   const void* h0 = c.initial ? memory.in(t.h0) : nullptr;
-  const void* c0 = c.initial && lstm ? memory.in(t.c0) : nullptr;
+  const void* c0 = c.initial && has_c ? memory.in(t.c0) : nullptr;
   S *output = memory.out(N * D * P), *h_n = memory.out(D * c.B * P), *c_n = memory.out(D * c.B * H);
-  S *gates = memory.out(D * N * 4 * H), *hidden = memory.out(D * N * P),
+  S *gates = memory.out(D * N * K * H), *hidden = memory.out(D * N * P),
     *cells = memory.out(D * N * H);
 
   for (const bool save : {false, true}) {
@@ -396,47 +398,47 @@ void run_kernels(const Config& c, const Tensors& t, const std::string& where) {
     f.c0 = c0;
     f.output = output;
     f.h_n = h_n;
-    f.c_n = lstm ? c_n : nullptr;
+    f.c_n = has_c ? c_n : nullptr;
     if (save) {
-      f.gates = lstm || gru ? gates : nullptr;
+      f.gates = gated ? gates : nullptr;
       f.hidden = hidden;
-      f.cells = lstm ? cells : nullptr;
+      f.cells = has_c ? cells : nullptr;
     }
     launch(f, k.forward_workspace, k.forward, c.threads);
     compare("output", output, t.output, where);
     compare("h_n", h_n, t.h_n, where);
-    if (lstm) compare("c_n", c_n, t.c_n, where);
+    if (has_c) compare("c_n", c_n, t.c_n, where);
   }
   compare("hidden", hidden, t.hidden, where);
-  if (lstm || gru) compare("gates", gates, t.gates, where);
-  if (lstm) compare("cells", cells, t.cells, where);
+  if (gated) compare("gates", gates, t.gates, where);
+  if (has_c) compare("cells", cells, t.cells, where);
 
   BackwardParams b{};
   b.shape = shape;
   std::copy(weights, weights + 2, b.weights);
   b.d_output = memory.in(t.d_output);
   b.d_h_n = memory.in(t.d_h_n);
-  b.d_c_n = lstm ? memory.in(t.d_c_n) : nullptr;
+  b.d_c_n = has_c ? memory.in(t.d_c_n) : nullptr;
   b.h0 = h0;
   b.c0 = c0;
-  b.gates = lstm || gru ? gates : nullptr;
-  (lstm ? b.cells : b.hidden) = lstm ? cells : hidden;
-  S *d_gates = memory.out(D * N * S4 * H), *d_h0 = memory.out(D * c.B * P),
+  b.gates = gated ? gates : nullptr;
+  (has_c ? b.cells : b.hidden) = has_c ? cells : hidden;
+  S *d_gates = memory.out(D * N * K * H), *d_h0 = memory.out(D * c.B * P),
     *d_c0 = memory.out(D * c.B * H), *d_hidden = memory.out(D * N * P);
   b.d_gates = d_gates;
   b.d_h0 = d_h0;
-  b.d_c0 = lstm ? d_c0 : nullptr;
+  b.d_c0 = has_c ? d_c0 : nullptr;
   b.d_hidden = c.projected ? d_hidden : nullptr;
   launch(b, k.backward_workspace, k.backward, c.threads);
   compare("d_gates", d_gates, t.d_gates, where);
   compare("d_h0", d_h0, t.d_h0, where);
-  if (lstm) compare("d_c0", d_c0, t.d_c0, where);
+  if (has_c) compare("d_c0", d_c0, t.d_c0, where);
   if (c.projected) compare("d_hidden", d_hidden, t.d_hidden, where);
 
   ProductParams p{};
   p.shape = shape;
   p.shape.hidden_size = G * H;
-  p.apart = (c.saved() - G) * H;
+  p.apart = (c.columns() - G) * H;
   std::copy(weights, weights + 2, p.weights);
   p.d_gates = d_gates;
   p.input = x;
@@ -484,7 +486,7 @@ void run_kernels(const Config& c, const Tensors& t, const std::string& where) {
   v.chunk_rows = pick({1, 10, 40, 300});
   launch(v, k.vjp_workspace, k.vjp, c.threads);
   compare("d_h0 of vjp", d_h0, t.d_h0, where);
-  if (lstm) compare("d_c0 of vjp", d_c0, t.d_c0, where);
+  if (has_c) compare("d_c0 of vjp", d_c0, t.d_c0, where);
   if (c.projected) compare("d_hidden of vjp", d_hidden, t.d_hidden, where);
   compare_products();
 }
@@ -503,7 +505,7 @@ Config random_config() {
   c.I = pick({1, 3, 15, 16, 17, 40});
   c.H = pick({1, 2, 7, 8, 15, 16, 17, 33, 64, 70, 80});
   c.directions = static_cast<int>(pick({1, 2}));
-  c.projected = c.cell == cells::kKind<cells::Lstm> && c.H > 1 && generator() % 3 == 0;
+  c.projected = cells::traits(c.cell).has_c() && c.H > 1 && generator() % 3 == 0;
   c.P = c.projected ? 1 + static_cast<int64_t>(generator() % (c.H - 1)) : c.H;
   c.biases = generator() % 4 != 0;
   c.initial = generator() % 2 != 0;
@@ -547,7 +549,6 @@ Tensors random_tensors(const Config& c) {
 
 int main(int argc, char** argv) {
   const int layers = argc > 1 ? std::atoi(argv[1]) : 60;
-  const char* names[] = {"lstm", "gru", "rnn_tanh", "rnn_relu"};
   int runs = 0;
   for (const std::string& target : available_targets()) {
     set_target(target);
@@ -555,7 +556,7 @@ int main(int argc, char** argv) {
       const Config c = random_config();
       Tensors t = random_tensors(c);
       reference(c, t);
-      const std::string where = target + " " + names[static_cast<int>(c.cell)] +
+      const std::string where = target + " " + cells::traits(c.cell).name +
                                 " T=" + std::to_string(c.T) + " B=" + std::to_string(c.B) +
                                 " I=" + std::to_string(c.I) + " H=" + std::to_string(c.H) +
                                 " P=" + std::to_string(c.P) + " D=" + std::to_string(c.directions) +

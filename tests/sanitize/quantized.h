@@ -60,8 +60,8 @@ PackedWeight pack_weight(const Values& w, int64_t gates, int64_t rows, int64_t t
 void run_quantized(const Config& c, const Tensors& t, const std::string& where) {
   const QuantizedKernels& k = quantized_kernels();
   const int64_t D = c.directions, N = c.rows, H = c.H, P = c.P, G = c.gates();
-  const bool lstm = c.cell == cells::kKind<cells::Lstm>, gru = c.cell == cells::kKind<cells::Gru>;
-  const int64_t biases = gru ? 4 : G;
+  const bool has_c = cells::traits(c.cell).has_c();
+  const int64_t biases = c.columns();
   for (const bool int8 : {true, false}) {
     Buffers<float> memory;
     QuantizedParams p{};
@@ -87,9 +87,9 @@ void run_quantized(const Config& c, const Tensors& t, const std::string& where) 
       }
       Values bias(static_cast<size_t>(lanes_of(G, H) / G * biases), 0);
       for (int64_t i = 0; i < G * H && c.biases; ++i) {
-        const bool apart = gru && i >= 2 * H;
+        const bool apart = biases > G && i >= (G - 1) * H;
         bias[lane_of(biases, i / H, i % H)] = t.b_ih[d][i] + (apart ? 0 : t.b_hh[d][i]);
-        if (apart) bias[lane_of(biases, 3, i % H)] = t.b_hh[d][i];
+        if (apart) bias[lane_of(biases, G, i % H)] = t.b_hh[d][i];
       }
       p.weights[d].bias = static_cast<const float*>(memory.in(bias));
     }
@@ -97,15 +97,15 @@ void run_quantized(const Config& c, const Tensors& t, const std::string& where) 
     p.input_step_stride = c.B * c.I;
     p.input_row_stride = c.I;
     if (c.initial) p.h0 = static_cast<const float*>(memory.in(t.h0));
-    if (c.initial && lstm) p.c0 = static_cast<const float*>(memory.in(t.c0));
+    if (c.initial && has_c) p.c0 = static_cast<const float*>(memory.in(t.c0));
     p.output = memory.out(N * D * P);
     p.h_n = memory.out(D * c.B * P);
-    if (lstm) p.c_n = memory.out(D * c.B * H);
+    if (has_c) p.c_n = memory.out(D * c.B * H);
     launch(p, k.forward_workspace, k.forward, c.threads);
     const std::string what = where + (int8 ? " int8" : " packed bfloat16");
     const double tolerance = int8 ? 0.1 : Info<float>::tolerance;
     compare("output", p.output, t.output, what, tolerance);
     compare("h_n", p.h_n, t.h_n, what, tolerance);
-    if (lstm) compare("c_n", p.c_n, t.c_n, what, tolerance);
+    if (has_c) compare("c_n", p.c_n, t.c_n, what, tolerance);
   }
 }

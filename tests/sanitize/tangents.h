@@ -47,25 +47,21 @@ Values quotient(const Values& after, const Values& before, double step) {
 
 // What the caller of the kernels makes by products over all steps.
 struct Brought {
-  Values t_input, t_recurrent, t_projected, through_w_hh, through_w_hr, d_cell_h, d_cell_c;
+  Values t_input, t_recurrent, t_projected, through_w_hh, through_w_hr;
 };
 
 Brought bring(const Config& c, const Tensors& t, const Direction& u) {
-  const int64_t H = c.H, P = c.P, N = c.rows, GH = c.gates() * H, S = c.saved();
-  const bool lstm = c.cell == cells::kKind<cells::Lstm>, gru = c.cell == cells::kKind<cells::Gru>;
+  const int64_t H = c.H, P = c.P, N = c.rows, GH = c.gates() * H, KH = c.columns() * H;
   Brought b;
   b.t_input.assign(c.directions * N * GH, 0);
   b.t_recurrent.assign(c.directions * N * GH, 0);
   b.t_projected.assign(c.directions * N * P, 0);
   b.through_w_hh.assign(c.directions * N * P, 0);
   b.through_w_hr.assign(c.directions * N * H, 0);
-  b.d_cell_h.assign(c.directions * N * H, 0);
-  b.d_cell_c.assign(c.directions * N * H, 0);
   const auto time = [&](int64_t d, int64_t s) { return d == 1 ? c.T - 1 - s : s; };
   for (int64_t d = 0; d < c.directions; ++d) {
     for (int64_t s = c.T - 1; s >= 0; --s) {
       const int64_t now = time(d, s), earlier = s > 0 ? time(d, s - 1) : -1;
-      const int64_t later = s + 1 < c.T ? time(d, s + 1) : -1;
       for (int64_t row = c.offsets[now]; row < c.offsets[now] + c.counts[now]; ++row) {
         const int64_t k = row - c.offsets[now], n = d * N + row;
         const bool has = earlier >= 0 && k < c.counts[earlier];
@@ -78,35 +74,18 @@ Brought bring(const Config& c, const Tensors& t, const Direction& u) {
           b.t_input[n * GH + i] += u.b_ih[d][i];
           b.t_recurrent[n * GH + i] += u.b_hh[d][i];
         }
-        const double* g = &t.gates[n * S * H];
-        const double* d_g = &t.d_gates[n * S * H];
+        // The last recurrent product may have a column of its own.
+        const double* d_g = &t.d_gates[n * KH];
         Values d_rec(d_g, d_g + GH);
-        if (gru) std::copy(d_g + 3 * H, d_g + 4 * H, d_rec.begin() + 2 * H);
+        std::copy(d_g + KH - H, d_g + KH, d_rec.end() - H);
         multiply_transposed(u.w_hh[d].data(), d_rec.data(), GH, P, &b.through_w_hh[n * P]);
-        // d_hidden is the gradient of h, after or without its projection.
-        double* d_m = &b.d_cell_h[n * H];
-        if (!c.projected) {
-          std::copy_n(&t.d_hidden[n * P], H, d_m);
-        } else {
-          Values m(H);
-          for (int64_t j = 0; j < H; ++j) m[j] = g[3 * H + j] * std::tanh(t.cells[n * H + j]);
-          multiply(u.w_hr[d].data(), m.data(), P, H, &b.t_projected[n * P]);
-          multiply_transposed(t.w_hr[d].data(), &t.d_hidden[n * P], P, H, d_m);
-          multiply_transposed(u.w_hr[d].data(), &t.d_hidden[n * P], P, H, &b.through_w_hr[n * H]);
-        }
-        if (!lstm) continue;
-        const bool continues = later >= 0 && k < c.counts[later];
-        const int64_t next = continues ? d * N + c.offsets[later] + k : 0;
+        if (!c.projected) continue;
+        Values m(H);
         for (int64_t j = 0; j < H; ++j) {
-          double d_c = t.d_c_n[(d * c.B + k) * H + j];
-          if (continues) {  // what the step after left of its own
-            const double tanh_c = std::tanh(t.cells[next * H + j]);
-            const double o = t.gates[next * 4 * H + 3 * H + j];
-            d_c = b.d_cell_c[next * H + j] + b.d_cell_h[next * H + j] * o * (1 - tanh_c * tanh_c);
-            d_c *= t.gates[next * 4 * H + H + j];
-          }
-          b.d_cell_c[n * H + j] = d_c;
+          m[j] = t.gates[(n + 1) * KH - H + j] * std::tanh(t.cells[n * H + j]);
         }
+        multiply(u.w_hr[d].data(), m.data(), P, H, &b.t_projected[n * P]);
+        multiply_transposed(u.w_hr[d].data(), &t.d_hidden[n * P], P, H, &b.through_w_hr[n * H]);
       }
     }
   }
@@ -116,9 +95,8 @@ Brought bring(const Config& c, const Tensors& t, const Direction& u) {
 template <class S>
 void run_tangents(const Config& c, const Tensors& t, const std::string& where) {
   const Kernels& k = kernels(Info<S>::dtype);
-  const int64_t D = c.directions, N = c.rows, H = c.H, P = c.P, S4 = c.saved();
-  const bool lstm = c.cell == cells::kKind<cells::Lstm>,
-             gated = lstm || c.cell == cells::kKind<cells::Gru>;
+  const int64_t D = c.directions, N = c.rows, H = c.H, P = c.P, K = c.columns();
+  const bool has_c = cells::traits(c.cell).has_c(), gated = c.saves_gates();
   const Direction u = random_direction(c, t);
   constexpr double kStep = 1e-5;
   const Tensors after = moved(c, t, u, kStep), before = moved(c, t, u, -kStep);
@@ -150,11 +128,11 @@ void run_tangents(const Config& c, const Tensors& t, const std::string& where) {
     if (c.projected) weights[d].w_hr = in(t.w_hr[d]);
   }
   const void* h0 = c.initial ? in(t.h0) : nullptr;
-  const void* c0 = c.initial && lstm ? in(t.c0) : nullptr;
+  const void* c0 = c.initial && has_c ? in(t.c0) : nullptr;
   const void* gates = gated ? in(t.gates) : nullptr;
   const void* all_hidden = in(t.hidden);
-  const void* hidden = lstm ? nullptr : all_hidden;
-  const void* cells = lstm ? in(t.cells) : nullptr;
+  const void* hidden = has_c ? nullptr : all_hidden;
+  const void* cells = has_c ? in(t.cells) : nullptr;
   const auto check = [&](const char* what, const S* got, const Values& a, const Values& b) {
     // A difference quotient is exact to about 1e-9, and none is taken across a kink.
     if (c.cell == cells::kKind<cells::RnnRelu>) return;
@@ -166,20 +144,20 @@ void run_tangents(const Config& c, const Tensors& t, const std::string& where) {
   std::copy(weights, weights + 2, p.weights);
   p.through_w_hr = c.projected ? in(brought.t_projected) : nullptr;
   p.t_h0 = c.initial ? in(u.h0) : nullptr;
-  p.t_c0 = c.initial && lstm ? in(u.c0) : nullptr;
+  p.t_c0 = c.initial && has_c ? in(u.c0) : nullptr;
   p.h0 = h0;
   p.c0 = c0;
   p.gates = gates;
   p.hidden = hidden;
   p.cells = cells;
-  S *t_hidden = memory.out(D * N * P), *t_gates = memory.out(D * N * 4 * H),
+  S *t_hidden = memory.out(D * N * P), *t_gates = memory.out(D * N * K * H),
     *t_cells = memory.out(D * N * H), *t_h_n = memory.out(D * c.B * P),
     *t_c_n = memory.out(D * c.B * H);
   p.t_hidden = t_hidden;
   p.t_gates = gated ? t_gates : nullptr;
-  p.t_cells = lstm ? t_cells : nullptr;
+  p.t_cells = has_c ? t_cells : nullptr;
   p.t_h_n = t_h_n;
-  p.t_c_n = lstm ? t_c_n : nullptr;
+  p.t_c_n = has_c ? t_c_n : nullptr;
   // The products made by the kernel, then by the caller.
   for (const bool inside : {true, false}) {
     if (inside) {
@@ -198,8 +176,8 @@ void run_tangents(const Config& c, const Tensors& t, const std::string& where) {
     check("t_hidden", t_hidden, after.hidden, before.hidden);
     check("t_h_n", t_h_n, after.h_n, before.h_n);
     if (gated) check("t_gates", t_gates, after.gates, before.gates);
-    if (lstm) check("t_cells", t_cells, after.cells, before.cells);
-    if (lstm) check("t_c_n", t_c_n, after.c_n, before.c_n);
+    if (has_c) check("t_cells", t_cells, after.cells, before.cells);
+    if (has_c) check("t_c_n", t_c_n, after.c_n, before.c_n);
   }
 
   BackwardParams b{};
@@ -207,32 +185,32 @@ void run_tangents(const Config& c, const Tensors& t, const std::string& where) {
   std::copy(weights, weights + 2, b.weights);
   b.d_output = in(t.d_output);
   b.d_h_n = in(t.d_h_n);
-  b.d_c_n = lstm ? in(t.d_c_n) : nullptr;
+  b.d_c_n = has_c ? in(t.d_c_n) : nullptr;
   b.h0 = h0;
   b.c0 = c0;
   b.gates = gates;
   b.hidden = hidden;
   b.cells = cells;
-  S *d_gates = memory.out(D * N * S4 * H), *d_h0 = memory.out(D * c.B * P),
+  S *d_gates = memory.out(D * N * K * H), *d_h0 = memory.out(D * c.B * P),
     *d_c0 = memory.out(D * c.B * H), *d_hidden = memory.out(D * N * P);
   S *d_cell_h = memory.out(D * N * H), *d_cell_c = memory.out(D * N * H);
   b.d_gates = d_gates;
   b.d_h0 = d_h0;
-  b.d_c0 = lstm ? d_c0 : nullptr;
+  b.d_c0 = has_c ? d_c0 : nullptr;
   b.d_hidden = c.projected ? d_hidden : nullptr;
   b.d_cell_h = d_cell_h;
-  b.d_cell_c = lstm ? d_cell_c : nullptr;
+  b.d_cell_c = has_c ? d_cell_c : nullptr;
   launch(b, k.backward_workspace, k.backward, c.threads);
-  compare("d_cell_h", d_cell_h, brought.d_cell_h, where, 4 * Info<S>::tolerance);
-  if (lstm) compare("d_cell_c", d_cell_c, brought.d_cell_c, where, 4 * Info<S>::tolerance);
+  compare("d_cell_h", d_cell_h, t.d_cell_h, where, 4 * Info<S>::tolerance);
+  if (has_c) compare("d_cell_c", d_cell_c, t.d_cell_c, where, 4 * Info<S>::tolerance);
 
   // Gradients that come in do not move here; those of the result are zero, or null.
   BackwardDirection direction{};
   direction.d_cell_h = d_cell_h;
-  direction.d_cell_c = lstm ? d_cell_c : nullptr;
+  direction.d_cell_c = has_c ? d_cell_c : nullptr;
   direction.t_gates = gated ? t_gates : nullptr;
-  direction.t_hidden = lstm ? nullptr : t_hidden;
-  direction.t_cells = lstm ? t_cells : nullptr;
+  direction.t_hidden = has_c ? nullptr : t_hidden;
+  direction.t_cells = has_c ? t_cells : nullptr;
   direction.t_h0 = p.t_h0;
   direction.t_c0 = p.t_c0;
   direction.through_w_hh = in(brought.through_w_hh);
@@ -243,6 +221,6 @@ void run_tangents(const Config& c, const Tensors& t, const std::string& where) {
   launch(b, k.backward_workspace, k.backward, c.threads);
   check("t_d_gates", d_gates, after.d_gates, before.d_gates);
   check("t_d_h0", d_h0, after.d_h0, before.d_h0);
-  if (lstm) check("t_d_c0", d_c0, after.d_c0, before.d_c0);
+  if (has_c) check("t_d_c0", d_c0, after.d_c0, before.d_c0);
   if (c.projected) check("t_d_hidden", d_hidden, after.d_hidden, before.d_hidden);
 }
