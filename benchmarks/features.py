@@ -94,7 +94,7 @@ class Trial:
         h = torch.linspace(-1, 1, count * BATCH * (module.proj_size or HIDDEN_SIZE))
         h = h.view(count, BATCH, -1).to(self.dtype)
         c = torch.linspace(1, -1, count * BATCH * HIDDEN_SIZE).view(count, BATCH, -1)
-        return (h, c.to(self.dtype)) if module.mode == "LSTM" else h
+        return (h, c.to(self.dtype)) if module.mode.startswith("LSTM") else h
 
     def call(self, module: nn.Module, *arguments: Any, **options: Any) -> Any:
         """Masks are the same at each call."""

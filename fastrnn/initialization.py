@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fastrnn._layer.cells import cell_of
+from fastrnn.reference import CELLS
 
 __all__ = ["init_"]
 
@@ -16,8 +17,6 @@ _SCHEMES = {
     "kaiming_uniform": nn.init.kaiming_uniform_,
     "kaiming_normal": nn.init.kaiming_normal_,
 }
-# The gate that keeps the state, among i, f, g, o and r, z, n.
-_KEEPING = {"lstm": 1, "gru": 1}
 
 
 def init_(
@@ -121,7 +120,7 @@ def _check(module, forget_bias, chrono):
             raise ValueError(
                 f"init_: expected a module with biases for {option}, got a {name} without"
             )
-    if chrono is not None and cell_of(module).name not in _KEEPING:
+    if chrono is not None and CELLS[cell_of(module).name].keeping is None:
         raise ValueError(f"init_: expected a module with gates for chrono, got a {name}")
     for suffix in _suffixes(module):
         for stem in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"):
@@ -155,9 +154,10 @@ def _set_biases(module, suffix, bias, forget_bias, chrono):
     if bias == "zeros":
         b_ih.zero_()
         b_hh.zero_()
-    if kind not in _KEEPING:
+    keeping = CELLS[kind].keeping
+    if keeping is None:
         return
-    keep = slice(_KEEPING[kind] * h, (_KEEPING[kind] + 1) * h)
+    keep = slice(keeping * h, (keeping + 1) * h)
     b_hh[keep] = 0
     if chrono is None:
         b_ih[keep] = 1.0 if forget_bias is None else forget_bias

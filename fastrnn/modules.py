@@ -17,6 +17,7 @@ from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import functional
+from fastrnn._layer.cells import CELLS
 from fastrnn._stack import checks, packing, plain, stack
 from fastrnn._stack.plain import PLAIN
 from fastrnn._stack.tracing import recorded
@@ -41,10 +42,18 @@ def _run(module, cell, input, states, batch_first, batch_sizes, options):
     return stack.results(*plain.run(cell, input, states, params, call, options))
 
 
+# What nn.RNNBase makes parameters of so many blocks of rows for.
+_TORCH_MODES = {4: "LSTM", 3: "GRU", 1: "RNN_TANH"}
+
+
 class _Layer(nn.RNNBase):
     """What LSTM, GRU and RNN share."""
 
     checkpoint_every: int | None = None
+
+    def __init__(self, mode, *args, **kwargs):
+        super().__init__(_TORCH_MODES[CELLS[mode.lower()].products], *args, **kwargs)
+        self.mode = mode
 
     def __setattr__(self, name, value):
         super().__setattr__(name, value)
@@ -89,6 +98,8 @@ class LSTM(_Layer):
     i, f, g, o.
     """
 
+    _mode = "LSTM"
+
     @overload
     def __init__(
         self,
@@ -111,7 +122,7 @@ class LSTM(_Layer):
 
     def __init__(self, *args, **kwargs):
         checkpoint_every = kwargs.pop("checkpoint_every", None)
-        super().__init__("LSTM", *args, **kwargs)
+        super().__init__(self._mode, *args, **kwargs)
         _set_checkpoint_every(self, checkpoint_every)
 
     # The next three are part of torch.nn.LSTM's surface: subclasses call and override them.

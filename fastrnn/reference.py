@@ -37,6 +37,7 @@ class Cell(NamedTuple):
     products: int  # G, blocks of H rows in w_ih and w_hh
     states: int
     step: Callable
+    keeping: int | None  # the block of the gate that keeps the state where it is large
 
 
 def _same(x):
@@ -70,10 +71,10 @@ def _elman(activation):
 
 # Under the names that operators take.
 CELLS = {
-    "lstm": Cell(4, 2, _lstm),
-    "gru": Cell(3, 1, _gru),
-    "rnn_tanh": Cell(1, 1, _elman(torch.tanh)),
-    "rnn_relu": Cell(1, 1, _elman(torch.relu)),
+    "lstm": Cell(4, 2, _lstm, 1),
+    "gru": Cell(3, 1, _gru, 1),
+    "rnn_tanh": Cell(1, 1, _elman(torch.tanh), None),
+    "rnn_relu": Cell(1, 1, _elman(torch.relu), None),
 }
 
 

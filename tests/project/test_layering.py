@@ -29,8 +29,9 @@ IMPORTS = {
     "_version": set(),
     "conversion": {"modules"},
     "functional": {"_stack.beyond", "_stack.checks", "_stack.plain", "_stack.stack"},
-    "initialization": {"_layer.cells"},
+    "initialization": {"_layer.cells", "reference"},
     "modules": {
+        "_layer.cells",
         "_stack.checks",
         "_stack.packing",
         "_stack.plain",
