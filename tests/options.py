@@ -105,7 +105,7 @@ def assert_close(ours, theirs, tolerance):
 def pieces(module, x, hx, resets, reset_to):
     """A layer on each piece of each row: what resets mean. x `[T, B, I]`."""
     outputs, finals = [], []
-    pair = module.mode == "LSTM"
+    pair = module.mode[:4] == "LSTM"
     forward = 0
     for b in range(x.shape[1]):
         ends = [*(t for t in range(1, len(x)) if resets[t, b]), len(x)]
