@@ -10,8 +10,12 @@ from fastrnn._layer.cells import CELLS
 
 __all__ = ["translation_table"]
 
-# Blocks of rows of our weights (i, f, g, o; r, z, n) in the order of ONNX (i, o, f, c; z, r, h).
-_GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn_tanh": (0,), "rnn_relu": (0,)}
+# Blocks of rows of our weights (i, f, g, o; r, z, n; f, g, o) in the order of ONNX (i, o, f, c; z,
+# r, h). ~k: block k with its sign changed, since 1 - sigmoid(a) is sigmoid(-a).
+_GATES = {
+    "lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn_tanh": (0,), "rnn_relu": (0,),
+    "lstm_coupled": (~0, 2, 0, 1),
+}  # fmt: skip
 _ATTRIBUTES = {
     "gru": {"linear_before_reset": 1},
     "rnn_tanh": {"activations": ["Tanh"]},
@@ -107,8 +111,9 @@ class _Node:
             parameter = self.params[direction * per_direction + index]
             if len(gates) > 1:
                 # Not Split: the exporter folds constants through operators of one output only.
-                rows = int(parameter.shape[0]) // len(gates)
-                blocks = [self._rows(parameter, gate * rows, rows) for gate in gates]
+                rows = self.hidden_size
+                blocks = [self._rows(parameter, max(g, ~g) * rows, rows) for g in gates]
+                blocks = [op.Neg(b) if g < 0 else b for g, b in zip(gates, blocks)]
                 parameter = op.Concat(*blocks, axis=0)
             stacked.append(op.Unsqueeze(parameter, axis))
         return stacked[0] if len(stacked) == 1 else op.Concat(*stacked, axis=0)

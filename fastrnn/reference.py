@@ -7,6 +7,8 @@ Sources
 * LSTM: Hochreiter and Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8), 1997; with
   the forget gate of Gers, Schmidhuber and Cummins, "Learning to Forget", Neural Computation 12(10),
   2000. No peepholes.
+* LSTM with coupled input and forget gate (`fastrnn.variants.CoupledLSTM`): Greff et al., "LSTM: A
+  Search Space Odyssey", arXiv:1503.04069, 2017, variant CIFG, without peepholes.
 * LSTM with projection: Sak, Senior and Beaufays, "Long Short-Term Memory Based Recurrent Neural
   Network Architectures for Large Vocabulary Speech Recognition", arXiv:1402.1128, 2014.
 * GRU: Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder for Statistical
@@ -51,6 +53,13 @@ def _lstm(x, u, states, dropped=_same, normed=_same):
     return (o * torch.tanh(normed(c)), c), (i, f, g, o)
 
 
+def _lstm_coupled(x, u, states, dropped=_same, normed=_same):
+    f, g, o = (x + u).chunk(3, 1)
+    f, g, o = torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
+    c = f * states[1] + (1 - f) * dropped(g)
+    return (o * torch.tanh(normed(c)), c), (f, g, o)
+
+
 def _gru(x, u, states, dropped=_same, normed=_same):
     (h,) = states
     (xr, xz, xn), (ur, uz, un) = x.chunk(3, 1), u.chunk(3, 1)
@@ -75,6 +84,7 @@ CELLS = {
     "gru": Cell(3, 1, _gru, 1),
     "rnn_tanh": Cell(1, 1, _elman(torch.tanh), None),
     "rnn_relu": Cell(1, 1, _elman(torch.relu), None),
+    "lstm_coupled": Cell(3, 2, _lstm_coupled, 0),
 }
 
 

@@ -4,6 +4,7 @@
 
 #include "cells/gru.h"
 #include "cells/lstm.h"
+#include "cells/lstm_coupled.h"
 #include "cells/rnn.h"
 #include "layer_shape.h"
 
@@ -51,7 +52,7 @@ struct List {
   }
 };
 
-using All = List<Lstm, Gru, RnnTanh, RnnRelu>;
+using All = List<Lstm, Gru, RnnTanh, RnnRelu, LstmCoupled>;
 
 // What kernels take for granted: whoever adds another kind of cell has to teach them first.
 constexpr bool are_known_kinds() {

@@ -171,6 +171,23 @@ def test_onnx(name, options, hx):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_onnx_of_coupled_gates():
+    """One LSTM node, whose input gate has the forget gate's weights with the sign changed."""
+    module = fastrnn.variants.CoupledLSTM(3, 4, num_layers=2, bidirectional=True).eval()
+    x = torch.randn(5, 6, 3)
+    model = exported_to_onnx(module, (x,), None)
+    nodes = [node.op_type for node in model.graph.node]
+    assert nodes.count("LSTM") == 2 and "Neg" not in nodes  # it was folded
+    onnxruntime = pytest.importorskip("onnxruntime", reason="optional: pip install onnxruntime")
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (name,) = (value.name for value in session.get_inputs())
+    actual = [torch.from_numpy(t) for t in session.run(None, {name: x.numpy()})]
+    expected = [t.detach() for t in leaves(module(x))]
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
 def causes(error):
     while error is not None:
         yield str(error)

@@ -25,6 +25,10 @@ VARIANTS = {
     "RNN-layer_norm": (variants.RNN, {"layer_norm": True}),
     "RNN-variational": (variants.RNN, {"variational_dropout": 0.3}),
     "Dreamer": (variants.DreamerGRU, {}),
+    "Coupled": (variants.CoupledLSTM, {"proj_size": 2}),
+    "Coupled-all": (variants.CoupledLSTM, {"layer_norm": True, "zoneout": (0.1, 0.2),
+                                           "recurrent_dropout": 0.2, "variational_dropout": 0.3,
+                                           "weight_drop": 0.2}),
 }  # fmt: skip
 
 
@@ -127,7 +131,8 @@ def test_states_make_the_outputs(name, training):
     assert torch.equal(hidden[:, -1], h_n)
     before = torch.cat([states[0], hidden[0, :-1]])
     if module.mode[:4] == "LSTM":
-        i, f, g, o = gates.chunk(4, -1)
+        *i, f, g, o = gates.split(H, -1)
+        i = i[0] if i else 1 - f
         c_before = torch.cat([states[1][:, None], cells[:, :-1]], 1)
         torch.testing.assert_close(cells, f * c_before + i * g)
         assert torch.equal(cells[:, -1], final[1])
@@ -190,7 +195,7 @@ def test_training(name):
         assert not output[torch.arange(T)[:, None] >= LENGTHS].any()
         found.append((output, *gradients))
     assert all(map(torch.equal, found[0], found[1]))
-    draws = not (name == "Dreamer" or name.endswith("layer_norm"))
+    draws = not (name in ("Dreamer", "Coupled") or name.endswith("layer_norm"))
     assert torch.equal(found[0][0], found[2][0]) != draws
 
 
