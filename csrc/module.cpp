@@ -3,7 +3,7 @@
 
 #include "cpu/dispatch.h"
 #include "cuda/plan.h"
-#include "host/cells.h"
+#include "host/layer.h"
 
 #ifndef FASTRNN_BUILD_CUDA
 #define FASTRNN_BUILD_CUDA "unknown"
@@ -38,13 +38,28 @@ fastrnn::CellKind cell_of(const std::string& name) {
   return *kind;
 }
 
-// (name, products, columns, states, carries_h, keeps_h) of every cell.
-std::vector<std::tuple<std::string, int, int, int, bool, bool>> all_cells() {
-  std::vector<std::tuple<std::string, int, int, int, bool, bool>> all;
+// (name, products, columns, states, vectors, carries_h, keeps_h) of every cell.
+std::vector<std::tuple<std::string, int, int, int, int, bool, bool>> all_cells() {
+  std::vector<std::tuple<std::string, int, int, int, int, bool, bool>> all;
   for (const cells::Traits& c : cells::All::kTraits) {
-    all.emplace_back(c.name, c.products, c.columns, c.states, c.carries_h, c.keeps_h);
+    all.emplace_back(c.name, c.products, c.columns, c.states, c.vectors, c.carries_h, c.keeps_h);
   }
   return all;
+}
+
+// What the params of one direction are, in order.
+std::vector<std::string> params(const std::string& cell, const std::string& norm, bool biases,
+                                bool projected) {
+  using fastrnn::Norm;
+  const Norm kind = one_of<Norm>(
+      "norm", norm,
+      {{"none", Norm::kNone}, {"recurrent", Norm::kRecurrent}, {"joint", Norm::kJoint}});
+  const fastrnn::host::ParamList list(kind, cells::traits(cell_of(cell)), biases, projected);
+  std::vector<std::string> names;
+  for (size_t i = 0; i < list.count; ++i) {
+    names.emplace_back(fastrnn::host::name_of(list.each[i]));
+  }
+  return names;
 }
 
 pybind11::dict cuda_plan(const std::string& cell, bool backward, const std::string& dtype,
@@ -107,9 +122,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("set_cpu_target", &cpu::set_target, pybind11::arg("name"),
         "Selects a CPU target and returns the name of the one used before; for tests.");
   m.def("cells", &all_cells,
-        "Every cell: (name, products, columns, states, carries_h, keeps_h), as csrc/cells/cell.h "
-        "says what they are.");
+        "Every cell: (name, products, columns, states, vectors, carries_h, keeps_h), as "
+        "csrc/cells/cell.h says what they are.");
   using pybind11::arg;
+  m.def("params", &params, arg("cell"), arg("norm"), arg("biases"), arg("projected"),
+        "What the params of one direction of a layer are, in order.");
   m.def("cuda_plan", &cuda_plan, arg("cell"), arg("backward"), arg("dtype"), arg("tf32"),
         arg("hidden_size"), arg("batch"), arg("directions"), arg("projected"), arg("seq_len"),
         arg("limits"), "What the CUDA engine would do on a device of these limits; needs no GPU.");

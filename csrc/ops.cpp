@@ -12,7 +12,8 @@
 // packed data, None of padded; batch: B. weights: of each direction w_ih [G*H, I], w_hh [G*H, P]
 // and, projected, w_hr [P, H]. states: initial h [D, B, P] and, of a cell that has it, c
 // [D, B, H]; None for each is zeros. (Not an empty list, which AOTInductor
-// turns into None; nor None for all, for the dispatcher does not look into Tensor[]?.) saved: gates
+// turns into None; nor None for all, for the dispatcher does not look into Tensor[]?.) w_ch
+// [vectors*H], last among the weights and params: a cell's own vectors. saved: gates
 // [D, N, S*H] of a cell that saves them, every step's h (hidden [D, N, P]) and c (cells [D, N, H]).
 // resets: bool [T, B] of padded data (CUDA; the CPU has segments). Where it is not false a
 // direction's step starts from zeros, or from states if reset_to_hx, and not from the step on the
@@ -57,7 +58,8 @@ TORCH_LIBRARY(fastrnn, m) {
 
   // The recurrence of the backward pass alone. Returns d_gates [D, N, S*H], the gradients of the
   // states, of a projected layer that of every step's h behind the projection [D, N, P], of one with
-  // a norm those of each direction's b_ih, b_hh and gains (as params have them), and, if received
+  // a norm those of each direction's b_ih, b_hh and gains (as params have them), of a cell with
+  // vectors that of w_ch, and, if received
   // (CPU), those of h and c as each cell received them [D, N, H]: of h before the projection, of c
   // without what its own h brings. d_gates are of the values before activation: of
   // a GRU d_r, d_z, d_n of the input product, and d_n times r, that of the recurrent product.
@@ -69,14 +71,15 @@ TORCH_LIBRARY(fastrnn, m) {
   // The derivative of the forward pass. t_params: of w_ih, w_hh, b_ih, b_hh of each direction.
   // through: what a caller has made of tangents of weights: what those of w_ih and b_ih, and of
   // w_hh and b_hh, bring to the gates [D, N, G*H], as vmap does where each sample has its own, and
-  // what that of w_hr brings to h [D, N, P]; the first two not with options inside. t_norms: of
-  // gain_ih, gain_hh, cell_gain, cell_bias of each direction of a layer with a norm, else empty. Returns the
+  // what that of w_hr brings to h [D, N, P]; the first two not with options inside. t_inside: of
+  // each direction gain_ih, gain_hh, cell_gain, cell_bias of a layer with a norm, and w_ch of a cell
+  // with vectors. Returns the
   // tangents of the final states and, if save, of all that is saved, else of hidden alone.
-  m.def("layer_tangent(str cell, Tensor? t_input, Tensor?[] t_states, Tensor?[] t_params, Tensor?[] t_norms, Tensor?[] through, Tensor? input, Tensor? batch_sizes, SymInt batch, Tensor?[] states, Tensor?[] saved, Tensor[] weights, bool save, str norm=\"none\", float eps=0., float[]? rates=None, int[]? counter=None, Tensor? seed=None, Tensor? h_scale=None) -> Tensor[]");
+  m.def("layer_tangent(str cell, Tensor? t_input, Tensor?[] t_states, Tensor?[] t_params, Tensor?[] t_inside, Tensor?[] through, Tensor? input, Tensor? batch_sizes, SymInt batch, Tensor?[] states, Tensor?[] saved, Tensor[] weights, bool save, str norm=\"none\", float eps=0., float[]? rates=None, int[]? counter=None, Tensor? seed=None, Tensor? h_scale=None) -> Tensor[]");
 
   // The derivative of gate_gradients, whose d_results, received and results it takes and returns as
   // tangents. through: what t_w_hh, d_gates t_w_hh [D, N, P], and t_w_hr [D, N, H] bring.
-  m.def("gate_gradients_tangent(str cell, Tensor?[] t_d_results, Tensor?[] t_norms, Tensor?[] through, Tensor?[] t_states, Tensor?[] t_saved, Tensor[] received, Tensor? batch_sizes, SymInt batch, Tensor?[] states, Tensor?[] saved, Tensor[] weights, str norm=\"none\", float eps=0., float[]? rates=None, int[]? counter=None, Tensor? seed=None, Tensor? h_scale=None) -> Tensor[]");
+  m.def("gate_gradients_tangent(str cell, Tensor?[] t_d_results, Tensor?[] t_inside, Tensor?[] through, Tensor?[] t_states, Tensor?[] t_saved, Tensor[] received, Tensor? batch_sizes, SymInt batch, Tensor?[] states, Tensor?[] saved, Tensor[] weights, str norm=\"none\", float eps=0., float[]? rates=None, int[]? counter=None, Tensor? seed=None, Tensor? h_scale=None) -> Tensor[]");
 
   // The products over all steps, of any cell: d_gates [D, N, G*H + apart], of which the last apart
   // columns are the recurrent product's alone, and as many before them the input's (GRU: H). input

@@ -1,7 +1,11 @@
 """The compiled extension. Importing it registers the operators of csrc/ops.cpp."""
 
-def cells() -> list[tuple[str, int, int, int, bool, bool]]:
-    """Every cell: (name, products, columns, states, carries_h, keeps_h), see csrc/cells/cell.h."""
+def cells() -> list[tuple[str, int, int, int, int, bool, bool]]:
+    """Every cell: (name, products, columns, states, vectors, carries_h, keeps_h), see
+    csrc/cells/cell.h."""
+
+def params(cell: str, norm: str, biases: bool, projected: bool) -> list[str]:
+    """What the params of one direction of a layer are, in order."""
 
 def cpu_targets() -> list[str]:
     """Instruction sets this machine can run, worst first."""

@@ -45,19 +45,19 @@ def report():
     ]
 
 
+# dtype, and whether products may be TF32.
+_NUMERICS = ("bfloat16", False), ("float16", False), ("float32", True), ("float32", False)
+
+
 def plans(batch, directions, seq_len):
     """Pairs of a layer and its regime and tiles, forward and backward, on every known device."""
     for device, limits in extension.cuda_devices().items():
         for cell in ("lstm", "gru", "rnn_tanh"):
-            for dtype, tf32 in (
-                ("bfloat16", False), ("float16", False), ("float32", True), ("float32", False),
-            ):  # fmt: skip
+            for dtype, tf32 in _NUMERICS:
                 for hidden_size in (32, 64, 96, 128, 256, 512, 768, 1024, 2048):
                     for backward in (False, True):
-                        plan = extension.cuda_plan(
-                            cell, backward, dtype, tf32, hidden_size, batch, directions, False,
-                            seq_len, limits,
-                        )  # fmt: skip
+                        sizes = hidden_size, batch, directions, False, seq_len
+                        plan = extension.cuda_plan(cell, backward, dtype, tf32, *sizes, limits)
                         name = f"{dtype}{'/tf32' if tf32 else ''} H={hidden_size} B={batch}"
                         way = "backward" if backward else "forward"
                         yield f"{device} {cell} {name} {way}", plan["text"]

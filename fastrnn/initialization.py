@@ -69,9 +69,8 @@ def init_(
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"init_: expected a torch.nn.Module, got {type(module).__name__}")
-    for name, scheme in (
-        ("weight_ih", weight_ih), ("weight_hh", weight_hh), ("weight_hr", weight_hr)
-    ):  # fmt: skip
+    schemes = {"weight_ih": weight_ih, "weight_hh": weight_hh, "weight_hr": weight_hr}
+    for name, scheme in schemes.items():
         if scheme is not None and not (isinstance(scheme, str) and scheme in _SCHEMES):
             known = ", ".join(map(repr, _SCHEMES))
             raise ValueError(f"init_: expected {name} to be None or of {known}, got {scheme!r}")
@@ -95,7 +94,6 @@ def init_(
         raise ValueError("init_: expected a module with recurrent layers or cells, got none")
     for one in found:  # all of them first: nothing is changed where something is wrong
         _check(one, forget_bias, chrono)
-    schemes = {"weight_ih": weight_ih, "weight_hh": weight_hh, "weight_hr": weight_hr}
     with torch.no_grad():
         for one in found:
             for suffix in _suffixes(one):

@@ -6,16 +6,20 @@ needs onnxscript, which is imported when the table is asked for: fastrnn does no
 """
 
 from fastrnn._layer import ops
-from fastrnn._layer.cells import CELLS
+from fastrnn._layer.cells import CELLS, STEMS
 
 __all__ = ["translation_table"]
 
 # Blocks of rows of our weights (i, f, g, o; r, z, n; f, g, o) in the order of ONNX (i, o, f, c; z,
 # r, h). ~k: block k with its sign changed, since 1 - sigmoid(a) is sigmoid(-a).
 _GATES = {
-    "lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn_tanh": (0,), "rnn_relu": (0,),
+    "lstm": (0, 3, 1, 2),
+    "gru": (1, 0, 2),
+    "rnn_tanh": (0,),
+    "rnn_relu": (0,),
     "lstm_coupled": (~0, 2, 0, 1),
-}  # fmt: skip
+}
+_PEEPHOLES = 0, 2, 1  # of i, f, o in the order i, o, f
 _ATTRIBUTES = {
     "gru": {"linear_before_reset": 1},
     "rnn_tanh": {"activations": ["Tanh"]},
@@ -77,8 +81,8 @@ class _Node:
             )
         self.kind, self.gates, self.op, self.input = kind, _GATES[cell], op, input
         self.params, self.directions = params, 2 if bidirectional else 1
-        each = len(params) // self.directions
-        self.has_biases, self.projected = each > 3, each % 2 == 1
+        self.stems = STEMS[cell, "none", len(params) // self.directions]
+        self.projected = "w_hr" in self.stems
         self.hidden_size = int(params[1].shape[1])
         self.attributes = {
             "hidden_size": self.hidden_size,
@@ -88,12 +92,14 @@ class _Node:
             self.attributes[name] = value * self.directions if name == "activations" else value
 
     def arguments(self, states):
-        """X, W `[D, G*H, I]`, R `[D, G*H, H]`, B `[D, 2*G*H]`, no sequence_lens, initial states."""
-        w, r = self._stacked(0), self._stacked(1)
+        """X, W `[D, G*H, I]`, R `[D, G*H, H]`, B `[D, 2*G*H]`, no sequence_lens, initial states, P
+        `[D, 3*H]` of a cell with peepholes."""
+        w, r = self._stacked("w_ih"), self._stacked("w_hh")
         b = None
-        if self.has_biases:
-            b = self.op.Concat(self._stacked(2), self._stacked(3), axis=1)
-        return self.input, w, r, b, None, *states
+        if "b_ih" in self.stems:
+            b = self.op.Concat(self._stacked("b_ih"), self._stacked("b_hh"), axis=1)
+        p = [self._stacked("w_ch", _PEEPHOLES)] if "w_ch" in self.stems else []
+        return self.input, w, r, b, None, *states, *p
 
     def outputs(self, results):
         """Y `[T, D, B, H]` as output `[T, B, D*H]`; the final states as they are."""
@@ -102,9 +108,9 @@ class _Node:
         y = self.op.Reshape(y, self.op.Constant(value_ints=[0, 0, -1]))
         return y, *finals
 
-    def _stacked(self, index):
+    def _stacked(self, stem, gates=None):
         """One parameter of every direction, its blocks of rows in ONNX's order, `[D, ...]`."""
-        op, gates, stacked = self.op, self.gates, []
+        op, gates, index, stacked = self.op, gates or self.gates, self.stems.index(stem), []
         per_direction = len(self.params) // self.directions
         axis = op.Constant(value_ints=[0])
         for direction in range(self.directions):

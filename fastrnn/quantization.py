@@ -316,9 +316,13 @@ class QuantizedLayer(_Quantized):
     """
 
     _options = (
-        ("num_layers", 1), ("bias", True), ("batch_first", False), ("dropout", 0.0),
-        ("bidirectional", False), ("proj_size", 0),
-    )  # fmt: skip
+        ("num_layers", 1),
+        ("bias", True),
+        ("batch_first", False),
+        ("dropout", 0.0),
+        ("bidirectional", False),
+        ("proj_size", 0),
+    )
 
     def __init__(self, layer: nn.RNNBase, dtype: torch.dtype) -> None:
         super().__init__(layer, layer.mode.lower(), dtype)
@@ -347,9 +351,15 @@ class QuantizedLayer(_Quantized):
         return hx.index_select(1, permutation)
 
     def forward(
-        self, input: Tensor | PackedSequence, hx=None, *, resets=None, reset_to="zeros",
-        lengths=None, return_states=False,
-    ):  # fmt: skip
+        self,
+        input: Tensor | PackedSequence,
+        hx=None,
+        *,
+        resets=None,
+        reset_to="zeros",
+        lengths=None,
+        return_states=False,
+    ):
         """Runs the layers; see the class."""
         return packing.forward(self, input, hx, resets, reset_to, lengths, return_states)
 

@@ -29,38 +29,39 @@ from torch import Tensor
 
 
 class Cell(NamedTuple):
-    """A cell. `step(x, u, states, dropped, normed)` is `(states', gates)` for rows.
+    """A cell. `step(x, u, states, dropped, normed, own)` is `(states', gates)` for rows.
 
     x, u: the input's product and h's, each with its bias, `[B, G*H]`. states: h, and c where there
     is one. dropped, normed: what becomes of the candidate, and of c before h is made of it, for
-    those who put something there.
+    those who put something there. own: the cell's own vectors, one after the other, if it has any.
     """
 
     products: int  # G, blocks of H rows in w_ih and w_hh
     states: int
     step: Callable
     keeping: int | None  # the block of the gate that keeps the state where it is large
+    vectors: int = 0  # in own, of H values each
 
 
 def _same(x):
     return x
 
 
-def _lstm(x, u, states, dropped=_same, normed=_same):
+def _lstm(x, u, states, dropped=_same, normed=_same, own=None):
     i, f, g, o = (x + u).chunk(4, 1)
     i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
     c = f * states[1] + i * dropped(g)
     return (o * torch.tanh(normed(c)), c), (i, f, g, o)
 
 
-def _lstm_coupled(x, u, states, dropped=_same, normed=_same):
+def _lstm_coupled(x, u, states, dropped=_same, normed=_same, own=None):
     f, g, o = (x + u).chunk(3, 1)
     f, g, o = torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
     c = f * states[1] + (1 - f) * dropped(g)
     return (o * torch.tanh(normed(c)), c), (f, g, o)
 
 
-def _gru(x, u, states, dropped=_same, normed=_same):
+def _gru(x, u, states, dropped=_same, normed=_same, own=None):
     (h,) = states
     (xr, xz, xn), (ur, uz, un) = x.chunk(3, 1), u.chunk(3, 1)
     r, z = torch.sigmoid(xr + ur), torch.sigmoid(xz + uz)
@@ -71,7 +72,7 @@ def _gru(x, u, states, dropped=_same, normed=_same):
 
 
 def _elman(activation):
-    def step(x, u, states, dropped=_same, normed=_same):
+    def step(x, u, states, dropped=_same, normed=_same, own=None):
         h = activation(x + u)
         return (h,), (h,)
 
@@ -143,14 +144,14 @@ def rnn_cell(
     return _step(f"rnn_{nonlinearity}", input, states, w_ih, w_hh, b_ih, b_hh)[0][0]
 
 
-def _step(cell, input, states, w_ih, w_hh, b_ih=None, b_hh=None, w_hr=None):
+def _step(cell, input, states, w_ih, w_hh, b_ih=None, b_hh=None, w_hr=None, own=None):
     """`(states', gates)` of rows."""
     cell = CELLS[cell]
     if states is None:
         sizes = (w_hh.shape[1], len(w_ih) // cell.products)[: cell.states]
         states = [input.new_zeros(len(input), size) for size in sizes]
     x, u = _affine(input, w_ih, b_ih), _affine(states[0], w_hh, b_hh)
-    (h, *c), gates = cell.step(x, u, states)
+    (h, *c), gates = cell.step(x, u, states, own=own)
     return (h if w_hr is None else h @ w_hr.t(), *c), torch.cat(gates, 1)
 
 
@@ -244,8 +245,9 @@ def stack(
 
     def step(x, states, w_ih, w_hh, *rest):
         b_ih, b_hh = rest[:2] if has_biases else (None, None)
-        w_hr = rest[-1] if per_direction % 2 else None
-        return _step(cell, x, states, w_ih, w_hh, b_ih, b_hh, w_hr)
+        last = rest[-1] if per_direction % 2 else None
+        w_hr, own = (None, last) if of.vectors else (last, None)
+        return _step(cell, x, states, w_ih, w_hh, b_ih, b_hh, w_hr, own)
 
     if batch_sizes is None:
         input = input.transpose(0, 1) if batch_first else input

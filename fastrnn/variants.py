@@ -180,10 +180,18 @@ class DreamerGRU(Layers, modules.GRU):
         dtype=None,
     ):
         super().__init__(
-            input_size, hidden_size, num_layers, bias=False, batch_first=batch_first,
-            dropout=dropout, bidirectional=bidirectional, eps=eps,
-            checkpoint_every=checkpoint_every, device=device, dtype=dtype,
-        )  # fmt: skip
+            input_size,
+            hidden_size,
+            num_layers,
+            bias=False,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            eps=eps,
+            checkpoint_every=checkpoint_every,
+            device=device,
+            dtype=dtype,
+        )
         self._norm = "joint"
         check_update_bias("DreamerGRU", update_bias)
         self.update_bias = float(update_bias)

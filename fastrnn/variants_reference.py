@@ -43,8 +43,8 @@ def random_words(seed: Tensor, stream: int, step: int, batch: int, hidden_size: 
     groups = -(-hidden_size // (4 * _LANES))
     units = torch.arange(groups * _LANES, device=seed.device)
     rows = torch.arange(batch, device=seed.device)[:, None]
-    counter = [units.expand(batch, -1), rows, torch.full_like(rows, step),
-               torch.full_like(rows, stream)]  # fmt: skip
+    constants = torch.full_like(rows, step), torch.full_like(rows, stream)
+    counter = [units.expand(batch, -1), rows, *constants]
     key = seed & _WORD, (seed >> 32) & _WORD
     words = torch.stack([w.expand(batch, -1) for w in philox(counter, key)])
     # word w of counter 16 * group + lane is unit 64 * group + 16 * w + lane's
@@ -148,9 +148,11 @@ def step(
             return c
         return _normalise(c, eps) * params["cell_gain"] + params.get("cell_bias", 0.0)
 
-    (new, *fresh), gates = reference.CELLS[cell].step(
-        x, v, (h, c)[: 1 + has_c], lambda candidate: factor * candidate, normed
-    )
+    def dropped(candidate):
+        return factor * candidate
+
+    states, own = (h, c)[: 1 + has_c], params.get("w_ch")
+    (new, *fresh), gates = reference.CELLS[cell].step(x, v, states, dropped, normed, own)
     if has_c:
         c = zoneout_c * c + (1 - zoneout_c) * fresh[0]
     return zoneout_h * h + (1 - zoneout_h) * new, c, torch.cat(gates, 1)
@@ -160,13 +162,15 @@ def names(cell: str, norm: str, count: int) -> list[str]:
     """What so many params of one direction are, in order."""
     names = ["w_ih", "w_hh"]
     if norm == "joint":
-        return [*names, "b_hh", "gain_hh"]
-    of_norms = []
+        return [*names, "b_hh", "gain_hh", *["w_ch"] * (reference.CELLS[cell].vectors > 0)]
+    of, of_norms = reference.CELLS[cell], []
     if norm == "recurrent":
-        of_norms = ["gain_ih", "gain_hh", *["cell_gain"] * (reference.CELLS[cell].states > 1)]
-    if count == len(names) + len(of_norms):
-        return names + of_norms
-    return [*names, "b_ih", "b_hh", *of_norms, *["cell_bias"] * ("cell_gain" in of_norms)]
+        of_norms = ["gain_ih", "gain_hh", *["cell_gain"] * (of.states > 1)]
+    own = ["w_ch"] * (of.vectors > 0)
+    if count == len(names) + len(of_norms) + len(own):
+        return [*names, *of_norms, *own]
+    cell_bias = ["cell_bias"] * ("cell_gain" in of_norms)
+    return [*names, "b_ih", "b_hh", *of_norms, *cell_bias, *own]
 
 
 def layer(

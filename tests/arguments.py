@@ -158,7 +158,7 @@ def tangent_values(name, values):
     hidden, proj = values["saved"][-1].shape[-1], each == 5
     found["t_params"] = [like(p) for i, p in enumerate(values["params"]) if i % each < 4]
     found["t_params"][1] = None
-    found["t_norms"] = []
+    found["t_inside"] = []
     sizes = (columns, columns, h_size) if name == "layer_tangent" else (h_size, hidden)
     found["through"] = [random(directions, rows, size) for size in sizes]
     if not proj:
@@ -216,14 +216,14 @@ def inside_values(
         batch, rows = len(lengths), (sum(lengths),)
         batch_sizes = torch.tensor([sum(n > t for n in lengths) for t in range(max(lengths))])
     biases = () if norm == "joint" else (("b_ih",), ("b_hh",)) if bias else ()
-    stems = [stem for (n, c, _), stem in STEMS.items() if (n, c) == (norm, of.has_c)]
+    stems = [stem for (c, n, _), stem in STEMS.items() if (c, n) == (cell, norm)]
     stems = [s for s in stems if "w_hr" not in s and ("b_ih" in s) == bool(biases)][0]
 
     def param(stem):
-        if stem[0] == "w":
+        if stem in ("w_ih", "w_hh"):
             terms = features if stem == "w_ih" else size
             return draw(columns, terms) * terms**-0.5
-        value = draw(size if stem[:4] == "cell" else columns)
+        value = draw({"cell": 1, "w_ch": of.vectors}.get(stem[:4], of.products) * size)
         return 1 + 0.3 * value if "gain" in stem else value
 
     h_scale = (torch.rand(d, batch, size) < 0.7).to(dtype) / 0.7 if scale else None
@@ -258,7 +258,7 @@ def of_inside(name, values):
         return in_order(name, values)
     results = overload("layer_forward")(*in_order("layer_forward", values).values())
     count, directions = 1 + cell.states, 1 + values["bidirectional"]
-    stems = STEMS[norm, cell.has_c, len(values["params"]) // directions] * directions
+    stems = STEMS[cell.name, norm, len(values["params"]) // directions] * directions
     finals = results[:count] + (results[-1:] if cell.has_c else [])
     _, batch, size = results[1].shape
     values |= {
@@ -278,9 +278,10 @@ def of_inside(name, values):
             dict(zip(stems, values["params"][d * each : (d + 1) * each])) for d in range(directions)
         ]
         of_products = ("w_ih", "w_hh", "b_ih", "b_hh")
-        of_norms = ("gain_ih", "gain_hh", "cell_gain", "cell_bias") if norm != "none" else ()
+        of_inside = ("gain_ih", "gain_hh", "cell_gain", "cell_bias") if norm != "none" else ()
+        of_inside += ("w_ch",) if cell.vectors else ()
         values["t_params"] = [like(of.get(s)) for of in by_stem for s in of_products]
-        values["t_norms"] = [like(of.get(s)) for of in by_stem for s in of_norms]
+        values["t_inside"] = [like(of.get(s)) for of in by_stem for s in of_inside]
         values["received"] = [random(directions, rows, size) for _ in values["states"]]
         values["through"] = [None] * 3
         if name != "layer_tangent":

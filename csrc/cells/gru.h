@@ -11,7 +11,7 @@ namespace fastrnn::cells {
 
 struct Gru {
   static constexpr char kName[] = "gru";
-  static constexpr int kProducts = 3, kStates = 1, kColumns = 4, kCandidate = 2;
+  static constexpr int kProducts = 3, kStates = 1, kColumns = 4, kCandidate = 2, kVectors = 0;
   static constexpr bool kCarriesH = true, kKeepsH = false;
 
   template <class V>

@@ -13,7 +13,7 @@ namespace fastrnn::cells {
 // What host code needs to know of a cell; the contract in cell.h says what each is.
 struct Traits {
   const char* name;
-  int products, columns, states;
+  int products, columns, states, vectors;
   bool carries_h, keeps_h;
 
   constexpr bool has_c() const { return states > 1; }
@@ -26,7 +26,8 @@ template <class... Each>
 struct List {
   static constexpr int kCount = sizeof...(Each);
   static constexpr Traits kTraits[kCount] = {{Each::kName, Each::kProducts, Each::kColumns,
-                                              Each::kStates, Each::kCarriesH, Each::kKeepsH}...};
+                                              Each::kStates, Each::kVectors, Each::kCarriesH,
+                                              Each::kKeepsH}...};
 
   // f(Cell{}) of the cell of this kind.
   template <class F>
@@ -61,7 +62,8 @@ constexpr bool are_known_kinds() {
     const bool fits_columns = cell.columns == cell.products || cell.columns == cell.products + 1;
     const bool fits_states = cell.states == 1 || (cell.states == 2 && !cell.carries_h);
     const bool fits_saved = !cell.keeps_h || (cell.columns == 1 && cell.states == 1);
-    if (!fits_tiles || !fits_columns || !fits_states || !fits_saved) return false;
+    const bool fits_vectors = cell.vectors == 0 || (cell.has_c() && !cell.apart());
+    if (!fits_tiles || !fits_columns || !fits_states || !fits_saved || !fits_vectors) return false;
   }
   return true;
 }

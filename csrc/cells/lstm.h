@@ -9,7 +9,7 @@ namespace fastrnn::cells {
 
 struct Lstm {
   static constexpr char kName[] = "lstm";
-  static constexpr int kProducts = 4, kStates = 2, kColumns = 4, kCandidate = 2;
+  static constexpr int kProducts = 4, kStates = 2, kColumns = 4, kCandidate = 2, kVectors = 0;
   static constexpr bool kCarriesH = false, kKeepsH = false;
 
   template <class V>

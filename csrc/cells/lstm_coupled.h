@@ -9,7 +9,7 @@ namespace fastrnn::cells {
 
 struct LstmCoupled {
   static constexpr char kName[] = "lstm_coupled";
-  static constexpr int kProducts = 3, kStates = 2, kColumns = 3, kCandidate = 1;
+  static constexpr int kProducts = 3, kStates = 2, kColumns = 3, kCandidate = 1, kVectors = 0;
   static constexpr bool kCarriesH = false, kKeepsH = false;
 
   template <class V>

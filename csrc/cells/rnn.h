@@ -6,7 +6,7 @@ namespace fastrnn::cells {
 
 // What both have: h is the activated value.
 struct Rnn {
-  static constexpr int kProducts = 1, kStates = 1, kColumns = 1, kCandidate = -1;
+  static constexpr int kProducts = 1, kStates = 1, kColumns = 1, kCandidate = -1, kVectors = 0;
   static constexpr bool kCarriesH = false, kKeepsH = true;
 
   template <class V>

@@ -29,7 +29,8 @@ inline void fill(Weights (&weights)[2], const Layer& layer) {
     for (size_t k = 0; k < layer.kinds.count; ++k) {
       each[static_cast<int>(layer.kinds.each[k])] = data(params[k]);
     }
-    weights[d] = {each[0], each[1], each[2], each[3], each[4], each[5], each[6], each[7], each[8]};
+    weights[d] = {each[0], each[1], each[2], each[3], each[4],
+                  each[5], each[6], each[7], each[8], each[9]};
   }
 }
 
@@ -59,10 +60,13 @@ inline void fill(BackwardParams& p, const host::BackwardCall& call) {
   p.normed = data(layer.normed);
   p.rstd = data(layer.rstd);
   for (int d = 0; d < layer.shape.directions; ++d) {
-    const auto of = [&](host::Param kind) { return target(r.of_norms[d][static_cast<int>(kind)]); };
+    const auto of = [&](host::Param kind) {
+      return target(r.of_inside[d][static_cast<int>(kind)]);
+    };
     using host::Param;
-    p.norm_gradients[d] = {of(Param::kBIh),    of(Param::kBHh),      of(Param::kGainIh),
-                           of(Param::kGainHh), of(Param::kCellGain), of(Param::kCellBias)};
+    p.inside_gradients[d] = {of(Param::kBIh),    of(Param::kBHh),      of(Param::kGainIh),
+                             of(Param::kGainHh), of(Param::kCellGain), of(Param::kCellBias),
+                             of(Param::kWCh)};
   }
   p.d_gates = target(r.d_gates);
   p.d_h0 = target(r.d_h0);

@@ -20,6 +20,7 @@ struct Weights {
   const void* gain_hh;    // [G*H]
   const void* cell_gain;  // [H] or null: c is not normalised
   const void* cell_bias;  // [H] or null
+  const void* w_ch;       // [vectors*H] of a cell that has vectors, else null
 };
 
 struct ForwardParams {
@@ -53,17 +54,19 @@ struct BackwardDirection {
   const void* t_c0;          // [D, B, H] or null, LSTM
   const void* through_w_hh;  // [D, N, P] or null: d_gates t_w_hh of a step, for the h before it
   const void* through_w_hr;  // [D, N, H] or null: d_hidden t_w_hr
-  Weights t_weights[2];      // of gains and biases of what is normalised; each may be null
+  Weights t_weights[2];      // of what has InsideGradients; each may be null
   const void* t_normed;      // [D, N, 1 or 2, G*H]
   const void* t_rstd;        // [D, N, 1 or 2], in the compute type
 };
 
-// Where the gradients of one direction's gains go, and of the biases beside them; null: not asked
-// for. Without normalisation the biases' are sums over d_gates, which products make.
-struct NormGradients {
+// Where the gradients of one direction's gains go, of the biases beside them, and of a cell's
+// vectors; null: not asked for. Without normalisation the biases' are sums over d_gates, which
+// products make.
+struct InsideGradients {
   void *d_b_ih, *d_b_hh;            // [G*H]
   void *d_gain_ih, *d_gain_hh;      // [G*H]
   void *d_cell_gain, *d_cell_bias;  // [H]
+  void* d_w_ch;                     // [vectors*H]
 };
 
 struct BackwardParams {
@@ -88,7 +91,7 @@ struct BackwardParams {
   void* d_cell_h;  // [D, N, H] or null: the gradient of h that each cell received
   void* d_cell_c;  // [D, N, H] or null, LSTM: that of c, but for what its h brings
   Inside inside;
-  NormGradients norm_gradients[2];
+  InsideGradients inside_gradients[2];
   const BackwardDirection* direction;  // or null: of the ordinary pass
   void* workspace;
 };

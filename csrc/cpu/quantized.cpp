@@ -70,6 +70,7 @@ std::vector<Tensor> quantized_forward(c10::string_view cell, const Tensor& input
   p.int8 = params.peek().scalar_type() == at::kChar;
   TORCH_CHECK(proj_size >= 0 && (proj_size == 0 || layer.has_c()), kOp,
               ": expected proj_size 0, or > 0 of an lstm, got ", proj_size);
+  TORCH_CHECK(layer.cell().vectors == 0, layer.op, ": expected a cell without vectors of its own");
   shape.projected = proj_size > 0;
   const size_t matrix = p.int8 ? 3 : 1, each = (shape.projected ? 3 : 2) * matrix + 1;
   TORCH_CHECK(param_list.size() == static_cast<size_t>(D) * each, kOp, ": expected ", each,

@@ -16,28 +16,33 @@ void check_count(const Layer& layer, const OptionalTensors& list, const char* na
               count, " tensors or None, got ", list.size());
 }
 
-// Tangents of gains, four of each direction, where something is normalised; else none.
+// Tangents of what is inside the recurrence, of each direction: four of gains where something is
+// normalised, and one of a cell's vectors.
 template <class Pointer>
-void fill_norms(Weights (&t_weights)[2], const Layer& layer, const OptionalTensors& t_norms,
-                Pointer pointer) {
+void fill_inside(Weights (&t_weights)[2], const Layer& layer, const OptionalTensors& t_inside,
+                 Pointer pointer) {
   using host::Param;
-  const bool normalises = layer.inside.parts() > 0;
-  check_count(layer, t_norms, "t_norms", normalises ? 4 * layer.directions() : 0);
-  for (size_t d = 0; d < static_cast<size_t>(layer.directions()) && normalises; ++d) {
+  const size_t gains = layer.inside.parts() > 0 ? 4 : 0;
+  const size_t each = gains + (layer.cell().vectors > 0 ? 1 : 0);
+  check_count(layer, t_inside, "t_inside", static_cast<int64_t>(each) * layer.directions());
+  for (size_t d = 0; d < static_cast<size_t>(layer.directions()); ++d) {
     const auto tangent = [&](size_t k, Param kind) {
-      return pointer(t_norms.get(4 * d + k), host::name_of(kind), layer.size_of(kind));
+      return pointer(t_inside.get(each * d + k), host::name_of(kind), layer.size_of(kind));
     };
     Weights& t = t_weights[d];
-    t.gain_ih = tangent(0, Param::kGainIh);
-    t.gain_hh = tangent(1, Param::kGainHh);
-    t.cell_gain = tangent(2, Param::kCellGain);
-    t.cell_bias = tangent(3, Param::kCellBias);
+    if (gains > 0) {
+      t.gain_ih = tangent(0, Param::kGainIh);
+      t.gain_hh = tangent(1, Param::kGainHh);
+      t.cell_gain = tangent(2, Param::kCellGain);
+      t.cell_bias = tangent(3, Param::kCellBias);
+    }
+    if (layer.cell().vectors > 0) t.w_ch = tangent(gains, Param::kWCh);
   }
 }
 
 std::vector<Tensor> layer_tangent(c10::string_view cell, const OptionalTensor& t_input,
                                   const OptionalTensors& t_states, const OptionalTensors& t_params,
-                                  const OptionalTensors& t_norms, const OptionalTensors& through,
+                                  const OptionalTensors& t_inside, const OptionalTensors& through,
                                   const OptionalTensor& input, const OptionalTensor& batch_sizes,
                                   c10::SymInt batch, const OptionalTensors& states,
                                   const OptionalTensors& saved, at::TensorList weights, bool save,
@@ -54,7 +59,7 @@ std::vector<Tensor> layer_tangent(c10::string_view cell, const OptionalTensor& t
   check_count(layer, t_params, "t_params", 4 * D);
   check_count(layer, through, "through", 3);
   std::vector<OptionalTensor> keep;  // what the pointers point into
-  keep.reserve(static_cast<size_t>(8 * D + 6));
+  keep.reserve(static_cast<size_t>(9 * D + 6));
   const auto pointer = [&](const OptionalTensor& t, const char* name, at::IntArrayRef size) {
     keep.push_back(layer.contiguous(t, name, size));
     return data(keep.back());
@@ -82,7 +87,7 @@ std::vector<Tensor> layer_tangent(c10::string_view cell, const OptionalTensor& t
   TORCH_CHECK(!layer.inside.any || (!p.through_w_ih && !p.through_w_hh), op,
               ": expected nothing through w_ih or w_hh with options inside the recurrence");
   p.through_w_hr = pointer(through.get(2), "through_w_hr", layer.rows_of(P));
-  fill_norms(p.t_weights, layer, t_norms, pointer);
+  fill_inside(p.t_weights, layer, t_inside, pointer);
   p.inside = layer.inside;
   p.normed = data(layer.normed);
   p.rstd = data(layer.rstd);
@@ -123,7 +128,7 @@ std::vector<Tensor> layer_tangent(c10::string_view cell, const OptionalTensor& t
 }
 
 std::vector<Tensor> gate_gradients_tangent(
-    c10::string_view cell, const OptionalTensors& t_d_results, const OptionalTensors& t_norms,
+    c10::string_view cell, const OptionalTensors& t_d_results, const OptionalTensors& t_inside,
     const OptionalTensors& through, const OptionalTensors& t_states, const OptionalTensors& t_saved,
     at::TensorList received, const OptionalTensor& batch_sizes, c10::SymInt batch,
     const OptionalTensors& states, const OptionalTensors& saved, at::TensorList weights,
@@ -140,7 +145,7 @@ std::vector<Tensor> gate_gradients_tangent(
   TORCH_CHECK(static_cast<int64_t>(received.size()) == count, op, ": expected received of ", count,
               " tensors, got ", received.size());
   std::vector<OptionalTensor> keep;  // what the pointers point into
-  keep.reserve(static_cast<size_t>(10 + 4 * layer.directions()));
+  keep.reserve(static_cast<size_t>(10 + 5 * layer.directions()));
   const auto pointer = [&](const OptionalTensor& t, const char* name, at::IntArrayRef size) {
     keep.push_back(layer.contiguous(t, name, size));
     return data(keep.back());
@@ -171,12 +176,12 @@ std::vector<Tensor> gate_gradients_tangent(
   if (layer.saves_gates()) {
     direction.t_gates = required(t_saved.get(next), "t_gates", layer.gate_rows());
   }
-  fill_norms(direction.t_weights, layer, t_norms, pointer);
+  fill_inside(direction.t_weights, layer, t_inside, pointer);
   direction.through_w_hh =
       pointer(through.get(0), "through_w_hh", layer.rows_of(layer.shape.proj_size));
   direction.through_w_hr = pointer(through.get(1), "through_w_hr", layer.rows_of(H));
   host::GateGradients r(layer, true, false, cpu::empty);
-  r.add_norms(layer, cpu::empty);
+  r.add_inside(layer, cpu::empty);
   const host::BackwardCall call(layer, t_d_results, r);
   if (layer.rows() == 0) {
     call.pass_states_on();

@@ -18,6 +18,7 @@ struct PointwiseForward {
   const void* recurrent;      // T [n, G*H] or null: zeros
   const void* b_ih;           // T [G*H] or null
   const void* b_hh;           // T [G*H] or null
+  const void* w_ch;           // T [vectors*H] of a cell that has vectors
   void* state;                // A [n, H], in and out: c of an LSTM, h of a GRU
   void* h;                    // T [n, H], out: what the next product multiplies
   void* output;               // T, rows output_stride apart, or null
@@ -64,6 +65,8 @@ struct PointwiseBackward {
   const void* gates;          // T [n, S*H]; RNN: null
   const void* current;        // T [n, H]: c of an LSTM, h of an RNN
   Previous previous;          // c of an LSTM, h of a GRU
+  const void* w_ch;           // T [vectors*H] of a cell that has vectors
+  void* d_w_ch;               // A [n, vectors*H] or null: each row's sum over the steps, in and out
   void* d_gates;              // T [n, S*H]; RNN: [n, H]
   void* d_recurrent;          // T [n, 3H], GRU: d_r, d_z and d_n * r side by side
 };

@@ -4,6 +4,7 @@
 // nothing waits for the device, and a captured graph repeats the whole layer.
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/sum.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
@@ -33,6 +34,12 @@ const uint8_t* parted(const Steps& steps, int64_t t, int64_t neighbour) {
 // The same as a tensor [B, 1], for torch's operations.
 Tensor parted(const host::Layer& layer, int64_t t, int64_t neighbour) {
   return layer.resets->select(0, std::max(t, neighbour)).unsqueeze(1);
+}
+
+// The vectors of a cell that has some, the last of its params.
+const void* own_vectors(const host::Layer& layer, int direction) {
+  const size_t each = layer.params.size() / static_cast<size_t>(layer.shape.directions);
+  return layer.cell().vectors > 0 ? host::data(layer.params_of(direction)[each - 1]) : nullptr;
 }
 
 // Rows of target where a reset is become those of `initial`, or zeros.
@@ -132,6 +139,7 @@ void forward_by_steps(const ForwardCall& call, Stream stream) {
     p.hidden_size = H;
     p.b_ih = layer.has_biases ? host::data(w[2]) : nullptr;
     p.b_hh = layer.has_biases ? host::data(w[3]) : nullptr;
+    p.w_ch = own_vectors(layer, d);
     p.state = state.defined() ? state.mutable_data_ptr() : nullptr;
     p.h = before_projection.mutable_data_ptr();
     p.output_stride = D * P;
@@ -204,6 +212,13 @@ void backward_by_steps(const BackwardCall& call, Stream stream) {
     p.hidden_size = H;
     p.d_c = layer.has_c() ? d_c.mutable_data_ptr() : nullptr;
     p.d_recurrent = layer.cell().apart() ? d_recurrent.mutable_data_ptr() : nullptr;
+    p.w_ch = own_vectors(layer, d);
+    const Tensor& d_w_ch = r.of_inside[d][static_cast<int>(host::Param::kWCh)];
+    Tensor sums;  // of each row, over the steps
+    if (d_w_ch.defined()) {
+      sums = at::zeros({B, d_w_ch.numel()}, layer.options.dtype(state_type(layer)));
+      p.d_w_ch = sums.mutable_data_ptr();
+    }
     IncomingGradient d_h{nullptr, D * P,  product.const_data_ptr(), 0, carried.mutable_data_ptr(),
                          nullptr, nullptr};
     const OptionalTensor& initial = layer.has_c() ? layer.c0 : layer.h0;
@@ -270,6 +285,7 @@ void backward_by_steps(const BackwardCall& call, Stream stream) {
     if (reset_d_h.defined()) r.d_h0.select(0, d).add_(reset_d_h);
     if (reset_d_c.defined()) d_c.add_(reset_d_c);
     if (layer.has_c()) r.d_c0.select(0, d).copy_(d_c);
+    if (sums.defined()) d_w_ch.copy_(at::sum(sums, {0}));
   }
 }
 

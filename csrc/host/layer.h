@@ -37,14 +37,15 @@ inline const void* data(const OptionalTensor& t) { return t ? t->const_data_ptr(
 constexpr int64_t kUnknown = -1;
 
 // What a param is; those of one direction come in this order.
-enum class Param { kWIh, kWHh, kBIh, kBHh, kWHr, kGainIh, kGainHh, kCellGain, kCellBias };
-constexpr int kParamKinds = 9;
+enum class Param { kWIh, kWHh, kBIh, kBHh, kWHr, kGainIh, kGainHh, kCellGain, kCellBias, kWCh };
+constexpr int kParamKinds = 10;
 
 constexpr bool is_bias(Param param) { return param == Param::kBIh || param == Param::kBHh; }
 
 constexpr const char* name_of(Param param) {
-  constexpr const char* kNames[kParamKinds] = {
-      "w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "gain_ih", "gain_hh", "cell_gain", "cell_bias"};
+  constexpr const char* kNames[kParamKinds] = {"w_ih",      "w_hh",    "b_ih",    "b_hh",
+                                               "w_hr",      "gain_ih", "gain_hh", "cell_gain",
+                                               "cell_bias", "w_ch"};
   return kNames[static_cast<int>(param)];
 }
 
@@ -53,11 +54,13 @@ struct ParamList {
   Param each[kParamKinds]{};
   size_t count = 0;
 
-  constexpr ParamList(Norm norm, bool has_c, bool biases, bool projected) {
+  constexpr ParamList() = default;
+  constexpr ParamList(Norm norm, const cells::Traits& cell, bool biases, bool projected) {
     const bool both = norm == Norm::kRecurrent, joint = norm == Norm::kJoint;
+    const bool of_c = both && cell.has_c();
     const bool present[kParamKinds] = {
-        true, true,          biases && !joint, biases || joint,        projected,
-        both, both || joint, both && has_c,    both && has_c && biases};
+        true,          true, biases && !joint, biases || joint, projected, both,
+        both || joint, of_c, of_c && biases,   cell.vectors > 0};
     for (int i = 0; i < kParamKinds; ++i) {
       if (present[i]) each[count++] = static_cast<Param>(i);
     }
@@ -79,13 +82,14 @@ struct Layer {
   at::TensorOptions options;
   LayerShape shape{};
   bool has_biases = false;  // among params
-  ParamList kinds{Norm::kNone, false, false, false};
+  ParamList kinds;
   std::vector<Tensor> params;           // of each direction those kinds
   OptionalTensor h0, c0;                // [D, B, P] and [D, B, H]; absent: zeros
   OptionalTensor gates, hidden, cells;  // what a forward pass saved
   OptionalTensor normed, rstd;
   OptionalTensor h_scale;
   Inside inside{};
+  bool has_options = false;      // inside the recurrence; a cell's vectors are none
   std::vector<int64_t> offsets;  // of the rows of each step of packed data
   OptionalTensor batch_sizes, resets;
 
@@ -170,6 +174,8 @@ struct Layer {
   // Before params, which it adds to.
   void set_inside(const InsideArguments& arguments) {
     inside = arguments.read(op);
+    has_options = inside.any;
+    inside.any = has_options || cell().vectors > 0;
     h_scale = arguments.h_scale;
   }
 
@@ -181,7 +187,7 @@ struct Layer {
       const bool biases = i / 2 == 1;
       shape.projected = i % 2 == 1;
       if (shape.projected && inside.any) continue;  // as many may be those of a norm
-      kinds = ParamList(inside.norm, has_c(), biases, shape.projected);
+      kinds = ParamList(inside.norm, cell(), biases, shape.projected);
       if (!with_biases) kinds = kinds.without_biases();
       has_biases = with_biases && biases;
       found = kinds.count == each && list.size() == each * count;
@@ -222,6 +228,8 @@ struct Layer {
       case Param::kCellGain:
       case Param::kCellBias:
         return {H};
+      case Param::kWCh:
+        return {cell().vectors * H};
       default:
         return {GH};
     }
@@ -232,7 +240,7 @@ struct Layer {
     if (!inside.any) return with_biases ? "2 to 5" : "2 to 3";
     std::string text;
     for (const bool biases : {false, true}) {
-      const ParamList list(inside.norm, has_c(), biases, false);
+      const ParamList list(inside.norm, cell(), biases, false);
       const std::string n = std::to_string(with_biases ? list.count : list.without_biases().count);
       if (n != text) text += (text.empty() ? "" : " or ") + n;
     }

@@ -58,7 +58,7 @@ void set_resets(Layer& layer, const OptionalTensor& resets, bool reset_to_hx) {
 
 template <class Engine>
 void check_inside(const Layer& layer) {
-  TORCH_CHECK(Engine::kTakesInside || !layer.inside.any, layer.op,
+  TORCH_CHECK(Engine::kTakesInside || !layer.has_options, layer.op,
               ": expected no options inside the recurrence on ", Engine::kName);
 }
 
@@ -126,7 +126,7 @@ std::vector<Tensor> gate_gradients(c10::string_view cell, const OptionalTensors&
   set_resets<Engine>(layer, resets, reset_to_hx);
   check_inside<Engine>(layer);
   GateGradients r(layer, true, received, Engine::empty);
-  r.add_norms(layer, Engine::empty);
+  r.add_inside(layer, Engine::empty);
   const BackwardCall call(layer, d_results, r);
   layer.rows() > 0 ? Engine::backward(call) : call.pass_states_on();
   return r.list();
@@ -166,12 +166,12 @@ Products products(const Tensor& d_gates, c10::SymInt apart, const OptionalTensor
 class Wanted {
  public:
   Wanted(const Layer& layer, const c10::List<bool>& flags)
-      : kinds(layer.inside.norm, layer.has_c(), false, layer.shape.projected), flags_(flags) {
+      : kinds(layer.inside.norm, layer.cell(), false, layer.shape.projected), flags_(flags) {
     const size_t D = static_cast<size_t>(layer.directions());
     first_ = 1 + static_cast<size_t>(layer.cell().states);
     const size_t without = first_ + D * kinds.count;
     if (flags.size() != without) {
-      kinds = ParamList(layer.inside.norm, layer.has_c(), true, layer.shape.projected);
+      kinds = ParamList(layer.inside.norm, layer.cell(), true, layer.shape.projected);
     }
     const size_t with = first_ + D * kinds.count;
     TORCH_CHECK(flags.size() == with, layer.op, ": expected ", without, " flags, or ", with,
@@ -264,7 +264,8 @@ std::vector<Tensor> layer_backward(c10::string_view cell, const OptionalTensors&
   }
   GateGradients r(layer, !Engine::kHasVjp, false, Engine::empty);
   wanted.each(D, [&](size_t d, Param kind) {
-    if (!wanted.is_product(kind) && kind != Param::kWHr) r.add_norm(layer, d, kind, Engine::empty);
+    if (!wanted.is_product(kind) && kind != Param::kWHr)
+      r.add_inside(layer, d, kind, Engine::empty);
   });
   const BackwardCall call(layer, d_results, r);
   if (layer.rows() == 0) call.pass_states_on();
@@ -281,7 +282,7 @@ std::vector<Tensor> layer_backward(c10::string_view cell, const OptionalTensors&
     } else if (kind == Param::kWHr) {
       results.push_back(projection_gradient<Engine>(layer, r.d_hidden, static_cast<int64_t>(d)));
     } else {
-      results.push_back(r.of_norms[d][static_cast<int>(kind)]);
+      results.push_back(r.of_inside[d][static_cast<int>(kind)]);
     }
   });
   return results;

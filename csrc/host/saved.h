@@ -60,8 +60,9 @@ struct GateGradients {
   Tensor d_h0, d_c0;          // [D, B, P], [D, B, H]
   Tensor d_hidden;            // [D, N, P], of h behind its projection
   Tensor d_cell_h, d_cell_c;  // [D, N, H], of h and c as each cell received them
-  // Of gains, and of biases where products are normalised.
-  Tensor of_norms[2][kParamKinds];
+  // Of what is inside the recurrence: gains, biases where products are normalised, a cell's
+  // vectors.
+  Tensor of_inside[2][kParamKinds];
 
   GateGradients(const Layer& layer, bool of_gates, bool received,
                 Tensor (*empty)(at::IntArrayRef, const at::TensorOptions&)) {
@@ -77,25 +78,25 @@ struct GateGradients {
   }
 
   // Of one param; the others' are sums over d_gates, which products make.
-  void add_norm(const Layer& layer, size_t direction, Param kind,
-                Tensor (*empty)(at::IntArrayRef, const at::TensorOptions&)) {
-    Tensor& t = of_norms[direction][static_cast<int>(kind)];
+  void add_inside(const Layer& layer, size_t direction, Param kind,
+                  Tensor (*empty)(at::IntArrayRef, const at::TensorOptions&)) {
+    Tensor& t = of_inside[direction][static_cast<int>(kind)];
     t = empty(layer.size_of(kind), layer.options);
     if (layer.rows() == 0) t.zero_();
   }
-  // Of all that are normalised with, and of the biases beside them.
-  void add_norms(const Layer& layer, Tensor (*empty)(at::IntArrayRef, const at::TensorOptions&)) {
-    if (layer.inside.parts() == 0) return;
+  // Of all of them; a norm's biases have gradients whether there are any or not.
+  void add_inside(const Layer& layer, Tensor (*empty)(at::IntArrayRef, const at::TensorOptions&)) {
     bool cell_bias = false;
     for (size_t k = 0; k < layer.kinds.count; ++k) {
       cell_bias = cell_bias || layer.kinds.each[k] == Param::kCellBias;
     }
-    const ParamList kinds(layer.inside.norm, layer.has_c(), true, false);
+    const ParamList kinds(layer.inside.norm, layer.cell(), true, false);
     for (size_t d = 0; d < static_cast<size_t>(layer.directions()); ++d) {
       for (size_t k = 2; k < kinds.count; ++k) {
-        if (kinds.each[k] != Param::kCellBias || cell_bias) {
-          add_norm(layer, d, kinds.each[k], empty);
-        }
+        const Param kind = kinds.each[k];
+        const bool elsewhere = is_bias(kind) && layer.inside.parts() == 0;
+        if (elsewhere || (kind == Param::kCellBias && !cell_bias)) continue;
+        add_inside(layer, d, kind, empty);
       }
     }
   }
@@ -106,7 +107,7 @@ struct GateGradients {
       if (t.defined()) present.push_back(t);
     };
     for (const Tensor& t : {d_gates, d_h0, d_c0, d_hidden}) add(t);
-    for (const auto& of_direction : of_norms) {
+    for (const auto& of_direction : of_inside) {
       for (const Tensor& t : of_direction) add(t);
     }
     for (const Tensor& t : {d_cell_h, d_cell_c}) add(t);

@@ -70,10 +70,8 @@ def layer(
         arguments = input, batch_sizes, states, params, bidirectional
         return by_equations(cell, *arguments, keep, resets, inside)
     if records(input, *states, *params):
-        results = apply(
-            _function(_Layer), cell, bidirectional, keep, options, input, batch_sizes, *states,
-            *params,
-        )  # fmt: skip
+        what = cell, bidirectional, keep, options
+        results = apply(_function(_Layer), *what, input, batch_sizes, *states, *params)
     else:
         results = ops.layer_forward(
             cell, input, batch_sizes, states, params, bidirectional, keep, *options
@@ -167,7 +165,7 @@ class _Layer(Function):
         # What a Layer is made of, in backward alone: it takes its time.
         ctx.what = name, bidirectional, len(params), input.shape, keep, to_hx, constants
         each = len(params) // (1 + bidirectional)
-        stems = STEMS[inside[0] if inside else "none", cell.has_c, each]
+        stems = STEMS[name, inside[0] if inside else "none", each]
         weights, biases = backward.PLACES[stems, 1 + bidirectional]
         weights, biases = [params[i] for i in weights], [params[i] for i in biases]
         # Not for their values: gradients have derivatives with respect to biases too.

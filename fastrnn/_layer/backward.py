@@ -67,9 +67,11 @@ class Layer:
         return self.norm != "none"
 
     @property
-    def biases_of_norms(self):
-        """Biases that gate_gradients has gradients of: those that follow normalised products."""
-        return ("b_hh",) if self.norm == "joint" else ("b_ih", "b_hh")
+    def inside_stems(self):
+        """What gate_gradients has gradients of: gains, a cell's vectors, and, whether there are any
+        or not, the biases that follow normalised products."""
+        biases = ["b_ih", "b_hh"][self.norm == "joint" :] if self.normalises else []
+        return [*biases, *(s for s in self.stems if s[:4] in ("gain", "cell", "w_ch"))]
 
     @property
     def by_products(self):
@@ -121,9 +123,9 @@ PLACES = {
 
 def layer_of(cell, bidirectional, params, input_shape, keep=False, to_hx=False, inside=()):
     """The Layer of so many params."""
-    has_c, directions = CELLS[cell].has_c, 1 + bidirectional
-    stems = STEMS[inside[0] if inside else "none", has_c, params // directions]
-    return Layer(cell, directions, stems, input_shape, keep and has_c, to_hx, inside)
+    directions = 1 + bidirectional
+    stems = STEMS[cell, inside[0] if inside else "none", params // directions]
+    return Layer(cell, directions, stems, input_shape, keep and CELLS[cell].has_c, to_hx, inside)
 
 
 class Record:
@@ -145,12 +147,10 @@ class Record:
 
 def gradients(layer, record, wanted, d_results):
     """Those gradients of the arguments that are wanted: a flag each."""
-    r = record
-    return ops.layer_backward(
-        layer.cell, d_results, r.input, r.batch_sizes,
-        batch_of(layer, r, *d_results[1 : 1 + layer.states]), r.states, r.saved, r.weights,
-        wanted, *options_of(layer, r),
-    )  # fmt: skip
+    r, options = record, options_of(layer, record)
+    batch = batch_of(layer, r, *d_results[1 : 1 + layer.states])
+    sizes = r.batch_sizes, batch, r.states, r.saved, r.weights
+    return ops.layer_backward(layer.cell, d_results, r.input, *sizes, wanted, *options)
 
 
 def options_of(layer, record):
@@ -166,7 +166,7 @@ class GateGradients(NamedTuple):
     gates: torch.Tensor  # [D, N, S*H]
     states: list
     hidden: torch.Tensor | None  # [D, N, P] of h behind its projection
-    norms: dict  # by (direction, stem), of gains and of the biases beside them
+    inside: dict  # by (direction, stem), of the layer's inside_stems
     received: list  # [D, N, H] of every state, as each cell received it
 
 
@@ -175,12 +175,9 @@ def gate_gradients(layer, found):
     gates, *rest = found
     states, rest = rest[: layer.states], rest[layer.states :]
     hidden = rest.pop(0) if layer.projected else None
-    norms = {}
-    if layer.normalises:
-        # Of biases too, whether there are any: where a norm has none of them, that of a bias 0.
-        stems = [*layer.biases_of_norms, *(s for s in layer.stems if s[:4] in ("gain", "cell"))]
-        norms = {(d, stem): rest.pop(0) for d in range(layer.directions) for stem in stems}
-    return GateGradients(gates, states, hidden, norms, rest)
+    stems = layer.inside_stems
+    inside = {(d, stem): rest.pop(0) for d in range(layer.directions) for stem in stems}
+    return GateGradients(gates, states, hidden, inside, rest)
 
 
 def by_products(layer, record, wanted, d_results, batch):
@@ -221,7 +218,7 @@ def products_of(layer, record, wanted, found, batch):
         elif stem in layer.by_products:
             d_params.append(products[direction * 4 + PRODUCTS.index(stem)])
         else:
-            d_params.append(found.norms[direction, stem])
+            d_params.append(found.inside[direction, stem])
     return d_input.view(layer.input_shape) if wanted[0] else None, d_params
 
 

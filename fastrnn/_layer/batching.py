@@ -118,7 +118,7 @@ def _by_rows(op, size, in_dims, *arguments):
     """The rule of an operator all of whose tensors but the weights have rows."""
     folded = []
     for argument, value, dim in zip(op._schema.arguments, arguments, in_dims):
-        if argument.name in ("params", "t_params", "t_norms", "weights"):
+        if argument.name in ("params", "t_params", "t_inside", "weights"):
             if _is_mapped(dim):
                 return one_by_one(op, size, in_dims, arguments)
         elif argument.name == "batch_sizes":
@@ -126,7 +126,8 @@ def _by_rows(op, size, in_dims, *arguments):
             value = None if value is None else value * size
         elif argument.name == "resets":
             refuse_resets(value)
-        elif argument.name == "norm":  # masks are of rows, and gains of all rows together
+        elif argument.name == "norm" or (argument.name == "cell" and CELLS[value].vectors):
+            # Masks are of rows, and gains and vectors of all rows together.
             return one_by_one(op, size, in_dims, arguments)
         elif argument.name == "batch":
             value = value * size
@@ -178,23 +179,19 @@ def _backward_one_by_one(size, in_dims, *arguments):
 
 
 @torch.library.impl(_library, "layer_backward", "FuncTorchBatched")
-def layer_backward(
-    cell, d_results, input, batch_sizes, batch, states, saved, weights, wanted, resets=None,
-    reset_to_hx=False, *inside,
-):  # fmt: skip
+def layer_backward(*arguments):
     """The operators that it is made of have rules: for weights that are mapped too, and for the
     gradients of those that are not, one for each sample."""
-    refuse_resets(resets)
-    if inside:
-        return _by_rule(
-            ops.layer_backward, _backward_one_by_one, cell, d_results, input, batch_sizes, batch,
-            states, saved, weights, wanted, resets, reset_to_hx, *inside,
-        )  # fmt: skip
-    shape = (saved[-1].shape[1], weights[0].shape[1]) if input is None else input.shape
-    params = len(wanted) - 1 - CELLS[cell].states
-    layer = layer_of(cell, saved[-1].shape[0] == 2, params, shape)
-    tensors = input, batch_sizes, None, *states, *saved, *weights
-    return by_products(layer, Record(layer, tensors), wanted, d_results, batch)
+    a = ops.named(ops.layer_backward, arguments)
+    refuse_resets(a.resets)
+    if a.counter is not None or CELLS[a.cell].vectors:
+        return _by_rule(ops.layer_backward, _backward_one_by_one, *arguments)
+    rows = a.saved[-1].shape[1], a.weights[0].shape[1]
+    shape = rows if a.input is None else a.input.shape
+    params = len(a.wanted) - 1 - CELLS[a.cell].states
+    layer = layer_of(a.cell, a.saved[-1].shape[0] == 2, params, shape)
+    record = Record(layer, (a.input, a.batch_sizes, None, *a.states, *a.saved, *a.weights))
+    return by_products(layer, record, a.wanted, a.d_results, a.batch)
 
 
 @register(ops.layer_tangent)
@@ -205,7 +202,8 @@ def _(size, in_dims, *arguments):
     """
     names = [argument.name for argument in ops.layer_tangent._schema.arguments]
     a, dims = dict(zip(names, arguments)), dict(zip(names, in_dims))
-    if "norm" not in a and _is_mapped(dims["t_params"]) and not _is_mapped(dims["weights"]):
+    by_rows = "norm" not in a and not CELLS[a["cell"]].vectors
+    if by_rows and _is_mapped(dims["t_params"]) and not _is_mapped(dims["weights"]):
         t_params = list(map(_to_front, a["t_params"], dims["t_params"]))
         directions = len(t_params) // 4
         layer = layer_of(a["cell"], directions == 2, len(a["weights"]), ())
@@ -266,49 +264,42 @@ def _(size, in_dims, inputs, indices):
 
 
 @register(ops.products)
-def products(
-    size, in_dims, d_gates, apart, batch_sizes, batch, input, hidden, h0, w_ih, wanted,
-    resets=None, to_hx=False, h_scale=None,
-):  # fmt: skip
-    refuse_resets(resets)
-    if h_scale is not None:
-        arguments = (
-            d_gates, apart, batch_sizes, batch, input, hidden, h0, w_ih, wanted, resets, to_hx,
-            h_scale,
-        )  # fmt: skip
+def products(size, in_dims, *arguments):
+    a = ops.named(ops.products, arguments)
+    refuse_resets(a.resets)
+    if a.h_scale is not None:
         return one_by_one(ops.products, size, in_dims, arguments)
     gates_dim, _, sizes_dim, _, input_dim, hidden_dim, h0_dim, w_dims, *_ = in_dims
     check_batch_sizes(sizes_dim)
-    rows = (d_gates, gates_dim), (input, input_dim), (hidden, hidden_dim), (h0, h0_dim)
+    rows = (a.d_gates, gates_dim), (a.input, input_dim), (a.hidden, hidden_dim), (a.h0, h0_dim)
     mapped = any(dim is not None for _, dim in rows)
+    of_call = a.apart, a.batch_sizes, a.batch
 
-    d_input = d_gates.new_empty(0), None
-    if w_ih and _is_mapped(w_dims):
-        front = _to_front(d_gates, gates_dim)
-        inputs = slice(0, front.shape[-1] - apart)
-        d_input = sum(
-            torch.matmul(front[..., d, :, inputs], _to_front(w, dim))
-            for d, (w, dim) in enumerate(zip(w_ih, w_dims, strict=True))
-        ), 0  # fmt: skip
-    elif w_ih:
-        nothing = None, None, None, w_ih, [False] * len(wanted)
+    d_input = a.d_gates.new_empty(0), None
+    if a.w_ih and _is_mapped(w_dims):
+        front = _to_front(a.d_gates, gates_dim)[..., : a.d_gates.shape[-1] - a.apart]
+        weights = map(_to_front, a.w_ih, w_dims)
+        d_input = sum(torch.matmul(front[..., d, :, :], w) for d, w in enumerate(weights)), 0
+    elif a.w_ih:
+        nothing = None, None, None, a.w_ih, [False] * len(a.wanted)
         if gates_dim is None:
-            d_input = ops.products(d_gates, apart, batch_sizes, batch, *nothing)[0], None
+            d_input = ops.products(a.d_gates, *of_call, *nothing)[0], None
         else:
-            sizes = None if batch_sizes is None else batch_sizes * size
-            more = fold(d_gates, gates_dim, size)
-            d_input = unfold(ops.products(more, apart, sizes, batch * size, *nothing)[0], size)
+            sizes = None if a.batch_sizes is None else a.batch_sizes * size
+            more = fold(a.d_gates, gates_dim, size)
+            d_input = ops.products(more, a.apart, sizes, a.batch * size, *nothing)[0]
+            d_input = unfold(d_input, size)
 
-    if not any(wanted):
-        d_params = [d_gates.new_empty(0)] * len(wanted)
+    if not any(a.wanted):
+        d_params = [a.d_gates.new_empty(0)] * len(a.wanted)
     elif mapped:
         more, *states = (None if t is None else fold(t, dim, size) for t, dim in rows)
-        d_params = ops.sample_products(more, apart, size, batch_sizes, batch, *states, wanted)
+        of_call = a.apart, size, a.batch_sizes, a.batch
+        d_params = ops.sample_products(more, *of_call, *states, a.wanted)
     else:
-        d_params = ops.products(d_gates, apart, batch_sizes, batch, input, hidden, h0, [], wanted)[
-            1
-        ]
-    return (d_input[0], d_params), (d_input[1], [0 if mapped and w else None for w in wanted])
+        states = a.input, a.hidden, a.h0
+        d_params = ops.products(a.d_gates, *of_call, *states, [], a.wanted)[1]
+    return (d_input[0], d_params), (d_input[1], [0 if mapped and w else None for w in a.wanted])
 
 
 @register(ops.sample_products)
@@ -377,18 +368,18 @@ for _op in (
 
 
 @torch.library.impl(_library, "sample_products", "CUDA")
-def sample_products_by_torch(
-    d_gates, apart, samples, batch_sizes, batch, input, hidden, h0, wanted
-):  # fmt: skip
+def sample_products_by_torch(*arguments):
     """Batched products, where there is no kernel."""
+    a = ops.named(ops.sample_products, arguments)
+    apart = a.apart
 
     def of_samples(rows):
         """`[..., R*V, C]` -> `[V, ..., R, C]`."""
-        return None if rows is None else rows.unflatten(-2, (-1, samples)).movedim(-2, 0)
+        return None if rows is None else rows.unflatten(-2, (-1, a.samples)).movedim(-2, 0)
 
-    d_gates, input, hidden, h0 = map(of_samples, (d_gates, input, hidden, h0))
+    d_gates, input, hidden, h0 = map(of_samples, (a.d_gates, a.input, a.hidden, a.h0))
     rows, d_params = d_gates.shape[-1] - apart, []
-    for i, is_wanted in enumerate(wanted):
+    for i, is_wanted in enumerate(a.wanted):
         direction, what = i // 4, i % 4
         gates = d_gates[:, direction]
         if what % 2 == 0:
@@ -401,7 +392,7 @@ def sample_products_by_torch(
             d_params.append(torch.matmul(gates.transpose(-1, -2), input))
         elif what == 1:
             initial = None if h0 is None else h0[:, direction]
-            before = previous(hidden[:, direction], initial, batch, batch_sizes, direction)
+            before = previous(hidden[:, direction], initial, a.batch, a.batch_sizes, direction)
             d_params.append(torch.matmul(gates.transpose(-1, -2), before))
         else:
             d_params.append(gates.sum(-2))

@@ -181,15 +181,15 @@ def _layer(layer, others, input, states, params):
     batch_sizes, resets, *of_inside = others
     bidirectional = layer.directions == 2
     if layer.inside:
-        output, *finals, cells, gates = variants_reference.layer(
-            layer.cell, input, batch_sizes, states, params, bidirectional,
-            (*layer.inside, *of_inside), True,
-        )  # fmt: skip
+        arguments = input, batch_sizes, states, params, bidirectional
+        inside = *layer.inside, *of_inside
+        run = variants_reference.layer
+        output, *finals, cells, gates = run(layer.cell, *arguments, inside, True)
         return output, finals, cells, gates if CELLS[layer.cell].saves_gates else None
     resets_to = "hx" if layer.to_hx else "zeros"
-    output, finals, each = reference.stack(
-        layer.cell, input, states if states[0] is not None else None, params,
-        "b_ih" in layer.stems, 1, bidirectional, False, batch_sizes, resets, resets_to, None,
-    )  # fmt: skip
+    hx = states if states[0] is not None else None
+    layout = 1, bidirectional, False, batch_sizes, resets, resets_to, None
+    has_biases = "b_ih" in layer.stems
+    output, finals, each = reference.stack(layer.cell, input, hx, params, has_biases, *layout)
     cells, gates = (None if t is None else t.flatten(1, -2) for t in each[1:])
     return output, finals, cells, gates if CELLS[layer.cell].saves_gates else None

@@ -14,6 +14,7 @@ class Cell(NamedTuple):
     products: int  # blocks of hidden_size rows in w_ih and w_hh
     columns: int  # values of a unit before activation; of d_gates, and of the saved gates
     states: int  # h, and c
+    vectors: int  # parameters of hidden_size values of the cell's own
     carries_h: bool  # whether h reaches the next h past the product too
     keeps_h: bool  # whether h is all that is saved
 
@@ -41,42 +42,26 @@ class Cell(NamedTuple):
         return self.name.partition("_")[0]
 
 
-def _stems(norm, has_c, has_biases, projected):
-    both, joint = norm == "recurrent", norm == "joint"
-    present = {
-        "w_ih": True,
-        "w_hh": True,
-        "b_ih": has_biases and not joint,
-        "b_hh": has_biases or joint,
-        "w_hr": projected,
-        "gain_ih": both,
-        "gain_hh": both or joint,
-        "cell_gain": both and has_c,
-        "cell_bias": both and has_c and has_biases,
-    }
-    return tuple(stem for stem, is_there in present.items() if is_there)
+CELLS = {cell.name: cell for cell in (Cell(*values) for values in extension.cells())}
 
-
-# What the params of one direction are, in order, by what is normalised, whether the cell has a c,
-# and how many they are.
+# What the params of one direction are, in order, by cell, what is normalised, and how many they
+# are.
 STEMS = {
-    (norm, has_c, len(stems)): stems
+    (name, norm, len(stems)): stems
+    for name, cell in CELLS.items()
     for norm in ("none", "recurrent", "joint")
-    for has_c in (False, True)
     for has_biases in (False, True)
     for projected in (False, True)
-    for stems in (_stems(norm, has_c, has_biases, projected),)
-    if not projected or (norm == "none" and has_c)
+    for stems in (tuple(extension.params(name, norm, has_biases, projected)),)
+    if not projected or (norm == "none" and cell.has_c and not cell.vectors)
 }
 
 # The same of weights, all but b_ih and b_hh.
 WEIGHT_STEMS = {
-    (norm, has_c, len(weights)): weights
-    for (norm, has_c, _), stems in STEMS.items()
+    (cell, norm, len(weights)): weights
+    for (cell, norm, _), stems in STEMS.items()
     for weights in (tuple(stem for stem in stems if stem[0] != "b"),)
 }
-
-CELLS = {cell.name: cell for cell in (Cell(*values) for values in extension.cells())}
 
 
 def cell_of(module: nn.RNNBase | nn.RNNCellBase) -> Cell:

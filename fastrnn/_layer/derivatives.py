@@ -57,10 +57,10 @@ class _Tangents:
 
         self.w_ih, self.w_hh, self.w_hr = every("w_ih"), every("w_hh"), every("w_hr")
         self.b_ih, self.b_hh = every("b_ih"), every("b_hh")
-        self.norms = []  # four of each direction
-        if layer.normalises:
-            norms = [every(stem) for stem in ("gain_ih", "gain_hh", "cell_gain", "cell_bias")]
-            self.norms = [tangent for each in zip(*norms) for tangent in each]
+        # Of each direction: four of a norm, one of a cell's vectors.
+        inside = ("gain_ih", "gain_hh", "cell_gain", "cell_bias") if layer.normalises else ()
+        inside = map(every, (*inside, *(("w_ch",) if "w_ch" in stems else ())))
+        self.inside = [tangent for each in zip(*inside) for tangent in each]
         self.saved = self.hidden = None
 
 
@@ -85,7 +85,7 @@ def _sweep(layer, record, tangents, batch, save):
     t_params = [p for each in zip(t.w_ih, t.w_hh, t.b_ih, t.b_hh) for p in each]
     found = ops.layer_tangent(
         layer.cell, None if t.input is None else t.input.reshape(sizes), t.states, t_params,
-        t.norms, (None, None, _stack(projected)),
+        t.inside, (None, None, _stack(projected)),
         None if r.input is None else r.input.reshape(sizes), r.batch_sizes, batch, r.states,
         r.saved, r.weights, save, *layer.inside, *r.of_inside,
     )  # fmt: skip
@@ -314,7 +314,7 @@ class _Second(Function):
             t_found = gate_gradients(
                 layer,
                 ops.gate_gradients_tangent(
-                    layer.cell, t_v, t.norms, through, t.states, t.saved, found.received, *layered
+                    layer.cell, t_v, t.inside, through, t.states, t.saved, found.received, *layered
                 ),
             )
             t_d_input, t_d_params = _products_tangent(plan, r, t, found, t_found, batch)
@@ -364,8 +364,8 @@ def _through(gradients, t_weights):
     """gradients t_weight of each direction."""
     if all(w is None for w in t_weights):
         return None
-    return _stack([None if w is None else matmul(gradients[d], w)
-                   for d, w in enumerate(t_weights)])  # fmt: skip
+    each = enumerate(t_weights)
+    return _stack([None if w is None else matmul(gradients[d], w) for d, w in each])
 
 
 def _products_tangent(plan, record, tangents, found, t_found, batch):

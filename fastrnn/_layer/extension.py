@@ -23,6 +23,7 @@ except ImportError as error:
     ) from error
 
 cells = _C.cells
+params = _C.params
 cpu_targets = _C.cpu_targets
 cpu_target = _C.cpu_target
 build_info = _C.build_info

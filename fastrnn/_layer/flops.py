@@ -3,17 +3,25 @@
 As there: two for each multiplication of a matrix product, none for what is done to single elements.
 """
 
-import torch
 from torch.utils.flop_counter import register_flop_formula
 
+from fastrnn._layer import ops
 from fastrnn._layer.cells import CELLS
 
-_OPERATORS = torch.ops.fastrnn
 
+def _formula(op):
+    """Registers a function of the operator's arguments by name."""
 
-def _formula(name):
-    """Registers a function of the operator's arguments."""
-    return register_flop_formula(getattr(_OPERATORS, name), get_raw=True)
+    def register(formula):
+        def raw(*values, out_val=None, **options):
+            a = ops.named(op, values)
+            vars(a).update(options)
+            return formula(a)
+
+        register_flop_formula(op.overloadpacket, get_raw=True)(raw)
+        return formula
+
+    return register
 
 
 def _products(rows, *weights):
@@ -27,27 +35,26 @@ def _by_direction(weights, directions):
     return weights[::each], weights[1::each], [w for w in w_hr if w.dim() == 2]
 
 
-@_formula("layer_forward")
-def _(cell, input, batch_sizes, states, params, *_, **__):
-    return _products(input.shape[:-1].numel(), *(p for p in params if p.dim() == 2))
+@_formula(ops.layer_forward)
+def _(a):
+    return _products(a.input.shape[:-1].numel(), *(p for p in a.params if p.dim() == 2))
 
 
-def _recurrence(saved, first, weights):
+def _recurrence(a, first=0):
     """Against time: a step's gradient goes through w_hr and w_hh, but for the first step's where
     nobody wants that of the initial state."""
-    directions, rows, _ = saved[-1].shape
-    _, w_hh, w_hr = _by_direction(weights, directions)
+    directions, rows, _ = a.saved[-1].shape
+    _, w_hh, w_hr = _by_direction(a.weights, directions)
     return _products(rows - first, *w_hh) + _products(rows, *w_hr)
 
 
-@_formula("layer_backward")
-def _(
-    cell, d_results, input, batch_sizes, batch, states, saved, weights, wanted, *_, **__
-):  # fmt: skip
-    (directions, rows, _), of_params = saved[-1].shape, wanted[1 + CELLS[cell].states :]
-    flops = _recurrence(saved, 0 if wanted[1] else batch, weights)
-    by_stem = _by_direction(weights, directions)
-    if wanted[0]:
+@_formula(ops.layer_backward)
+def _(a):
+    directions, rows, _ = a.saved[-1].shape
+    of_params = a.wanted[1 + CELLS[a.cell].states :]
+    flops = _recurrence(a, 0 if a.wanted[1] else a.batch)
+    by_stem = _by_direction(a.weights, directions)
+    if a.wanted[0]:
         flops += _products(rows, *by_stem[0])
     # Flags are of biases too, which stand between w_hh and w_hr.
     flags = len(of_params) // directions
@@ -56,60 +63,43 @@ def _(
     return flops
 
 
-@_formula("gate_gradients")
-def _(cell, d_results, batch_sizes, batch, states, saved, weights, *_, **__):
-    return _recurrence(saved, 0, weights)
+@_formula(ops.gate_gradients)
+@_formula(ops.gate_gradients_tangent)
+def _(a):
+    return _recurrence(a)
 
 
-@_formula("layer_tangent")
-def _(
-    cell, t_input, t_states, t_params, t_norms, through, input, batch_sizes, batch, states, saved,
-    weights, *_, **__,
-):  # fmt: skip
-    directions, rows, _ = saved[-1].shape
-    w_ih, w_hh, w_hr = _by_direction(weights, directions)
-    flops = _products(rows, *w_hh, *w_hr, *(w_ih if t_input is not None else ()))
-    return flops + _products(rows, *(t for t in t_params if t is not None and t.dim() == 2))
+@_formula(ops.layer_tangent)
+def _(a):
+    directions, rows, _ = a.saved[-1].shape
+    w_ih, w_hh, w_hr = _by_direction(a.weights, directions)
+    flops = _products(rows, *w_hh, *w_hr, *(w_ih if a.t_input is not None else ()))
+    return flops + _products(rows, *(t for t in a.t_params if t is not None and t.dim() == 2))
 
 
-@_formula("gate_gradients_tangent")
-def _(
-    cell, t_d_results, t_norms, through, t_states, t_saved, received, batch_sizes, batch, states,
-    saved, weights, *_, **__,
-):  # fmt: skip
-    return _recurrence(saved, 0, weights)
+@_formula(ops.products)
+def _(a):
+    return _products(a.d_gates.shape[1], *a.w_ih) + _of_weights(a)
 
 
-@_formula("products")
-def _(d_gates, apart, batch_sizes, batch, input, hidden, h0, w_ih, wanted, *_, **__):
-    return _products(d_gates.shape[1], *w_ih) + _of_weights(d_gates, apart, input, hidden, wanted)
+@_formula(ops.sample_products)
+def _of_weights(a):
+    _, rows, columns = a.d_gates.shape
+    sizes = [0 if t is None else t.shape[-1] for t in (a.input, a.hidden)]
+    wanted = sum(a.wanted[::4]) * sizes[0] + sum(a.wanted[1::4]) * sizes[1]
+    return 2 * rows * (columns - a.apart) * wanted
 
 
-@_formula("sample_products")
-def _(d_gates, apart, samples, batch_sizes, batch, input, hidden, h0, wanted, **_):
-    return _of_weights(d_gates, apart, input, hidden, wanted)
+@_formula(ops.quantized_forward)
+def _(a):
+    size = a.proj_size or a.hidden_size
+    products = CELLS[a.cell].products * a.hidden_size * (a.input.shape[-1] + size)
+    each = products + a.proj_size * a.hidden_size
+    return 2 * a.input.shape[:-1].numel() * each * (2 if a.bidirectional else 1)
 
 
-def _of_weights(d_gates, apart, input, hidden, wanted):
-    _, rows, columns = d_gates.shape
-    sizes = [0 if t is None else t.shape[-1] for t in (input, hidden)]
-    return (
-        2 * rows * (columns - apart) * (sum(wanted[::4]) * sizes[0] + sum(wanted[1::4]) * sizes[1])
-    )
-
-
-@_formula("quantized_forward")
-def _(
-    cell, input, batch_sizes, states, params, hidden_size, proj_size, bidirectional, **_
-):  # fmt: skip
-    size = proj_size or hidden_size
-    products = CELLS[cell].products * hidden_size * (input.shape[-1] + size)
-    each = products + proj_size * hidden_size
-    return 2 * input.shape[:-1].numel() * each * (2 if bidirectional else 1)
-
-
-@_formula("drop_weights")
-@_formula("segments")
-@_formula("gather_rows")
-def _(*_, **__):
+@_formula(ops.drop_weights)
+@_formula(ops.segments)
+@_formula(ops.gather_rows)
+def _(a):
     return 0

@@ -5,8 +5,7 @@ computes nothing; it also stands in for the kernel on the meta device, so it mak
 of devices and shapes that a wrong answer would follow from.
 """
 
-import functools
-import inspect
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -46,27 +45,32 @@ def _check(condition, message):
         raise RuntimeError(message())
 
 
+def named(op, values):
+    """An operator's arguments by the names of its schema, those with a default filled in."""
+    schema = op._schema.arguments
+    rest = [argument.default_value for argument in schema[len(values) :]]
+    return SimpleNamespace(**dict(zip([a.name for a in schema], (*values, *rest), strict=True)))
+
+
 def _register_fake(op):
     """Registers the fake kernel of an operator, which also checks that tensors are on one device.
 
-    Only where no real kernel is asked: the dispatcher takes the fake one if any tensor is on meta.
+    It takes the arguments by name. Only where no real kernel is asked: the dispatcher takes the
+    fake one if any tensor is on meta.
     """
 
     def register(fake):
-        names = list(inspect.signature(fake).parameters)
+        name_of_op = op.name().partition("::")[2]
 
-        def what(arguments):
-            return arguments[0] if op == "layer_forward" else op  # the cell: what a user called
-
-        @functools.wraps(fake)
-        def checked(*arguments):
-            first = None
-            for name, value in zip(names, arguments):
+        def checked(*values):
+            a, first = named(op, values), None
+            what = a.cell if op is layer_forward else name_of_op  # what a user called
+            for name, value in vars(a).items():
                 if name == "batch_sizes":  # on the CPU wherever the layer is
                     _check(
                         value is None or value.device.type == "cpu",
                         lambda value=value: (
-                            f"{what(arguments)}: expected batch_sizes on cpu, got {value.device}"
+                            f"{what}: expected batch_sizes on cpu, got {value.device}"
                         ),
                     )
                     continue
@@ -79,13 +83,13 @@ def _register_fake(op):
                     _check(
                         tensor.device == first.device,
                         lambda name=name, tensor=tensor, first=first: (
-                            f"{what(arguments)}: expected all tensors on one device, "
+                            f"{what}: expected all tensors on one device, "
                             f"got {name} on {tensor.device} and others on {first.device}"
                         ),
                     )
-            return fake(*arguments)
+            return fake(a)
 
-        torch.library.register_fake(f"fastrnn::{op}")(checked)
+        torch.library.register_fake(op.name())(checked)
         return fake
 
     return register
@@ -110,7 +114,7 @@ class _Sizes:
         )
         self.saves_gates = self.cell.saves_gates or inside or self.norms > 0
         each = len(params) // directions
-        self.stems = (STEMS if with_biases else WEIGHT_STEMS)[norm, self.cell.has_c, each]
+        self.stems = (STEMS if with_biases else WEIGHT_STEMS)[cell, norm, each]
         w_ih, w_hh = params[:2]
         self.projected = "w_hr" in self.stems
         self.input_size = w_ih.shape[1]
@@ -129,6 +133,8 @@ class _Sizes:
     def rows_of_param(self, stem):
         if stem == "w_hr":
             return self.state_size
+        if stem == "w_ch":
+            return self.hidden_size * self.cell.vectors
         return self.hidden_size * (1 if stem[:4] == "cell" else self.cell.products)
 
     @property
@@ -155,33 +161,30 @@ class _Sizes:
         return [*saved, *self.states(rows)]
 
 
-def _sizes_of_saved(op, cell, saved, weights, norm="none", counter=None):
+def _sizes_of_saved(op, a):
     """The sizes of a layer, and its rows, by what a forward pass saved."""
-    last, of_one = saved[-1], (norm, CELLS[cell].has_c, len(weights))
+    last, of_one = a.saved[-1], (a.cell, a.norm, len(a.weights))
     directions = 1 if of_one in WEIGHT_STEMS else 2  # not by a shape, which may be symbolic
-    inside = counter is not None
-    return _Sizes(op, cell, weights, directions, last, norm, inside, False), last.shape[1]
+    inside = a.counter is not None
+    return _Sizes(op, a.cell, a.weights, directions, last, a.norm, inside, False), last.shape[1]
 
 
-def _batch(input, batch_sizes, states):
+def _batch(a):
     """Rows of a state, from whatever carries them."""
-    if states[0] is not None:
-        return states[0].shape[1]
-    if batch_sizes is None:
-        return input.shape[1]
-    if type(batch_sizes) is Tensor and batch_sizes.device.type == "cpu":
-        return int(batch_sizes[0])
+    if a.states[0] is not None:
+        return a.states[0].shape[1]
+    if a.batch_sizes is None:
+        return a.input.shape[1]
+    if type(a.batch_sizes) is Tensor and a.batch_sizes.device.type == "cpu":
+        return int(a.batch_sizes[0])
     return torch.library.get_ctx().new_dynamic_size()
 
 
-@_register_fake("layer_forward")
-def _(
-    cell, input, batch_sizes, states, params, bidirectional, save, resets=None, reset_to_hx=False,
-    norm="none", eps=0.0, rates=None, counter=None, seed=None, h_scale=None,
-):  # fmt: skip
-    op = cell  # what a user called
-    directions, inside = 2 if bidirectional else 1, counter is not None
-    layer = _Sizes(op, cell, params, directions, input, norm, inside, True)
+@_register_fake(layer_forward)
+def _(a):
+    op, input = a.cell, a.input  # what a user called
+    directions, inside = 2 if a.bidirectional else 1, a.counter is not None
+    layer = _Sizes(op, a.cell, a.params, directions, input, a.norm, inside, True)
     _check(
         input.shape[-1] == layer.input_size,
         lambda: (
@@ -190,37 +193,30 @@ def _(
         ),
     )
     output = input.new_empty((*input.shape[:-1], layer.directions * layer.state_size))
-    rows = input.shape[0] if batch_sizes is not None else input.shape[0] * input.shape[1]
-    finals = layer.states(_batch(input, batch_sizes, states))
-    return [output, *finals, *(layer.saved(rows) if save else ())]
+    rows = input.shape[0] if a.batch_sizes is not None else input.shape[0] * input.shape[1]
+    return [output, *layer.states(_batch(a)), *(layer.saved(rows) if a.save else ())]
 
 
-@_register_fake("layer_backward")
-def _(
-    cell, d_results, input, batch_sizes, batch, states, saved, weights, wanted, resets=None,
-    reset_to_hx=False, norm="none", eps=0.0, rates=None, counter=None, seed=None, h_scale=None,
-):  # fmt: skip
-    layer, rows = _sizes_of_saved("layer_backward", cell, saved, weights, norm, counter)
-    each = len(wanted[1 + layer.cell.states :]) // layer.directions
-    sizes = {"w_ih": weights[0].shape, "w_hh": weights[1].shape}
+@_register_fake(layer_backward)
+def _(a):
+    layer, rows = _sizes_of_saved("layer_backward", a)
+    each = len(a.wanted[1 + layer.cell.states :]) // layer.directions
+    sizes = {"w_ih": a.weights[0].shape, "w_hh": a.weights[1].shape}
     sizes["w_hr"] = (layer.state_size, layer.hidden_size)
-    stems = STEMS[norm, layer.cell.has_c, each] * layer.directions
-    d_input = layer.like.new_empty((rows, layer.input_size) if input is None else input.shape)
+    stems = STEMS[a.cell, a.norm, each] * layer.directions
+    d_input = layer.like.new_empty((rows, layer.input_size) if a.input is None else a.input.shape)
     d_params = [
         layer.like.new_empty(sizes.get(stem, (layer.rows_of_param(stem),))) for stem in stems
     ]
-    every = d_input, *layer.states(batch), *d_params
-    return [d for d, needed in zip(every, wanted, strict=True) if needed]
+    every = d_input, *layer.states(a.batch), *d_params
+    return [d for d, needed in zip(every, a.wanted, strict=True) if needed]
 
 
-@_register_fake("gate_gradients")
-def _(
-    cell, d_results, batch_sizes, batch, states, saved, weights, received, resets=None,
-    reset_to_hx=False, norm="none", eps=0.0, rates=None, counter=None, seed=None, h_scale=None,
-):  # fmt: skip
-    layer, rows = _sizes_of_saved("gate_gradients", cell, saved, weights, norm, counter)
-    results = _gate_gradients(layer, rows, batch)
-    if received:
+@_register_fake(gate_gradients)
+def _(a):
+    layer, rows = _sizes_of_saved("gate_gradients", a)
+    results = _gate_gradients(layer, rows, a.batch)
+    if a.received:
         results += [layer.rows_of(rows, layer.hidden_size) for _ in range(layer.cell.states)]
     return results
 
@@ -228,92 +224,77 @@ def _(
 def _gate_gradients(layer, rows, batch):
     results = [layer.rows_of(rows, layer.columns), *layer.states(batch)]
     results += [layer.rows_of(rows, layer.state_size)] * layer.projected
-    norms = ["b_ih", "b_hh"][layer.norms % 2 :] if layer.norms else []
-    norms += [stem for stem in layer.stems if stem[0] != "w"]
-    each = [layer.like.new_empty((layer.rows_of_param(s),)) for s in norms * layer.directions]
+    inside = ["b_ih", "b_hh"][layer.norms % 2 :] if layer.norms else []
+    inside += [stem for stem in layer.stems if stem[0] != "w" or stem == "w_ch"]
+    each = [layer.like.new_empty((layer.rows_of_param(s),)) for s in inside * layer.directions]
     return results + each
 
 
-@_register_fake("layer_tangent")
-def _(
-    cell, t_input, t_states, t_params, t_norms, through, input, batch_sizes, batch, states, saved,
-    weights, save, norm="none", eps=0.0, rates=None, counter=None, seed=None, h_scale=None,
-):  # fmt: skip
-    layer, rows = _sizes_of_saved("layer_tangent", cell, saved, weights, norm, counter)
-    each = layer.saved(rows) if save else [layer.rows_of(rows, layer.state_size)]
-    return [*layer.states(batch), *each]
+@_register_fake(layer_tangent)
+def _(a):
+    layer, rows = _sizes_of_saved("layer_tangent", a)
+    each = layer.saved(rows) if a.save else [layer.rows_of(rows, layer.state_size)]
+    return [*layer.states(a.batch), *each]
 
 
-@_register_fake("gate_gradients_tangent")
-def _(
-    cell, t_d_results, t_norms, through, t_states, t_saved, received, batch_sizes, batch, states,
-    saved, weights, norm="none", eps=0.0, rates=None, counter=None, seed=None, h_scale=None,
-):  # fmt: skip
-    op = "gate_gradients_tangent"
-    layer, rows = _sizes_of_saved(op, cell, saved, weights, norm, counter)
-    return _gate_gradients(layer, rows, batch)
+@_register_fake(gate_gradients_tangent)
+def _(a):
+    return _gate_gradients(*_sizes_of_saved("gate_gradients_tangent", a), a.batch)
 
 
-@_register_fake("products")
-def _(
-    d_gates, apart, batch_sizes, batch, input, hidden, h0, w_ih, wanted, resets=None,
-    reset_to_hx=False, h_scale=None,
-):  # fmt: skip
-    _, rows, columns = d_gates.shape
-    d_input = d_gates.new_empty((rows, w_ih[0].shape[1]) if w_ih else (0,))
-    return d_input, _empty_params(d_gates, (columns - apart,), input, hidden, wanted)
+@_register_fake(products)
+def _(a):
+    _, rows, columns = a.d_gates.shape
+    d_input = a.d_gates.new_empty((rows, a.w_ih[0].shape[1]) if a.w_ih else (0,))
+    return d_input, _empty_params(a, (columns - a.apart,))
 
 
-@_register_fake("sample_products")
-def _(d_gates, apart, samples, batch_sizes, batch, input, hidden, h0, wanted):
-    return _empty_params(d_gates, (samples, d_gates.shape[2] - apart), input, hidden, wanted)
+@_register_fake(sample_products)
+def _(a):
+    return _empty_params(a, (a.samples, a.d_gates.shape[2] - a.apart))
 
 
-def _empty_params(d_gates, leading, input, hidden, wanted):
+def _empty_params(a, leading):
     d_params = []
-    for i, needed in enumerate(wanted):
+    for i, needed in enumerate(a.wanted):
         size = leading
         if needed and i % 4 < 2:
-            size = (*leading, (input, hidden)[i % 4].shape[-1])
-        d_params.append(d_gates.new_empty(size if needed else (0,)))
+            size = (*leading, (a.input, a.hidden)[i % 4].shape[-1])
+        d_params.append(a.d_gates.new_empty(size if needed else (0,)))
     return d_params
 
 
-@_register_fake("quantized_forward")
-def _(cell, input, batch_sizes, states, params, hidden_size, proj_size, bidirectional):
-    directions, sizes = 2 if bidirectional else 1, (proj_size or hidden_size, hidden_size)
-    batch = _batch(input, batch_sizes, states)
-    finals = [input.new_empty((directions, batch, s)) for s in sizes[: CELLS[cell].states]]
+@_register_fake(quantized_forward)
+def _(a):
+    input, directions = a.input, 2 if a.bidirectional else 1
+    sizes = a.proj_size or a.hidden_size, a.hidden_size
+    batch = _batch(a)
+    finals = [input.new_empty((directions, batch, s)) for s in sizes[: CELLS[a.cell].states]]
     return [input.new_empty((*input.shape[:-1], directions * sizes[0])), *finals]
 
 
-@_register_fake("drop_weights")
-def _(weights, seed, stream, rate):
-    return torch.empty_like(weights, memory_format=torch.contiguous_format)
+@_register_fake(drop_weights)
+def _(a):
+    return torch.empty_like(a.weights, memory_format=torch.contiguous_format)
 
 
-@_register_fake("segments")
-def _(resets, lengths, seq_len, batch, directions, none_if_whole):
+@_register_fake(segments)
+def _(a):
     """How many segments there are, how long the longest is and, with lengths, how many rows they
     have depend on values."""
-    like = resets if lengths is None else lengths
+    like = a.resets if a.lengths is None else a.lengths
     context = torch.library.get_ctx()
     longest, segments = context.new_dynamic_size(), context.new_dynamic_size()
-    rows = seq_len * batch if lengths is None else context.new_dynamic_size()
-
-    def indices(*size):
-        return like.new_empty(size, dtype=torch.int64)
-
-    of_segments, of_batch = (directions, segments), (directions, batch)
-    return (
-        indices(longest), indices(1, rows), indices(1, seq_len, batch), indices(segments),
-        indices(*of_segments), indices(*of_batch), indices(*of_batch), indices(*of_segments),
-    )  # fmt: skip
+    rows = a.seq_len * a.batch if a.lengths is None else context.new_dynamic_size()
+    of_segments, of_batch = (a.directions, segments), (a.directions, a.batch)
+    sizes = [(longest,), (1, rows), (1, a.seq_len, a.batch), (segments,)]
+    sizes += [of_segments, of_batch, of_batch, of_segments]
+    return tuple(like.new_empty(size, dtype=torch.int64) for size in sizes)
 
 
-@_register_fake("gather_rows")
-def _(inputs, indices):
+@_register_fake(gather_rows)
+def _(a):
     return [
         t.new_empty((*t.shape[:-2], *index.shape[1:], t.shape[-1]))
-        for t, index in zip(inputs, indices, strict=True)
+        for t, index in zip(a.inputs, a.indices, strict=True)
     ]

@@ -76,6 +76,9 @@ def run(within, input, batch_sizes, states, params, bidirectional, keep=False):
     return *results, torch.cat([r, 1 - z, *rest], -1)  # z as Dreamer has it
 
 
+_OPTIONS = ("layer_norm", "zoneout", "recurrent_dropout", "variational_dropout", "weight_drop")
+
+
 class Layers:
     """Options, parameters and the call; before one of fastrnn.modules in the order of classes.
 
@@ -115,9 +118,13 @@ class Layers:
                 f"{name}: expected recurrent_dropout = 0 (an Elman cell has no candidate apart "
                 f"from its state), got {recurrent_dropout}"
             )
-        within = {"layer_norm": layer_norm, "zoneout": any(self.zoneout),
-                  "recurrent_dropout": self.recurrent_dropout,
-                  "variational_dropout of h": self.variational_dropout[1]}  # fmt: skip
+        within = {
+            "layer_norm": layer_norm,
+            "zoneout": any(self.zoneout),
+            "recurrent_dropout": self.recurrent_dropout,
+            "variational_dropout of h": self.variational_dropout[1],
+            "peepholes": cell_of(self).vectors,
+        }
         if self.proj_size and any(within.values()):
             raise ValueError(
                 f"{name}: expected proj_size = 0 with {[k for k, v in within.items() if v][0]}, "
@@ -126,6 +133,10 @@ class Layers:
         if layer_norm:
             self._norm = "recurrent"
             self._add_gains()
+        for suffix in self._suffixes() if cell_of(self).vectors else ():
+            vectors = self.weight_hh_l0.new_empty(cell_of(self).vectors * self.hidden_size)
+            self.register_parameter(f"weight_ch_{suffix}", nn.Parameter(vectors))
+            nn.init.uniform_(vectors, -(self.hidden_size**-0.5), self.hidden_size**-0.5)
 
     def _add_gains(self):
         like = self.weight_hh_l0
@@ -161,8 +172,7 @@ class Layers:
     def extra_repr(self):
         """That of torch.nn, with the options that are on."""
         text = super().extra_repr()
-        for option in ("layer_norm", "zoneout", "recurrent_dropout", "variational_dropout",
-                       "weight_drop"):  # fmt: skip
+        for option in _OPTIONS:
             value = getattr(self, option)
             on = any(value) if isinstance(value, tuple) else value
             text += f", {option}={value}" if on else ""
@@ -177,10 +187,8 @@ class Layers:
         checks.check_tensors(name, input, states, ())
         dtype = self.weight_ih_l0.dtype
         input, states = autocast.in_dtype(dtype, input, states)
-        call = stack.Call(
-            self.num_layers, self.bias, self.bidirectional, self._before, batch_first, batch_sizes,
-            self.checkpoint_every,
-        )  # fmt: skip
+        made = self.num_layers, self.bias, self.bidirectional
+        call = stack.Call(*made, self._before, batch_first, batch_sizes, self.checkpoint_every)
         seed = draw_seed() if self._draws() else None
         with torch.autocast(autocast.device_of(input), enabled=False):
             params = [self._params(index, seed) for index in range(self.num_layers)]
@@ -244,6 +252,7 @@ class Layers:
         not; in the order of the operators, which is that of fastrnn.functional too."""
         stems = ["weight_ih_l", "weight_hh_l", *["bias_ih_l", "bias_hh_l"] * self.bias]
         stems += ["weight_hr_l"] if self.proj_size else [f"{s}_l" for s in self._norm_stems()]
+        stems += ["weight_ch_l"] * (cell_of(self).vectors > 0)
         params = []
         for d, ending in enumerate(("", "_reverse")[: 2 if self.bidirectional else 1]):
             names = [f"{stem}{index}{ending}" for stem in stems]

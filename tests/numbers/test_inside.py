@@ -19,7 +19,7 @@ NORMS = ("none", "recurrent", "joint")
 def moved(values):
     """What has gradients, by name."""
     cell, count = CELLS[values["cell"]], 1 + values["bidirectional"]
-    stems = STEMS[values["inside"].norm, cell.has_c, len(values["params"]) // count]
+    stems = STEMS[cell.name, values["inside"].norm, len(values["params"]) // count]
     names = [f"{stem}[{d}]" for d in range(count) for stem in stems]
     named = {"input": values["input"]} | dict(zip(("h0", "c0"), values["states"]))
     named |= dict(zip(names, values["params"], strict=True))

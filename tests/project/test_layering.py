@@ -141,7 +141,7 @@ IMPORTS = {
     },
     "_layer.dropout": {"_layer.ops", "_layer.transforms", "variants_reference"},
     "_layer.extension": {"_C"},
-    "_layer.flops": {"_layer.cells"},
+    "_layer.flops": {"_layer.cells", "_layer.ops"},
     "_layer.inside": set(),
     "_layer.ops": {"_layer.cells", "_layer.extension"},
     "_layer.panels": {"_layer.cells", "reference"},
@@ -156,7 +156,7 @@ OPTIONAL = {"onnx": {"onnxscript"}}
 TORCH = ("torch/", "ATen/", "c10/")
 INCLUDES = {
     "ops.cpp": ("torch/library.h",),
-    "module.cpp": (*TORCH, "cpu/dispatch.h", "cuda/plan.h", "host/cells.h"),
+    "module.cpp": (*TORCH, "cpu/dispatch.h", "cuda/plan.h", "host/layer.h"),
     "layer_shape.h": (),
     "host": (*TORCH, "cells/list.h", "host/", "layer_shape.h"),
     "cells": ("cells/", "layer_shape.h"),

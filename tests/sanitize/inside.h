@@ -17,19 +17,19 @@ struct InsideConfig {
 // What a layer reads that can be moved, of all directions. A norm of both products at once has no
 // b_ih and no gain_ih.
 struct InsideTensors {
-  static constexpr int kMovable = 11;
-  Values x, h0, c0, w_ih, w_hh, b_ih, b_hh, gain_ih, gain_hh, cell_gain, cell_bias;
+  static constexpr int kMovable = 12;
+  Values x, h0, c0, w_ih, w_hh, b_ih, b_hh, gain_ih, gain_hh, cell_gain, cell_bias, w_ch;
   Values h_scale;
 
   Values& at(int i) {
-    Values* const each[kMovable] = {&x,    &h0,      &c0,      &w_ih,      &w_hh,     &b_ih,
-                                    &b_hh, &gain_ih, &gain_hh, &cell_gain, &cell_bias};
+    Values* const each[kMovable] = {&x,    &h0,      &c0,      &w_ih,      &w_hh,      &b_ih,
+                                    &b_hh, &gain_ih, &gain_hh, &cell_gain, &cell_bias, &w_ch};
     return *each[i];
   }
 };
-constexpr const char* kMovableNames[] = {"x",       "h0",        "c0",       "w_ih",
-                                         "w_hh",    "b_ih",      "b_hh",     "gain_ih",
-                                         "gain_hh", "cell_gain", "cell_bias"};
+constexpr const char* kMovableNames[] = {"x",       "h0",        "c0",        "w_ih",
+                                         "w_hh",    "b_ih",      "b_hh",      "gain_ih",
+                                         "gain_hh", "cell_gain", "cell_bias", "w_ch"};
 
 struct InsideResults {
   Values output, h_n, c_n, cells;  // cells [D, N, H]
@@ -63,6 +63,20 @@ void normalise_row(Values& x) {
   for (double v : x) mean += v / static_cast<double>(x.size());
   for (double v : x) variance += (v - mean) * (v - mean) / static_cast<double>(x.size());
   for (double& v : x) v = (v - mean) / std::sqrt(variance + kInsideEps);
+}
+
+// The vectors of unit j of a cell that has some.
+template <class Cell>
+struct Own {
+  Number v[cells::kOwn<Cell>];
+};
+template <class Cell>
+Own<Cell> own_of(const InsideConfig& e, const InsideTensors& t, int64_t d, int64_t j) {
+  Own<Cell> own;
+  for (int k = 0; k < Cell::kVectors; ++k) {
+    own.v[k] = {t.w_ch[(d * Cell::kVectors + k) * e.c.H + j]};
+  }
+  return own;
 }
 
 template <class Cell>
@@ -118,10 +132,11 @@ InsideResults inside_reference_of(const InsideConfig& e, const InsideTensors& t)
             a[k].v += x[k * H + j];
             a[cells::recurrent_column<Cell>(k)].v += v[k * H + j];
           }
-          Cell::activate(a);
-          if constexpr (Cell::kCandidate >= 0) a[Cell::kCandidate].v *= factor[j];
           before[0] = {h[j]};
           if constexpr (kHasC) before[1] = {state[j]};
+          if constexpr (Cell::kVectors > 0) Cell::enter(own_of<Cell>(e, t, d, j).v, before, a);
+          Cell::activate(a);
+          if constexpr (Cell::kCandidate >= 0) a[Cell::kCandidate].v *= factor[j];
           Cell::update(a, before, after);
           fresh_h[j] = after[0].v;
           if constexpr (kHasC) fresh[j] = after[1].v;
@@ -135,6 +150,7 @@ InsideResults inside_reference_of(const InsideConfig& e, const InsideTensors& t)
             if (e.norms_c() && c.biases) y[j] += t.cell_bias[d * H + j];
             Number a[K], states[2] = {{NAN}, {y[j]}};
             std::copy(kept[j].begin(), kept[j].end(), a);
+            if constexpr (Cell::kVectors > 0) Cell::finish(own_of<Cell>(e, t, d, j).v, states, a);
             Cell::emit(a, states);
             fresh_h[j] = states[0].v;
             state[j] = z_c[j] * state[j] + (1 - z_c[j]) * fresh[j];
@@ -199,15 +215,17 @@ void run_inside(const Config& config, const std::string& name) {
   const bool has_c = e.has_c(), both = e.both(), joint = e.norm == Norm::kJoint;
   const bool b_ih = c.biases && !joint, b_hh = c.biases || joint;
   const bool moves[InsideTensors::kMovable] = {
-      true,          c.initial,   c.initial && has_c,     true, true, b_ih, b_hh, both,
-      both || joint, e.norms_c(), e.norms_c() && c.biases};
+      true,          c.initial,   c.initial && has_c,      true,           true, b_ih, b_hh, both,
+      both || joint, e.norms_c(), e.norms_c() && c.biases, c.vectors() > 0};
   const std::string where = name + " inside norm=" + std::to_string(static_cast<int>(e.norm)) +
                             (e.random ? " random" : "") + (e.scaled ? " scaled" : "");
-  const int64_t sizes[InsideTensors::kMovable] = {
-      N * c.I, BH, BH, D * GH * c.I, D * GH * H, D * GH, D * GH, D * GH, D * GH, D * H, D * H};
+  const int64_t sizes[InsideTensors::kMovable] = {N * c.I,    BH,     BH,     D * GH * c.I,
+                                                  D * GH * H, D * GH, D * GH, D * GH,
+                                                  D * GH,     D * H,  D * H,  c.vectors() * D * H};
   const double root_i = 1 / std::sqrt(static_cast<double>(c.I)),
                root_h = 0.5 / std::sqrt(static_cast<double>(H));
-  const double spreads[InsideTensors::kMovable] = {1, 1, 1, root_i, root_h, 0.5, 0.5, 1, 1, 1, 0.5};
+  const double spreads[InsideTensors::kMovable] = {1,   1, 1, root_i, root_h, 0.5,
+                                                   0.5, 1, 1, 1,      0.5,    0.5};
   InsideTensors t, u, w;  // a layer, and two directions
   for (int i = 0; i < InsideTensors::kMovable; ++i) {
     t.at(i) = random_values(sizes[i], moves[i] ? spreads[i] : 0);
@@ -252,8 +270,8 @@ void run_inside(const Config& config, const std::string& name) {
         const int64_t each = static_cast<int64_t>(all.size()) / D;
         return memory.in(Values(all.begin() + d * each, all.begin() + (d + 1) * each));
       };
-      weights[d] = {part(3), part(4), part(5), part(6), nullptr,
-                    part(7), part(8), part(9), part(10)};
+      weights[d] = {part(3), part(4), part(5), part(6),  nullptr,
+                    part(7), part(8), part(9), part(10), part(11)};
     }
   };
   Weights weights[2] = {}, t_weights[2] = {};
@@ -333,8 +351,9 @@ void run_inside(const Config& config, const std::string& name) {
     S** const r = found[d];
     const auto wanted = [&](int i, bool here) { return moves[i] && here ? r[i] : nullptr; };
     p.gradients[d] = {r[3], r[4], wanted(5, parts == 0), wanted(6, parts == 0)};
-    b.norm_gradients[d] = {wanted(5, parts > 0), wanted(6, parts > 0), wanted(7, true),
-                           wanted(8, true),      wanted(9, true),      wanted(10, true)};
+    b.inside_gradients[d] = {wanted(5, parts > 0), wanted(6, parts > 0), wanted(7, true),
+                             wanted(8, true),      wanted(9, true),      wanted(10, true),
+                             wanted(11, true)};
   }
   v.backward_threads = 1 + static_cast<int>(generator() % static_cast<unsigned>(c.threads));
   v.chunk_rows = pick({1, 10, 40, 300});

@@ -137,6 +137,7 @@ struct Config {
 
   int64_t gates() const { return cells::traits(cell).products; }
   int64_t columns() const { return cells::traits(cell).columns; }
+  int64_t vectors() const { return cells::traits(cell).vectors; }
   bool saves_gates() const { return cells::traits(cell).saved() > 0; }
 };
 
@@ -177,6 +178,7 @@ struct Number {
   friend Number zero_where_not_positive(Number test, Number a) { return {test.v > 0 ? a.v : 0}; }
 };
 
+// Of cells without vectors: those of the others run as if options were there (inside.h).
 template <class Cell>
 void reference_of(const Config& c, Tensors& t) {
   constexpr int K = Cell::kColumns;
@@ -299,7 +301,9 @@ void reference_of(const Config& c, Tensors& t) {
 }
 
 void reference(const Config& c, Tensors& t) {
-  cells::All::visit(c.cell, [&](auto cell) { reference_of<decltype(cell)>(c, t); });
+  cells::All::visit(c.cell, [&](auto cell) {
+    if constexpr (decltype(cell)::kVectors == 0) reference_of<decltype(cell)>(c, t);
+  });
 }
 
 // ---- the kernels on the same layer -----------------------------------------
@@ -505,7 +509,8 @@ Config random_config() {
   c.I = pick({1, 3, 15, 16, 17, 40});
   c.H = pick({1, 2, 7, 8, 15, 16, 17, 33, 64, 70, 80});
   c.directions = static_cast<int>(pick({1, 2}));
-  c.projected = cells::traits(c.cell).has_c() && c.H > 1 && generator() % 3 == 0;
+  c.projected =
+      cells::traits(c.cell).has_c() && c.vectors() == 0 && c.H > 1 && generator() % 3 == 0;
   c.P = c.projected ? 1 + static_cast<int64_t>(generator() % (c.H - 1)) : c.H;
   c.biases = generator() % 4 != 0;
   c.initial = generator() % 2 != 0;
@@ -563,7 +568,7 @@ int main(int argc, char** argv) {
                                 (c.packed ? " packed" : "") + (c.biases ? " bias" : "") +
                                 (c.initial ? " hx" : "") + " threads=" + std::to_string(c.threads);
       // A build may leave dtypes out; their tables are empty then.
-      if (quantized_kernels().forward) {
+      if (quantized_kernels().forward && c.vectors() == 0) {
         run_quantized(c, t, where);
         ++runs;
       }
@@ -571,8 +576,8 @@ int main(int argc, char** argv) {
       const auto run = [&](auto zero, const char* dtype) {
         using S = decltype(zero);
         if (!kernels(Info<S>::dtype).forward) return;
-        run_kernels<S>(c, t, where + " " + dtype);
-        run_tangents<S>(c, t, where + " " + dtype);
+        if (c.vectors() == 0) run_kernels<S>(c, t, where + " " + dtype);
+        if (c.vectors() == 0) run_tangents<S>(c, t, where + " " + dtype);
         run_inside<S>(c, where + " " + dtype);
         run_dropped<S>(c, where + " " + dtype);
         ++runs;

@@ -408,7 +408,12 @@ class Backward {
     }
   }
 
+  // Of a cell with vectors backward_rows.h does all of it.
   FASTRNN_INLINE void apply_cell(const Step& step, int64_t v, int64_t b, V d_h) const {
+    if constexpr (Cell::kVectors == 0) apply_plain_cell(step, v, b, d_h);
+  }
+
+  FASTRNN_INLINE void apply_plain_cell(const Step& step, int64_t v, int64_t b, V d_h) const {
     const int64_t n = step.d * s_.steps.rows + step.row + b;
     const int k = lanes(v, H_);
     if (p_.direction) return apply_cell_tangent(step, n, v, b, k, d_h);

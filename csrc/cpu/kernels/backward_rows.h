@@ -17,7 +17,7 @@ class BackwardRows {
   static constexpr int L = V::kLanes;
   static constexpr int G = Cell::kProducts, K = Cell::kColumns;
   static constexpr bool kHasC = Cell::kStates > 1;
-  static constexpr int kSums = 6;  // of b_ih, b_hh, gain_ih, gain_hh, cell_gain, cell_bias
+  static constexpr int kSums = 7;  // of b_ih, b_hh, gain_ih, gain_hh, cell_gain, cell_bias, w_ch
 
  public:
   // One row of a step.
@@ -81,7 +81,7 @@ class BackwardRows {
     for (int d = 0; d < s_.directions; ++d) {
       for (int i = 0; i < kSums; ++i) {
         if (!wants_[d][i]) continue;
-        const int64_t columns = i < 4 ? G * H_ : H_;
+        const int64_t columns = columns_of(i);
         const Range mine = part(ceil_div(columns, L), worker.threads, worker.thread);
         for (int64_t j = mine.begin * L; j < smaller(mine.end * L, columns); j += L) {
           const int k = static_cast<int>(smaller(L, columns - j));
@@ -101,12 +101,13 @@ class BackwardRows {
 
  private:
   void* result(int d, int i) const {
-    const NormGradients& r = p_.norm_gradients[d];
-    void* const each[kSums] = {r.d_b_ih,    r.d_b_hh,      r.d_gain_ih,
-                               r.d_gain_hh, r.d_cell_gain, r.d_cell_bias};
+    const InsideGradients& r = p_.inside_gradients[d];
+    void* const each[kSums] = {r.d_b_ih,      r.d_b_hh,      r.d_gain_ih, r.d_gain_hh,
+                               r.d_cell_gain, r.d_cell_bias, r.d_w_ch};
     return each[i];
   }
-  int64_t stride_of(int i) const { return i < 4 ? gate_stride_ : stride_; }
+  int64_t columns_of(int i) const { return i < 4 ? G * H_ : i < 6 ? H_ : Cell::kVectors * H_; }
+  int64_t stride_of(int i) const { return i < 4 || i == 6 ? columns_of(i) + L : stride_; }
   // The place of row b's sums, or null.
   C* sums_of(const Row& row, int i) const {
     return wants_[row.d][i] ? sums_[row.d][i] + row.b * stride_of(i) : nullptr;
@@ -151,6 +152,7 @@ class BackwardRows {
         d_states[0] = through_zoneout<N>(row, v, masks, d_before[0]);
         Cell::update(u.kept, u.before, u.after);
         Cell::emit_backward(u.kept, u.after, d_states, d);
+        if constexpr (Cell::kVectors > 0) finish_backward<N>(row, v, u, d_states, d);
       }
       if constexpr (kHasC) {
         const N d_c = arriving_d_c<N>(row, v);
@@ -164,6 +166,12 @@ class BackwardRows {
         u.kept[Cell::kCandidate] = u.candidate;
       }
       Cell::activate_backward(u.kept, d);
+      if constexpr (Cell::kVectors > 0) {
+        N own[cells::kOwn<Cell>], d_own[cells::kOwn<Cell>];
+        load_vectors(row, v, own, d_own);
+        Cell::enter_backward(own, u.before, d, d_before, d_own);
+        add_vectors<N>(row, v, d_own);
+      }
       if constexpr (kHasC) Ns::result(d_before[1]).store(row.d_c + v * L);
       if (skips() && !normalises_c) Ns::result(d_before[0]).store(row.d_skip + v * L);
       if (o_.norm == Norm::kNone) {
@@ -207,6 +215,33 @@ class BackwardRows {
       u.factor = masks.dropout ? factor<N>(masks.dropout, v) : N::set1(1);
       u.kept[Cell::kCandidate] = u.candidate * u.factor;
     }
+  }
+
+  // Vectors of the cell, and zeros for their gradients.
+  template <class N>
+  FASTRNN_INLINE void load_vectors(const Row& row, int64_t v, N (&own)[cells::kOwn<Cell>],
+                                   N (&d_own)[cells::kOwn<Cell>]) const {
+    load_own<Cell>(source(p_.weights[row.d].w_ch, direction().t_weights[row.d].w_ch), H_, v * L,
+                   own);
+    for (N& d : d_own) d = N::set1(0);
+  }
+  template <class N>
+  FASTRNN_INLINE void add_vectors(const Row& row, int64_t v,
+                                  const N (&d_own)[cells::kOwn<Cell>]) const {
+    C* const sums = sums_of(row, 6);
+    if (!sums) return;
+    for (int i = 0; i < Cell::kVectors; ++i) {
+      C* const sum = sums + i * H_ + v * L;
+      store_lanes(load_lanes<V>(sum, lanes(v)) + Numbers<N>::result(d_own[i]), sum, lanes(v));
+    }
+  }
+  template <class N>
+  FASTRNN_INLINE void finish_backward(const Row& row, int64_t v, const Unit<N>& u,
+                                      N (&d_states)[Cell::kStates], N (&d)[K]) const {
+    N own[cells::kOwn<Cell>], d_own[cells::kOwn<Cell>];
+    load_vectors(row, v, own, d_own);
+    Cell::finish_backward(own, u.after, u.kept, d_states, d, d_own);
+    add_vectors<N>(row, v, d_own);
   }
 
   // The value that a state had before this step.
@@ -254,6 +289,7 @@ class BackwardRows {
       u.after[1] = fma(normed, gain, shift);
       for (N& x : d) x = N::set1(0);
       Cell::emit_backward(u.kept, u.after, d_states, d);
+      if constexpr (Cell::kVectors > 0) finish_backward<N>(row, v, u, d_states, d);
       for (int i = 0; i < K; ++i) Ns::store(d[i], scratch.d_a + i * stride_ + v * L, wide_, L);
       if (gains) {
         (V::load(gains + v * L) + Ns::result(d_states[1] * normed)).store(gains + v * L);

@@ -402,10 +402,12 @@ class Forward {
       product.pre = pre_of(step, v, b);
     }
     if (p_.inside.any) return tile_for_rows<MR, NU>(step, v, b, product);
-    alignas(64) C columns[MR * K * NU * L];
-    expect_writes<MR, NU>(step, v, b);
-    column_tile<MR, G * NU, (K - G) * NU>(product, columns);
-    apply_cells<NU>(step, v, b, MR, columns);
+    if constexpr (Cell::kVectors == 0) {
+      alignas(64) C columns[MR * K * NU * L];
+      expect_writes<MR, NU>(step, v, b);
+      column_tile<MR, G * NU, (K - G) * NU>(product, columns);
+      apply_cells<NU>(step, v, b, MR, columns);
+    }
   }
 
   template <int NU>
@@ -421,7 +423,7 @@ class Forward {
       if (i >= together) recurrent.store(columns + i + apart);
     }
     if (p_.inside.any) return rows_.memory().take(step.d, v * L, NU * L, b, 1, columns);
-    apply_cells<NU>(step, v, b, 1, columns);
+    if constexpr (Cell::kVectors == 0) apply_cells<NU>(step, v, b, 1, columns);
   }
 
   // ---- options inside the recurrence -----------------------------------------

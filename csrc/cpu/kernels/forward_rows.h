@@ -103,6 +103,12 @@ class ForwardRows {
         H_, memory_.stride(), masks, normalises_c() ? &norm : nullptr, scratch,
         [&](int64_t i, V(&a)[K]) __attribute__((always_inline)) {
           load_columns<N>(values, row.bias_u, input, recurrent, i, a);
+          if constexpr (Cell::kVectors > 0) {
+            V own[cells::kOwn<Cell>];
+            load_own<Cell>(source(w.w_ch), H_, i, own);
+            const V before[] = {V::zero(), V::load(row.c + i)};
+            Cell::enter(own, before, a);
+          }
           Cell::activate(a);
           if (!p_.gates) return;
           S* const gates = static_cast<S*>(p_.gates) + n * K * H_ + i;
@@ -111,6 +117,15 @@ class ForwardRows {
         [&](int64_t i, V(&before)[Cell::kStates]) __attribute__((always_inline)) {
           before[0] = V::load(row.h_before + i);
           if constexpr (kHasC) before[1] = V::load(row.c + i);
+        },
+        [&](int64_t i, const V(&states)[Cell::kStates], V(&a)[K]) __attribute__((always_inline)) {
+          if constexpr (Cell::kVectors > 0) {
+            V own[cells::kOwn<Cell>];
+            load_own<Cell>(source(w.w_ch), H_, i, own);
+            Cell::finish(own, states, a);
+            if (!p_.gates) return;
+            store_lanes(a[K - 1], static_cast<S*>(p_.gates) + (n * K + K - 1) * H_ + i, lanes(i));
+          }
         },
         [&](int64_t i, V h, V c) __attribute__((always_inline)) {
           if constexpr (kHasC) {

@@ -322,21 +322,31 @@ struct CellNorm {
   double eps;
 };
 
+// A cell's vectors for the units from i on.
+template <class Cell, class N, class S>
+FASTRNN_INLINE void load_own(Source<S> w_ch, int64_t size, int64_t i, N (&own)[cells::kOwn<Cell>]) {
+  using Ns = Numbers<N>;
+  const int lanes = static_cast<int>(smaller(Ns::V::kLanes, size - i));
+  for (int k = 0; k < Cell::kVectors; ++k) own[k] = Ns::load(w_ch, k * size + i, lanes);
+}
+
 // The new states of a row of `size` units: recurrent dropout, the cell, normalisation of c,
 // zoneout. Of the vector of units that begins at i, kept(i, a) gives what activation left and
-// before(i, s) the states before; put(i, h, c) takes those after, c of a cell that has one. norm:
-// null, or with scratch for (1 + K) rows of `stride` numbers.
-template <class Cell, class N, class S, class C, class Kept, class Before, class Put>
+// before(i, s) the states before; late(i, s, a) does what a cell with vectors does before emit;
+// put(i, h, c) takes the states after, c of a cell that has one. norm: null, or with scratch for
+// (1 + K) rows of `stride` numbers.
+template <class Cell, class N, class S, class C, class Kept, class Before, class Late, class Put>
 FASTRNN_INLINE void new_states(int64_t size, int64_t stride, RowMasks<C> masks,
                                const CellNorm<S>* norm, C* scratch, Kept&& kept, Before&& before,
-                               Put&& put) {
+                               Late&& late, Put&& put) {
   using Ns = Numbers<N>;
   using V = typename Ns::V;
   constexpr int L = V::kLanes, K = Cell::kColumns, kStates = Cell::kStates;
   constexpr bool kHasC = kStates > 1;
   const int64_t apart = (1 + K) * stride;
-  const auto finish = [&](int64_t i, const N(&a)[K], const N(&old)[kStates], N(&states)[kStates],
+  const auto finish = [&](int64_t i, N(&a)[K], const N(&old)[kStates], N(&states)[kStates],
                           N fresh_c) __attribute__((always_inline)) {
+    if constexpr (Cell::kVectors > 0) late(i, states, a);
     Cell::emit(a, states);
     const N c = kHasC ? blend(masks.zoneout_c, i, old[kStates - 1], fresh_c) : fresh_c;
     put(i, blend(masks.zoneout_h, i, old[0], states[0]), c);

@@ -301,7 +301,7 @@ class Quantized {
     before[0] = Cell::kCarriesH ? V::load(step.h_in + b * h_stride_ + unit) : V::zero();
     float* const c = directions_[step.d].c + b * stride_ + unit;
     if constexpr (kHasC) before[1] = V::load(c);
-    cells::forward<Cell>(a, before, after);
+    if constexpr (Cell::kVectors == 0) cells::forward<Cell>(a, before, after);
     if constexpr (kHasC) store_lanes(after[1], c, lanes(unit, H_));
     const V h = after[0];
     if (s_.projected) {

@@ -60,16 +60,29 @@ class TangentRows {
           V kept[K], tangents[K];
           load_columns(values + i, tangents);
           for (int k = 0; k < K; ++k) kept[k] = load_lanes<V>(gates + k * H_ + i, lanes(i));
+          if constexpr (Cell::kVectors > 0) {
+            N own[cells::kOwn<Cell>], before[Cell::kStates], entered[K];
+            load_own<Cell>(source(w.w_ch, t.w_ch), H_, i, own);
+            load_before(row, i, before);
+            for (int k = 0; k < K; ++k) entered[k] = {V::zero(), tangents[k]};
+            Cell::enter(own, before, entered);
+            for (int k = 0; k < K; ++k) tangents[k] = entered[k].t;
+          }
           Cell::activate_tangent(kept, tangents);
           for (int k = 0; k < K; ++k) a[k] = {kept[k], tangents[k]};
           if (!p_.t_gates) return;
           S* const to = static_cast<S*>(p_.t_gates) + row.n * K * H_ + i;
           for (int k = 0; k < K; ++k) store_lanes(tangents[k], to + k * H_, lanes(i));
         },
-        [&](int64_t i, N(&before)[Cell::kStates]) {
-          before[0] = {previous(row, p_.hidden, p_.h0, i), V::load(row.t_h_before + i)};
-          if constexpr (kHasC) {
-            before[1] = {previous(row, p_.cells, p_.c0, i), V::load(row.t_c + i)};
+        [&](int64_t i, N(&before)[Cell::kStates]) { load_before(row, i, before); },
+        [&](int64_t i, const N(&states)[Cell::kStates], N(&a)[K]) {
+          if constexpr (Cell::kVectors > 0) {
+            N own[cells::kOwn<Cell>];
+            load_own<Cell>(source(w.w_ch, t.w_ch), H_, i, own);
+            Cell::finish_tangent(own, states, a);
+            if (!p_.t_gates) return;
+            S* const to = static_cast<S*>(p_.t_gates) + (row.n * K + K - 1) * H_ + i;
+            store_lanes(a[K - 1].t, to, lanes(i));
           }
         },
         [&](int64_t i, N h, N c) {
@@ -142,6 +155,13 @@ class TangentRows {
       } else {
         recurrent = V::load(from + g * stride);
       }
+    }
+  }
+
+  FASTRNN_INLINE void load_before(const Row& row, int64_t i, N (&before)[Cell::kStates]) const {
+    before[0] = {previous(row, p_.hidden, p_.h0, i), V::load(row.t_h_before + i)};
+    if constexpr (kHasC) {
+      before[1] = {previous(row, p_.cells, p_.c0, i), V::load(row.t_c + i)};
     }
   }
 

@@ -44,7 +44,9 @@ pointwise_forward_kernel(const PointwiseForward p) {
   }
   const int64_t at = row * H + j;
   A state = load<A>(p.state, at);
-  const A h = step_forward<Cell, A>(columns, recurrent, state);
+  Value<A> own[cells::kOwn<Cell>];
+  load_own<Cell, T>(own, p.w_ch, j, H);
+  const A h = step_forward<Cell, A>(columns, recurrent, state, own);
   const bool reset = p.resets != nullptr && p.resets[row] != 0;
   store<A>(p.state, at, reset ? load<T>(p.reset_state, at) : state);
   store<T>(p.h, at, reset ? load<T>(p.reset_h, at) : h);
@@ -107,7 +109,15 @@ pointwise_backward_kernel(const PointwiseBackward p) {
     collect<A>(p.reset_d_c, at, d_c);
     d_c = 0;
   }
-  step_backward<Cell, A>(in, d_h, d_c, d);
+  Value<A> own[cells::kOwn<Cell>], d_own[cells::kOwn<Cell>];
+  load_own<Cell, T>(own, p.w_ch, j, H);
+  step_backward<Cell, A>(in, d_h, d_c, d, own, d_own);
+  if (p.d_w_ch != nullptr) {
+    FASTRNN_UNROLL
+    for (int k = 0; k < Cell::kVectors; ++k) {
+      static_cast<A*>(p.d_w_ch)[(row * Cell::kVectors + k) * H + j] += d_own[k].v;
+    }
+  }
   store<A>(p.d_h.carried, at, d_h);
   store<A>(p.d_c, at, d_c);
   FASTRNN_UNROLL

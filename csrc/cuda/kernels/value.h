@@ -88,10 +88,10 @@ FASTRNN_DEVICE void column_biases(A (&bias)[Cell::kColumns], OfInput of_input, O
 }
 
 // One unit of one row. a: in, the columns but for the recurrent products; out, what is kept.
-// recurrent: those products. state: c, or h of a cell without; returns h.
+// recurrent: those products. state: c, or h of a cell without; own: its vectors; returns h.
 template <class Cell, class A>
 FASTRNN_DEVICE A step_forward(A (&a)[Cell::kColumns], const A (&recurrent)[Cell::kProducts],
-                              A& state) {
+                              A& state, const Value<A> (&own)[cells::kOwn<Cell>]) {
   using V = Value<A>;
   FASTRNN_UNROLL
   for (int g = 0; g < Cell::kProducts; ++g) {
@@ -102,18 +102,27 @@ FASTRNN_DEVICE A step_forward(A (&a)[Cell::kColumns], const A (&recurrent)[Cell:
   for (int k = 0; k < Cell::kColumns; ++k) kept[k] = {a[k]};
   before[0] = {state};
   if constexpr (kHasC<Cell>) before[1] = {state};
-  cells::forward<Cell>(kept, before, after);
+  cells::forward<Cell>(kept, before, after, own);
   FASTRNN_UNROLL
   for (int k = 0; k < Cell::kColumns; ++k) a[k] = kept[k].v;
   state = after[Cell::kStates - 1].v;
   return after[0].v;
 }
+template <class Cell, class A>
+FASTRNN_DEVICE A step_forward(A (&a)[Cell::kColumns], const A (&recurrent)[Cell::kProducts],
+                              A& state) {
+  static_assert(Cell::kVectors == 0, "a cell with vectors needs them");
+  const Value<A> none[1] = {{0}};
+  return step_forward<Cell>(a, recurrent, state, none);
+}
 
 // One unit of one row. in: what is kept, c and what the last state was a step before. d_h: in, the
-// gradient of h; out, what bypasses the product. d_c: that of c. d: the columns of d_gates.
+// gradient of h; out, what bypasses the product. d_c: that of c. d: the columns of d_gates. own:
+// the cell's vectors, d_own: their gradients.
 template <class Cell, class A>
 FASTRNN_DEVICE void step_backward(const A (&in)[kLoads<Cell>], A& d_h, A& d_c,
-                                  A (&d)[Cell::kColumns]) {
+                                  A (&d)[Cell::kColumns], const Value<A> (&own)[cells::kOwn<Cell>],
+                                  Value<A> (&d_own)[cells::kOwn<Cell>]) {
   using V = Value<A>;
   constexpr int K = Cell::kColumns, kLast = Cell::kStates - 1;
   V kept[K], before[Cell::kStates], after[Cell::kStates], d_states[Cell::kStates], d_columns[K];
@@ -126,11 +135,28 @@ FASTRNN_DEVICE void step_backward(const A (&in)[kLoads<Cell>], A& d_h, A& d_c,
     d_states[1] = {d_c};
   }
   d_states[0] = {d_h};
-  cells::backward<Cell>(kept, before, after, d_states, d_columns);
+  cells::backward<Cell>(kept, before, after, d_states, d_columns, own, d_own);
   FASTRNN_UNROLL
   for (int k = 0; k < K; ++k) d[k] = d_columns[k].v;
   d_h = d_states[0].v;
   if constexpr (kHasC<Cell>) d_c = d_states[1].v;
+}
+template <class Cell, class A>
+FASTRNN_DEVICE void step_backward(const A (&in)[kLoads<Cell>], A& d_h, A& d_c,
+                                  A (&d)[Cell::kColumns]) {
+  static_assert(Cell::kVectors == 0, "a cell with vectors needs them");
+  const Value<A> none[1] = {{0}};
+  Value<A> d_none[1];
+  step_backward<Cell>(in, d_h, d_c, d, none, d_none);
+}
+
+// A cell's vectors for unit j.
+template <class Cell, class T, class A>
+FASTRNN_DEVICE void load_own(Value<A> (&own)[cells::kOwn<Cell>], const void* w_ch, int64_t j,
+                             int64_t hidden_size) {
+  own[0] = {0};
+  FASTRNN_UNROLL
+  for (int k = 0; k < Cell::kVectors; ++k) own[k] = {load<T>(w_ch, k * hidden_size + j)};
 }
 
 // A reset before a step of the backward pass: nothing of it reaches the step before. What would go
