@@ -73,6 +73,16 @@ KINDS = {
         variational_dropout=0.1,
         weight_drop=0.2,
     ),
+    "PeepholeLSTM": kind_of(variants.PeepholeLSTM),
+    "PeepholeLSTM, all options": kind_of(
+        variants.PeepholeLSTM,
+        True,
+        layer_norm=True,
+        zoneout=0.2,
+        recurrent_dropout=0.2,
+        variational_dropout=0.1,
+        weight_drop=0.2,
+    ),
     "LSTM, quantized to int8": quantized(torch.int8),
     "LSTM, quantized to bfloat16": quantized(torch.bfloat16),
 }

@@ -18,6 +18,7 @@ _GATES = {
     "rnn_tanh": (0,),
     "rnn_relu": (0,),
     "lstm_coupled": (~0, 2, 0, 1),
+    "lstm_peephole": (0, 3, 1, 2),
 }
 _PEEPHOLES = 0, 2, 1  # of i, f, o in the order i, o, f
 _ATTRIBUTES = {

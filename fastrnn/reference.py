@@ -9,6 +9,8 @@ Sources
   2000. No peepholes.
 * LSTM with coupled input and forget gate (`fastrnn.variants.CoupledLSTM`): Greff et al., "LSTM: A
   Search Space Odyssey", arXiv:1503.04069, 2017, variant CIFG, without peepholes.
+* LSTM with peepholes (`fastrnn.variants.PeepholeLSTM`): Gers and Schmidhuber, "Recurrent Nets that
+  Time and Count", IJCNN 2000.
 * LSTM with projection: Sak, Senior and Beaufays, "Long Short-Term Memory Based Recurrent Neural
   Network Architectures for Large Vocabulary Speech Recognition", arXiv:1402.1128, 2014.
 * GRU: Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder for Statistical
@@ -54,6 +56,15 @@ def _lstm(x, u, states, dropped=_same, normed=_same, own=None):
     return (o * torch.tanh(normed(c)), c), (i, f, g, o)
 
 
+def _lstm_peephole(x, u, states, dropped=_same, normed=_same, own=None):
+    (i, f, g, o), (p_i, p_f, p_o), c = (x + u).chunk(4, 1), own.chunk(3), states[1]
+    i, f, g = torch.sigmoid(i + p_i * c), torch.sigmoid(f + p_f * c), torch.tanh(g)
+    c = f * c + i * dropped(g)
+    y = normed(c)
+    o = torch.sigmoid(o + p_o * y)
+    return (o * torch.tanh(y), c), (i, f, g, o)
+
+
 def _lstm_coupled(x, u, states, dropped=_same, normed=_same, own=None):
     f, g, o = (x + u).chunk(3, 1)
     f, g, o = torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
@@ -86,6 +97,7 @@ CELLS = {
     "rnn_tanh": Cell(1, 1, _elman(torch.tanh), None),
     "rnn_relu": Cell(1, 1, _elman(torch.relu), None),
     "lstm_coupled": Cell(3, 2, _lstm_coupled, 0),
+    "lstm_peephole": Cell(4, 2, _lstm_peephole, 1, 3),
 }
 
 

@@ -1,8 +1,9 @@
 """Recurrent layers with layer normalisation, zoneout, other dropouts and weight drop.
 
 `LSTM`, `GRU` and `RNN` here are those of `fastrnn` (and so of torch.nn) with keyword-only options
-more, `CoupledLSTM` an LSTM of three gates with the same options, `DreamerGRU` and `DreamerGRUCell`
-the layer-normalised GRU of world models. docs/variants.md has a section and an example for each.
+more, `CoupledLSTM` and `PeepholeLSTM` other LSTMs with the same options, `DreamerGRU` and
+`DreamerGRUCell` the layer-normalised GRU of world models. docs/variants.md has a section and an
+example for each.
 
 Common to all layers
     options (all off by default, and in any combination but for those that `raises` names):
@@ -70,7 +71,7 @@ from fastrnn._stack import autocast, checks, inside
 from fastrnn._stack.inside import Layers, check_eps, check_update_bias, dreamer_affine
 from fastrnn._stack.tracing import recorded
 
-__all__ = ["GRU", "LSTM", "RNN", "CoupledLSTM", "DreamerGRU", "DreamerGRUCell"]
+__all__ = ["GRU", "LSTM", "RNN", "CoupledLSTM", "DreamerGRU", "DreamerGRUCell", "PeepholeLSTM"]
 
 
 class LSTM(Layers, modules.LSTM):
@@ -106,6 +107,34 @@ class CoupledLSTM(Layers, modules.LSTM):
     """
 
     _mode = "LSTM_COUPLED"
+
+    def flatten_parameters(self) -> None:
+        """Nothing: cuDNN, for which torch.nn does it, has no such cell."""
+
+
+class PeepholeLSTM(Layers, modules.LSTM):
+    """An LSTM whose gates see the cell: for precise timing and counting.
+
+    ::
+
+        i, f, g, o = W_ih x_t + b_ih + W_hh h_(t-1) + b_hh
+        i, f = sigmoid(i + p_i * c_(t-1)), sigmoid(f + p_f * c_(t-1))
+        c_t = f * c_(t-1) + i * tanh(g)
+        o = sigmoid(o + p_o * c_t)
+        h_t = o * tanh(c_t)
+
+    Gers and Schmidhuber, "Recurrent Nets that Time and Count", IJCNN 2000; the P input of ONNX's
+    LSTM, whose peepholes are in the order i, o, f. With layer_norm o sees the normalised cell, as
+    h does.
+
+    Args, call, shapes, errors: those of `fastrnn.variants.LSTM`, but proj_size must be 0.
+
+    Attributes: those of `fastrnn.variants.LSTM`, and `weight_ch_l[k]` `(3*hidden_size)`: p_i, p_f,
+    p_o, with `_reverse` appended for the second direction; drawn as torch.nn draws weights, left
+    as they are by `fastrnn.init_`.
+    """
+
+    _mode = "LSTM_PEEPHOLE"
 
     def flatten_parameters(self) -> None:
         """Nothing: cuDNN, for which torch.nn does it, has no such cell."""

@@ -5,6 +5,7 @@
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/lstm_coupled.h"
+#include "cells/lstm_peephole.h"
 #include "cells/rnn.h"
 #include "layer_shape.h"
 
@@ -53,7 +54,7 @@ struct List {
   }
 };
 
-using All = List<Lstm, Gru, RnnTanh, RnnRelu, LstmCoupled>;
+using All = List<Lstm, Gru, RnnTanh, RnnRelu, LstmCoupled, LstmPeephole>;
 
 // What kernels take for granted: whoever adds another kind of cell has to teach them first.
 constexpr bool are_known_kinds() {

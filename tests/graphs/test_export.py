@@ -171,9 +171,12 @@ def test_onnx(name, options, hx):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_onnx_of_coupled_gates():
-    """One LSTM node, whose input gate has the forget gate's weights with the sign changed."""
-    module = fastrnn.variants.CoupledLSTM(3, 4, num_layers=2, bidirectional=True).eval()
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", ["CoupledLSTM", "PeepholeLSTM"])
+def test_onnx_of_variants(name, bias):
+    """A node a layer: coupled gates are two of the same weights, with the sign of one changed."""
+    cls = getattr(fastrnn.variants, name)
+    module = cls(3, 4, num_layers=2, bidirectional=True, bias=bias).eval()
     x = torch.randn(5, 6, 3)
     model = exported_to_onnx(module, (x,), None)
     nodes = [node.op_type for node in model.graph.node]

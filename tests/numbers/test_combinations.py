@@ -26,6 +26,10 @@ VARIANTS = {
     "RNN-variational": (variants.RNN, {"variational_dropout": 0.3}),
     "Dreamer": (variants.DreamerGRU, {}),
     "Coupled": (variants.CoupledLSTM, {"proj_size": 2}),
+    "Peephole": (variants.PeepholeLSTM, {}),
+    "Peephole-all": (variants.PeepholeLSTM, {"layer_norm": True, "zoneout": (0.1, 0.2),
+                                             "recurrent_dropout": 0.2, "weight_drop": 0.2,
+                                             "variational_dropout": 0.3}),
     "Coupled-all": (variants.CoupledLSTM, {"layer_norm": True, "zoneout": (0.1, 0.2),
                                            "recurrent_dropout": 0.2, "variational_dropout": 0.3,
                                            "weight_drop": 0.2}),
@@ -195,7 +199,7 @@ def test_training(name):
         assert not output[torch.arange(T)[:, None] >= LENGTHS].any()
         found.append((output, *gradients))
     assert all(map(torch.equal, found[0], found[1]))
-    draws = not (name in ("Dreamer", "Coupled") or name.endswith("layer_norm"))
+    draws = not (name in ("Dreamer", "Coupled", "Peephole") or name.endswith("layer_norm"))
     assert torch.equal(found[0][0], found[2][0]) != draws
 
 
