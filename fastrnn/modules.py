@@ -188,6 +188,8 @@ class GRU(_Layer):
     Attributes: as of `LSTM`; rows in the order r, z, n.
     """
 
+    _mode = "GRU"
+
     @overload
     def __init__(
         self,
@@ -210,7 +212,7 @@ class GRU(_Layer):
     def __init__(self, *args, **kwargs):
         _refuse_proj_size(kwargs)
         checkpoint_every = kwargs.pop("checkpoint_every", None)
-        super().__init__("GRU", *args, **kwargs)
+        super().__init__(self._mode, *args, **kwargs)
         _set_checkpoint_every(self, checkpoint_every)
 
     @overload

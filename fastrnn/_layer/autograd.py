@@ -81,6 +81,8 @@ def layer(
     cell = CELLS[cell]
     cells = results[-1] if cell.has_c else None
     gates = results[-1 - cell.states] if cell.saves_gates else None
+    if cell.apart:  # beside the gates the last product of h is kept
+        gates = gates.narrow(-1, 0, cell.products * params[1].shape[1])
     return *results[: 1 + cell.states], cells, gates
 
 

@@ -368,9 +368,9 @@ for _op in (
 
 
 @torch.library.impl(_library, "sample_products", "CUDA")
-def sample_products_by_torch(*arguments):
+def sample_products_by_torch(*arguments, op=ops.sample_products):
     """Batched products, where there is no kernel."""
-    a = ops.named(ops.sample_products, arguments)
+    a = ops.named(op, arguments)
     apart = a.apart
 
     def of_samples(rows):

@@ -218,17 +218,13 @@ def _states(kept, seq_len, batch, directions, held):
     size = outputs[0].shape[-1] // directions
     h = [part for o in outputs for part in o.view(seq_len, batch, directions, size).unbind(2)]
 
-    def stacked(layers, columns):
+    def stacked(layers):
         if layers[0] is None:
             return None
         parts = [each.view(directions, seq_len, batch, each.shape[-1]) for each in layers]
-        if columns is not None:
-            parts = [part.narrow(-1, 0, columns) for part in parts]
         return torch.cat(parts) if held or len(parts) > 1 else parts[0]
 
-    # Of a GRU, W_hn h + b_hn is kept beside its three gates.
-    columns = 3 * size if cells[0] is None else None
-    return States(torch.stack(h), stacked(cells, None), stacked(gates, columns))
+    return States(torch.stack(h), stacked(cells), stacked(gates))
 
 
 class _Segments:
