@@ -6,12 +6,15 @@ num_layers, D directions, N = sum(batch_sizes), the rows of packed data.
 
 Common to all functions
     dtypes: float64, float32, bfloat16, float16, the same for all tensors. The last two compute in
-        float32. Under CPU autocast as torch.nn: `rnn`, `rnn_cell` and `lstm` return the autocast
-        dtype; `gru`, both other cells, and `lstm` on packed data of different lengths return the
-        wider of it and the dtype of hx (of input without hx). A projected `lstm` returns output
-        and h_n in the autocast dtype, c_n in the wider one. float64 is left alone. While
-        torch.compile or torch.export trace, packed data counts as of different lengths. Under CUDA
-        autocast all return the autocast dtype (untested where there is no such device).
+        float32. Beside input and weights of 16 bits hx may be float32: then final states, and those
+        of return_states, are float32 too, and a sequence cut into several calls has the numbers of
+        the whole, which states rounded to 16 bits at every cut have not. Under CPU autocast as
+        torch.nn: `rnn`, `rnn_cell` and `lstm` return the autocast dtype; `gru`, both other cells,
+        and `lstm` on packed data of different lengths return the wider of it and the dtype of hx
+        (of input without hx). A projected `lstm` returns output and h_n in the autocast dtype, c_n
+        in the wider one. float64 is left alone. While torch.compile or torch.export trace, packed
+        data counts as of different lengths. Under CUDA autocast all return the autocast dtype
+        (untested where there is no such device).
     devices: those that this build has kernels for. On any other device, and for other dtypes,
         the functions call torch's own implementation.
     layout: any strides. `output` is contiguous as `[T, B, D*P]`, also with batch_first.

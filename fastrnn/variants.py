@@ -292,6 +292,8 @@ class DreamerGRUCell(nn.RNNCellBase):
         states = [None if h0 is None else h0.unsqueeze(0)]
         with torch.autocast(autocast.device_of(rows), enabled=False):
             affine = dreamer_affine(self.norm, self.norm_bias, self.update_bias)
-            params = 0, [self.weight_ih, self.weight_hh, *affine]
-            _, h = inside.run(within, rows.unsqueeze(0), None, states, params, False)
+            params = [self.weight_ih, self.weight_hh, *affine]
+            if h0 is not None and h0.dtype is not rows.dtype is params[0].dtype:
+                rows, states, params, _ = autocast.with_float_states(rows, states, params)
+            _, h = inside.run(within, rows.unsqueeze(0), None, states, (0, params), False)
         return h[0] if input.dim() == 2 else h[0, 0]

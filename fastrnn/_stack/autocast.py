@@ -44,6 +44,19 @@ def as_torch_nn(composes, input, states, params, projected=False):
     )
 
 
+def with_float_states(input, states, params):
+    """Input, states and params in float32 where states are and the others have 16 bits, and the
+    dtype of those, for the output; else as they are, and None.
+
+    A state of 16 bits is rounded at the end of every call: cut into calls a sequence has other
+    numbers than as a whole. One in float32 is what the kernels keep between steps.
+    """
+    narrow = input.dtype
+    if narrow.itemsize != 2 or any(s is None or s.dtype is not torch.float32 for s in states):
+        return input, states, params, None
+    return input.float(), states, [p if p is None else p.float() for p in params], narrow
+
+
 def is_ragged(batch_sizes):
     """Whether packed data has different lengths; while a graph is traced, whether it may have."""
     if batch_sizes is None or not checks.has_value(batch_sizes):

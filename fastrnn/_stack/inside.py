@@ -192,6 +192,12 @@ class Layers:
         seed = draw_seed() if self._draws() else None
         with torch.autocast(autocast.device_of(input), enabled=False):
             params = [self._params(index, seed) for index in range(self.num_layers)]
+            of_output = None
+            if states[0] is not None and states[0].dtype is not input.dtype is dtype:
+                wide = [autocast.with_float_states(input, states, of) for of in params]
+                params = [of_layer for _, _, of_layer, _ in wide]
+                input, states, _, of_output = wide[0]
+                dtype = input.dtype
             if not self._reaches_inside():
                 params = [tensor for of_layer in params for tensor in of_layer]
                 results = plain.run(cell, input, states, params, call, options)
@@ -205,6 +211,8 @@ class Layers:
                 results = stack.apply(
                     stack.layers, list(enumerate(params)), each, input, states, call, options, False
                 )
+        if of_output is not None:
+            results = results[0].to(of_output), *results[1:]
         return stack.results(*results)
 
     def _draws(self):

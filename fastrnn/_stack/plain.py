@@ -56,9 +56,12 @@ def run(cell, input, states, params, call, options):
             f"{name}: expected params to be a list of Tensors, got {checks.what(params)}"
         )
     try:
-        narrow = None
+        narrow = of_output = None
         if autocast.applies(input):
             input, states, params, narrow = _as_torch_nn(cell, input, states, params, call)
+        elif states[0] is not None and states[0].dtype is not input.dtype is params[0].dtype:
+            arguments = input, states, params
+            input, states, params, of_output = autocast.with_float_states(*arguments)
         supported = input.dtype in ops.DTYPES and (input.is_cpu or _has_kernels(input))
         checks.check_stack(cell, input, states, params, call)
     except AttributeError:
@@ -94,6 +97,8 @@ def run(cell, input, states, params, call, options):
     if narrow is not None:
         output, states[0] = output.to(narrow), states[0].to(narrow)
         each = each and each._replace(hidden=each.hidden.to(narrow))
+    if of_output is not None:
+        output = output.to(of_output)
     return output, states, each
 
 
@@ -177,6 +182,10 @@ def step(cell, input, states, w_ih, w_hh, b_ih, b_hh):
             weights = [w_ih, w_hh, b_ih, b_hh]
             composes = cell.composes or cell.has_c
             input, states, weights, _ = autocast.as_torch_nn(composes, input, states, weights)
+            w_ih, w_hh, b_ih, b_hh = weights
+        elif states[0] is not None and states[0].dtype is not input.dtype is w_ih.dtype:
+            weights = [w_ih, w_hh, b_ih, b_hh]
+            input, states, weights, _ = autocast.with_float_states(input, states, weights)
             w_ih, w_hh, b_ih, b_hh = weights
         supported = input.dtype in ops.DTYPES and (input.is_cpu or _has_kernels(input))
         checks.check_step(name, cell.products, input, states, w_ih, w_hh)

@@ -242,3 +242,21 @@ def test_files(name, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(leaves(loaded["model"](x)), leaves(ours(x))))
     with pytest.raises(Exception, match="weights_only"):  # a module is code: only where asked for
         torch.load(path)
+
+
+@pytest.mark.parametrize("name", LAYERS + CELLS)
+def test_parameters_can_be_swapped_after_training(name, monkeypatch):
+    """Nobody holds on to a parameter once its graph is gone."""
+    monkeypatch.setattr(torch.__future__, "_swap_module_params_on_conversion", True)
+    module = getattr(fastrnn, name)(3, 4)
+    x = torch.randn(5, 3) if name in CELLS else torch.randn(2, 5, 3)
+    for dtype in (torch.float32, torch.float64):
+        result = module(x.to(dtype))
+        output = result[0] if isinstance(result, tuple) else result
+        output.sum().backward()
+        del result, output
+        assert module.to(torch.float64) is module
+    if name in CELLS:  # nn.RNNBase keeps weak references, which swap_tensors refuses
+        other = torch.nn.Parameter(torch.zeros_like(module.weight_ih))
+        torch.utils.swap_tensors(module.weight_ih, other)
+        assert not module.weight_ih.any()
