@@ -12,7 +12,10 @@ using host::Products;
 
 // What an operator computes is no part of any graph.
 struct Guard {
-  explicit Guard(at::Device) {}
+  explicit Guard(at::Device) {
+    // Copies of ours and what comes between layers are torch's parallel loops.
+    if (lost_its_threads()) at::set_num_threads(1);
+  }
   at::AutoDispatchBelowADInplaceOrView below;
 };
 

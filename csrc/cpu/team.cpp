@@ -9,6 +9,7 @@
 #include <omp.h>
 #endif
 #if defined(__unix__) || defined(__APPLE__)
+#include <dirent.h>
 #include <pthread.h>
 #include <sched.h>
 #endif
@@ -60,9 +61,30 @@ void run_alone(const std::function<void(const Worker&)>& work) {
 // libgomp's pool does not survive fork: a parallel region in the child would
 // wait for threads that are gone.
 bool forked = false;
+std::atomic<bool> team_was_used{false}, lost{false};
+
+// Threads of this process; 0: unknown.
+int count_threads() {
+  int count = 0;
+#if defined(__linux__)
+  if (DIR* const tasks = opendir("/proc/self/task")) {
+    while (const dirent* const task = readdir(tasks)) count += task->d_name[0] != '.';
+    closedir(tasks);
+  }
+#endif
+  return count;
+}
 
 #if defined(__unix__) || defined(__APPLE__)
-const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+// More threads than there were when this was loaded may be the pool, started by others.
+const int threads_at_load = count_threads();
+bool had_pool = false;
+const int fork_handler =
+    pthread_atfork([] { had_pool = team_was_used || count_threads() > threads_at_load; }, nullptr,
+                   [] {
+                     forked = true;
+                     lost = had_pool;
+                   });
 #endif
 
 // CPUs that this thread may run on.
@@ -81,6 +103,8 @@ thread_local int spins_before_yield = kSpins;
 
 }  // namespace
 
+bool lost_its_threads() { return lost.load(std::memory_order_relaxed) && lost.exchange(false); }
+
 void SpinBarrier::wait_for_change(unsigned phase) {
   int spins = 0;
   while (phase_.load(std::memory_order_acquire) == phase) {
@@ -96,6 +120,7 @@ void SpinBarrier::wait_for_change(unsigned phase) {
 
 void run_team(int threads, const std::function<void(const Worker&)>& work) {
   if (threads <= 1 || forked) return run_alone(work);
+  team_was_used = true;
   [[maybe_unused]] const int spins = threads > usable_cpus() ? 0 : kSpins;
 #if defined(FASTRNN_STD_THREADS)
   const std::unique_ptr<SpinBarrier[]> barriers(new SpinBarrier[threads + 1]);

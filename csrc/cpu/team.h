@@ -35,4 +35,8 @@ class alignas(64) SpinBarrier {
 // a process that had started threads, on the calling thread alone.
 void run_team(int threads, const std::function<void(const Worker&)>& work);
 
+// True once in a process forked from one that had started threads of the OpenMP pool, or may have:
+// whoever else uses that pool would wait forever.
+bool lost_its_threads();
+
 }  // namespace fastrnn::cpu

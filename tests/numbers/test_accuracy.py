@@ -54,6 +54,27 @@ def test_layers(cpu_target, kind):
     assert max(means.values()) <= 1.1, means
 
 
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [("rnn_tanh", (1, 3, 8, 16)), ("gru", (1, 2, 3)), ("lstm", (1, 2, 4))],
+    ids=["rnn_tanh", "gru", "lstm"],
+)
+@pytest.mark.parametrize("input_size", [64, 128])
+def test_narrow_layers(cpu_target, kind, sizes, input_size):
+    """Few units share a sum over many features, which libraries then divide among lanes."""
+    ratios = []
+    for hidden_size in sizes:
+        for _ in range(8):
+            case = Case(kind, 50, 8, input_size, hidden_size)
+            theirs, ours = case.modules()
+            x = case.data().inputs[0]
+            with torch.no_grad():
+                exact = copy.deepcopy(theirs).double()(x.double())[0]
+                errors = [(module(x)[0] - exact).abs().mean() for module in (ours, theirs)]
+            ratios.append(math.log(errors[0] / errors[1]))
+    assert math.exp(sum(ratios) / len(ratios)) <= 1.0
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_sums_of_many_rows(cpu_target, threads):
     """Gradients of biases over 100,000 rows: hundreds of blocks, whose rounding does not add up."""

@@ -128,6 +128,52 @@ def test_fork(threads):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("used", ["fastrnn", "torch"])
+@pytest.mark.parametrize("what", ["batch_first", "dropout", "states", "checkpoint", "twice"])
+def test_training_in_a_forked_process(used, what):
+    """torch's own loops around ours would wait for threads that are gone."""
+    done = run_script(f"""
+        import os, torch, fastrnn
+        torch.set_num_threads(2)
+        options = {{"batch_first": {{"batch_first": True}}, "twice": {{"batch_first": True}},
+                   "dropout": {{"dropout": 0.3}}}}.get("{what}", {{}})
+        layer = fastrnn.GRU(32, 64, num_layers=2, **options)
+        x = torch.randn(50, 16, 32)
+        if "{used}" == "fastrnn":
+            layer(x)
+        else:
+            torch.randn(400, 400, 8).cos()
+        if os.fork() == 0:
+            if "{what}" == "checkpoint":
+                layer.checkpoint_every = 4
+            output, *_ = layer(x, return_states="{what}" == "states")
+            (first,) = torch.autograd.grad(
+                output.sum(), layer.weight_hh_l0, create_graph="{what}" == "twice"
+            )
+            if "{what}" == "twice":
+                torch.autograd.grad(first.sum(), layer.weight_hh_l1)
+            torch.randn(400, 400, 8).cos()
+            os._exit(0 if torch.get_num_threads() == 1 else 3)
+        raise SystemExit(os.waitstatus_to_exitcode(os.wait()[1]))
+    """)
+    assert done.returncode == 0, done.stderr
+
+
+def test_fork_before_threads():
+    """Where no thread was started torch keeps its number."""
+    done = run_script("""
+        import os, torch, fastrnn
+        threads = torch.get_num_threads()  # setting it would start some
+        layer, x = fastrnn.GRU(3, 4), torch.randn(2, 1, 3)
+        layer(x)
+        if os.fork() == 0:
+            layer(x)
+            os._exit(0 if torch.get_num_threads() == threads else 3)
+        raise SystemExit(os.waitstatus_to_exitcode(os.wait()[1]))
+    """)
+    assert done.returncode == 0, done.stderr
+
+
 def test_fewer_openmp_threads_than_asked_for():
     done = run_script(
         """

@@ -57,6 +57,10 @@ constexpr int64_t kProductColumns = 96;
 // gradient: short enough for errors below torch.nn's, long enough that the pause hardly
 // shows (24 stores and loads in 1,536 multiply-adds).
 constexpr int64_t kSumTerms = 64;
+// The same of the input's product where it has no more columns than kFewColumns: libraries divide
+// such sums along k into as many parts as a vector has lanes.
+constexpr int64_t kFewColumns = 16;
+constexpr int64_t kFewTerms = 16;
 constexpr int64_t kSumRows = 16;
 
 // Threads share a step's batch rows rather than its units when each gets at

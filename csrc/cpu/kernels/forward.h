@@ -75,6 +75,7 @@ class Forward {
         h_vectors_(ceil_div(P_, L)),
         stride_(vectors_ * L),
         h_stride_(h_vectors_ * L),
+        x_each_(G * H_ <= kFewColumns ? kFewTerms : kSumTerms),
         rows_(p, threads, workspace) {
     constexpr int64_t kSize = sizeof(C);
     weight_bytes_ = G * H_ * P_ * kSize;
@@ -346,7 +347,7 @@ class Forward {
           } else {
             product_tile<mr(), G * nu(), C>({I_, x_ + row * I_, I_, panel, G * nu() * L,
                                              directions_[d].bias + v * L * G, 0, pre + row * stride,
-                                             stride});
+                                             stride, x_each_});
           }
         });
       });
@@ -395,7 +396,8 @@ class Forward {
                        a.w_ih + v * L * G * I_,
                        a.bias + v * L * G,
                        nullptr,
-                       step.pre_stride};
+                       step.pre_stride,
+                       x_each_};
     if (fused_) {
       product.x = step.x + b * step.x_stride;
     } else {
@@ -590,6 +592,7 @@ class Forward {
   const int64_t I_, H_, P_, B_;
   const int64_t vectors_, h_vectors_;  // of units, of values of h
   const int64_t stride_, h_stride_;    // the same in elements, padded
+  const int64_t x_each_;               // terms of a block of the input's sums
   int64_t weight_bytes_;               // of w_hh in the compute type
   bool direct_ih_, direct_hh_;         // the weight is read where it lies
   bool fused_;                         // the input product is part of the tile

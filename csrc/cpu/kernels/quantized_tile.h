@@ -141,7 +141,7 @@ struct PackedBFloat16 {
           }
         }
       };
-      sum_in_blocks(groups * kGroup, acc, block_of_terms);
+      sum_in_blocks(groups * kGroup, kSumTerms, acc, block_of_terms);
 #pragma GCC unroll 8
       for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 8

@@ -61,16 +61,16 @@ FASTRNN_INLINE void add_back(V (&acc)[MR][NV], const C* aside) {
   }
 }
 
-// Calls block(first term, count), which adds that many terms to acc, for blocks of kSumTerms
+// Calls block(first term, count), which adds that many terms to acc, for blocks of `each`
 // terms, each of several starting from zero: that divides the rounding error of a long sum by
 // about the square root of the number of blocks.
 template <int MR, int NV, class V, class F>
-FASTRNN_INLINE void sum_in_blocks(int64_t terms, V (&acc)[MR][NV], F&& block) {
+FASTRNN_INLINE void sum_in_blocks(int64_t terms, int64_t each, V (&acc)[MR][NV], F&& block) {
   alignas(64) typename V::Scalar before[MR * NV * V::kLanes];
-  const bool several = terms > kSumTerms;
-  for (int64_t k = 0; k < terms; k += kSumTerms) {
+  const bool several = terms > each;
+  for (int64_t k = 0; k < terms; k += each) {
     if (several) set_aside(acc, before);
-    block(k, terms - k < kSumTerms ? terms - k : kSumTerms);
+    block(k, terms - k < each ? terms - k : each);
     if (several) add_back(acc, before);
   }
 }
@@ -78,8 +78,8 @@ FASTRNN_INLINE void sum_in_blocks(int64_t terms, V (&acc)[MR][NV], F&& block) {
 // acc[m][v] += sum over k of a[m * lda + k] * w[k * ldw + v * kLanes + lane]
 template <int MR, int NV, class V, class C = typename V::Scalar>
 FASTRNN_INLINE void accumulate(int64_t terms, const C* a, int64_t lda, const C* w, int64_t ldw,
-                               V (&acc)[MR][NV]) {
-  sum_in_blocks(terms, acc, [&](int64_t k, int64_t count) __attribute__((always_inline)) {
+                               V (&acc)[MR][NV], int64_t each = kSumTerms) {
+  sum_in_blocks(terms, each, acc, [&](int64_t k, int64_t count) __attribute__((always_inline)) {
     accumulate_block<MR, NV>(count, a + k, lda, w + k * ldw, ldw, acc);
   });
 }
@@ -97,6 +97,7 @@ struct Product {
   int64_t start_stride;  // 0: the same for all rows
   C* out;
   int64_t out_stride;
+  int64_t each = kSumTerms;  // terms of a block of the sum
 };
 
 template <int MR, int NV, class C>
@@ -110,7 +111,7 @@ FASTRNN_NOINLINE void product_tile(const Product<C>& p) {
       acc[m][v] = p.start ? V::load(p.start + m * p.start_stride + v * V::kLanes) : V::zero();
     }
   }
-  accumulate<MR, NV>(p.terms, p.a, p.lda, p.w, p.ldw, acc);
+  accumulate<MR, NV>(p.terms, p.a, p.lda, p.w, p.ldw, acc, p.each);
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 8
@@ -134,6 +135,7 @@ struct Columns {
   const C* bias;  // [NV vectors]
   const C* pre;
   int64_t pre_stride;
+  int64_t x_each;  // terms of a block of the input's sum
 };
 
 template <int MR, int NV, int APART, class C>
@@ -151,7 +153,7 @@ FASTRNN_NOINLINE void column_tile(const Columns<C>& p, C* out) {
 #pragma GCC unroll 8
       for (int m = 0; m < MR; ++m) acc[m][v] = bias;
     }
-    accumulate<MR, NV>(p.x_terms, p.x, p.ldx, p.w_ih, NV * L, acc);
+    accumulate<MR, NV>(p.x_terms, p.x, p.ldx, p.w_ih, NV * L, acc, p.x_each);
     set_aside<MR, NV>(acc, of_input);
     pre = of_input;
     stride = NV * L;
@@ -183,21 +185,22 @@ FASTRNN_NOINLINE void column_tile(const Columns<C>& p, C* out) {
 template <int MR, int NV, class V, class C = typename V::Scalar>
 FASTRNN_INLINE void accumulate_columns(int64_t terms, const C* a, int64_t lda, const C* w,
                                        V (&acc)[MR][NV]) {
-  sum_in_blocks(terms, acc, [&](int64_t first, int64_t count) __attribute__((always_inline)) {
-    const C* x = a + first * lda;
-    const C* b = w + first * NV * V::kLanes;
-    for (int64_t k = 0; k < count; ++k, x += lda, b += NV * V::kLanes) {
-      V vectors[NV];
+  sum_in_blocks(terms, kSumTerms, acc,
+                [&](int64_t first, int64_t count) __attribute__((always_inline)) {
+                  const C* x = a + first * lda;
+                  const C* b = w + first * NV * V::kLanes;
+                  for (int64_t k = 0; k < count; ++k, x += lda, b += NV * V::kLanes) {
+                    V vectors[NV];
 #pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) vectors[v] = V::load(b + v * V::kLanes);
+                    for (int v = 0; v < NV; ++v) vectors[v] = V::load(b + v * V::kLanes);
 #pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) {
-        const V row = V::set1(x[m]);
+                    for (int m = 0; m < MR; ++m) {
+                      const V row = V::set1(x[m]);
 #pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v) acc[m][v] = fma(row, vectors[v], acc[m][v]);
-      }
-    }
-  });
+                      for (int v = 0; v < NV; ++v) acc[m][v] = fma(row, vectors[v], acc[m][v]);
+                    }
+                  }
+                });
 }
 
 // out[i] = sum over k of a[k] * rows[i][k]: N rows of a row-major matrix.
