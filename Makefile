@@ -37,7 +37,7 @@ CPP_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build demo test bench lint format sanitize cuda-check release-check gpu-bundle \
+.PHONY: help build adopt demo test bench lint format sanitize cuda-check release-check gpu-bundle \
         sdist clean distclean FORCE
 
 help:
@@ -92,6 +92,13 @@ $(VENV)/.installed: pyproject.toml setup.py fastrnn/_version.py $(VENV)/.require
 	@touch $@
 
 build: $(VENV)/.extension $(VENV)/.installed
+
+# Takes an extension that lies in fastrnn/ for what these sources give, and compiles nothing.
+adopt: build/settings $(VENV)/.requirements
+	@ls fastrnn/_C*.so
+	@$(PY) -c 'import site; print(site.getsitepackages()[0])' | \
+	    while read -r folder; do pwd > "$$folder/fastrnn-tree.pth"; done
+	@touch $(VENV)/.extension $(VENV)/.installed
 
 # --- what people run ----------------------------------------------------------------------------
 
