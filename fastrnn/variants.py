@@ -287,7 +287,8 @@ class DreamerGRUCell(nn.RNNCellBase):
             )
         rows = input if input.dim() == 2 else input.unsqueeze(0)
         h0 = hx if hx is None or hx.dim() == 2 else hx.unsqueeze(0)
-        checks.check_step("DreamerGRUCell", 3, rows, (h0,), self.weight_ih, self.weight_hh)
+        weights = self.weight_ih, self.weight_hh
+        checks.check_step("DreamerGRUCell", 3, rows, (h0,), *weights, input.dim() == 2)
         within = inside.Within("gru", "joint", self.eps, (0.0, 0.0, 0.0), 0.0, None)
         states = [None if h0 is None else h0.unsqueeze(0)]
         with torch.autocast(autocast.device_of(rows), enabled=False):

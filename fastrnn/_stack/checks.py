@@ -50,23 +50,53 @@ def check_input(name, input, states, dtype, input_size, call):
                 f"{name}: expected packed input of shape (sum(batch_sizes), input_size), "
                 f"got {tuple(shape)}"
             )
+        check_batch_sizes(name, batch_sizes)
         seq_len = batch_sizes.numel()
         if seq_len == 0:
             raise IndexError(f"{name}: expected batch_sizes with at least one step, got none")
     if input.dtype is not dtype:
         # torch.nn.LSTM makes this check on padded input only, and fails in a product later.
         error = RuntimeError if batch_sizes is not None and len(states) == 2 else ValueError
+        how = f"convert it: input.to({dtype})"
+        if input.is_floating_point():
+            how = f"convert one of them: input.to({dtype}) or model.to({input.dtype})"
         raise error(
-            f"{name}: expected input of the weights' dtype {dtype}, got {input.dtype}; "
-            f"convert one of them: input.to({dtype}) or model.to({input.dtype})"
+            f"{name}: expected input of the weights' dtype {dtype}, got {input.dtype}; {how}"
         )
     if shape[-1] != input_size:
         raise RuntimeError(
-            f"{name}: expected input.size(-1) to be input_size = {input_size}, "
+            f"{name}: expected input of size(-1) = input_size = {input_size}, "
             f"got shape {tuple(shape)}"
         )
     if seq_len == 0:
         raise RuntimeError(f"{name}: expected seq_len > 0, got input of shape {tuple(shape)}")
+
+
+def check_batch_sizes(name, batch_sizes):
+    """Raises where batch_sizes cannot be those of packed data; their values the operators check."""
+    if (
+        batch_sizes.dim() != 1
+        or batch_sizes.dtype is not torch.int64
+        or batch_sizes.device.type != "cpu"
+    ):
+        raise RuntimeError(
+            f"{name}: expected batch_sizes as a non-empty 1-D int64 tensor on cpu, got shape "
+            f"{tuple(batch_sizes.shape)} of {batch_sizes.dtype} on {batch_sizes.device}"
+        )
+
+
+def check_weights(name, params):
+    """Raises where w_ih or w_hh, the first of params, is no matrix."""
+    if len(params) < 2:
+        raise RuntimeError(
+            f"{name}: expected params with w_ih and w_hh at least, got {len(params)}"
+        )
+    for index, stem in enumerate(("w_ih", "w_hh")):
+        if params[index].dim() != 2:
+            raise RuntimeError(
+                f"{name}: expected params[{index}], {stem}, of 2 dimensions, "
+                f"got shape {tuple(params[index].shape)}"
+            )
 
 
 def check_states(name, input, states, sizes, call):
@@ -80,6 +110,11 @@ def check_states(name, input, states, sizes, call):
         if state.shape != (indices, batch, size):
             # torch.nn.LSTM lets a state of too few dimensions run into an index.
             packed = call.batch_sizes is not None
+            if packed and has_value(call.batch_sizes) and (call.batch_sizes.diff() > 0).any():
+                raise RuntimeError(
+                    f"{name}: expected batch_sizes positive and non-increasing, "
+                    f"got {call.batch_sizes.tolist()}"
+                )
             by_index = len(states) == 2 and packed and state.dim() < 3
             raise (IndexError if by_index else RuntimeError)(
                 f"{name}: expected {argument} of shape (num_layers*directions, batch, hidden_size) "
@@ -99,15 +134,19 @@ def has_value(tensor):
     return type(tensor) is Tensor and not torch.compiler.is_compiling()
 
 
-def check_step(name, gates, input, states, w_ih, w_hh):
-    """Raises where the arguments of a cell do not fit each other."""
+def check_step(name, gates, input, states, w_ih, w_hh, batched=True):
+    """Raises where the arguments of a cell do not fit each other. Not batched: the first dimension
+    of input and states is none of the caller's."""
     batch, input_size = input.shape
     rows, hidden_size = w_ih.shape[0], w_hh.shape[1]
+
+    def sizes(argument, what, expected, got):
+        expected, got = ((batch, expected), got) if batched else ((expected,), got[1:])
+        layout = f"(batch, {what})" if batched else f"({what})"
+        return f"{name}: expected {argument} of shape {layout} = {expected}, got {tuple(got)}"
+
     if input_size != w_ih.shape[1]:
-        raise RuntimeError(
-            f"{name}: expected input of shape (batch, input_size) = ({batch}, {w_ih.shape[1]}), "
-            f"got {tuple(input.shape)}"
-        )
+        raise RuntimeError(sizes("input", "input_size", w_ih.shape[1], input.shape))
     if input.dtype is not w_ih.dtype:
         raise RuntimeError(
             f"{name}: expected input of the weights' dtype {w_ih.dtype}, got {input.dtype}"
@@ -121,17 +160,22 @@ def check_step(name, gates, input, states, w_ih, w_hh):
         if state is not None and state.shape != (batch, hidden_size):
             # torch.nn looks at the batch first and then at a dimension that may not be there.
             raise (IndexError if state.shape == (batch,) else RuntimeError)(
-                f"{name}: expected hx of shape (batch, hidden_size) = ({batch}, {hidden_size}), "
-                f"got {tuple(state.shape)}"
+                sizes("hx", "hidden_size", hidden_size, state.shape)
             )
 
 
 def check_tensors(name, input, states, params):
-    """Raises for an argument that is no tensor, with the type that torch.nn raises."""
+    """Raises for an argument that is no dense tensor, with the type that torch.nn raises where it
+    is none at all."""
     arguments = [("input", input), *(("hx", s) for s in states if s is not None)]
     for argument, value in arguments:
         if not isinstance(value, Tensor):
             raise AttributeError(f"{name}: expected {argument} to be a Tensor, got {what(value)}")
+        if value.layout is not torch.strided or value.is_nested:
+            kind = "nested" if value.is_nested else str(value.layout)
+            raise RuntimeError(
+                f"{name}: expected {argument} to be a dense tensor, got a {kind} one"
+            )
     for index, value in enumerate(params):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: expected params[{index}] to be a Tensor, got {what(value)}")

@@ -43,11 +43,12 @@ def forward(module, input, hx, resets, reset_to, lengths, return_states):
 
 
 def _padded(module, input, hx, options):
-    if not isinstance(input, Tensor) or input.dim() != 2:
+    if not isinstance(input, Tensor) or input.dim() == 3:
         return module._run(input, hx, module.batch_first, None, options)
+    _check_unbatched(module, input)
     pair = CELLS[module.mode.lower()].has_c
     if hx is not None:
-        hx = _with_batch(module._get_name().lower(), input, hx, pair)
+        hx = _with_batch(module, input, hx, pair)
     if options is not None:
         options = beyond.with_batch(options)
     output, hx, *each = module._run(input.unsqueeze(1), hx, False, None, options)
@@ -56,8 +57,27 @@ def _padded(module, input, hx, options):
     return output.squeeze(1), hx, *each
 
 
-def _with_batch(name, input, hx, pair):
+def _check_unbatched(module, input):
+    """Raises where input `[T, I]` does not fit the module, naming the caller's shapes."""
+    name, shape = module._get_name().lower(), tuple(input.shape)
+    if len(shape) != 2:
+        layout = "batch, seq_len" if module.batch_first else "seq_len, batch"
+        raise ValueError(
+            f"{name}: expected input of shape ({layout}, input_size), or (seq_len, input_size) "
+            f"without a batch, got {shape}"
+        )
+    if shape[0] == 0:
+        raise RuntimeError(f"{name}: expected seq_len > 0, got input of shape {shape}")
+    if shape[1] != module.input_size:
+        raise RuntimeError(
+            f"{name}: expected input of shape (seq_len, input_size) = "
+            f"({shape[0]}, {module.input_size}), got {shape}"
+        )
+
+
+def _with_batch(module, input, hx, pair):
     """States `[L*D, H]` of unbatched input as `[L*D, 1, H]`."""
+    name = module._get_name().lower()
     states = checks.lstm_states(hx, 3, False) if pair else (hx,)
     checks.check_tensors(name, input, states, ())
     for state in states:
@@ -65,6 +85,13 @@ def _with_batch(name, input, hx, pair):
             raise RuntimeError(
                 f"{name}: expected hx of 2 dimensions "
                 f"(num_layers*directions, hidden_size) for 2-D input, got {tuple(state.shape)}"
+            )
+    indices = module.num_layers * (2 if module.bidirectional else 1)
+    for state, size in zip(states, (module.proj_size or module.hidden_size, module.hidden_size)):
+        if state.shape != (indices, size):
+            raise RuntimeError(
+                f"{name}: expected hx of shape (num_layers*directions, hidden_size) = "
+                f"{(indices, size)}, got {tuple(state.shape)}"
             )
     states = tuple(state.unsqueeze(1) for state in states)
     return states if pair else states[0]

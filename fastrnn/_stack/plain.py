@@ -64,7 +64,10 @@ def run(cell, input, states, params, call, options):
             input, states, params, of_output = autocast.with_float_states(*arguments)
         supported = input.dtype in ops.DTYPES and (input.is_cpu or _has_kernels(input))
         checks.check_stack(cell, input, states, params, call)
-    except AttributeError:
+    except IndexError:
+        checks.check_weights(name, params)
+        raise
+    except (AttributeError, RuntimeError):
         checks.check_tensors(name, input, states, params)
         if batch_sizes is not None and not isinstance(batch_sizes, Tensor):
             raise TypeError(
@@ -188,7 +191,7 @@ def step(cell, input, states, w_ih, w_hh, b_ih, b_hh):
             input, states, weights, _ = autocast.with_float_states(input, states, weights)
             w_ih, w_hh, b_ih, b_hh = weights
         supported = input.dtype in ops.DTYPES and (input.is_cpu or _has_kernels(input))
-        checks.check_step(name, cell.products, input, states, w_ih, w_hh)
+        checks.check_step(name, cell.products, input, states, w_ih, w_hh, dim == 2)
         promotes = (
             len(states) == 2
             and states[1] is not None
@@ -207,7 +210,11 @@ def step(cell, input, states, w_ih, w_hh, b_ih, b_hh):
             zeros = None if b_ih is not None and b_hh is not None else w_ih.new_zeros(len(w_ih))
             params += [zeros if b_ih is None else b_ih, zeros if b_hh is None else b_hh]
         states = [None if state is None else state.unsqueeze(0) for state in states]
-        result = cell.layer(input.unsqueeze(0), None, states, params, False)
+        try:
+            result = cell.layer(input.unsqueeze(0), None, states, params, False)
+        except NotImplementedError:
+            checks.check_tensors(name, input, states, (w_ih, w_hh))
+            raise
         result = tuple([state.squeeze(0) for state in result[1:]])
     return result if dim == 2 else tuple([state.squeeze(0) for state in result])
 

@@ -252,3 +252,120 @@ def test_states_that_are_none(name, hx, batched):
             getattr(library, name)(3, 4)(x, hx)
         errors.append(error.type)
     assert errors[0] is errors[1]
+
+
+# -- Every wrong shape: the argument, what was expected and the caller's own shape are named -----
+
+
+def wrong(shape, dims):
+    """Shapes with one of those dimensions off by one, one dimension less, one more."""
+    for dim in dims:
+        yield (*shape[:dim], shape[dim] + 1, *shape[dim + 1 :])
+    yield shape[1:]
+    yield (1, *shape)
+
+
+def wrong_calls(name):
+    """(label, options of the module, argument, its wrong shape, call) of a layer (3, 4) or cell."""
+    pair = name.startswith("LSTM")
+
+    def with_state(state, size):
+        return (Z(state), Z(state)) if pair else Z(state)
+
+    if name in CELLS:
+        for shape in ((2, 3), (3,)):
+            state = (*shape[:-1], 4)
+            for bad in wrong(shape, [len(shape) - 1]):
+                if len(bad) in (1, 2) and bad[-1] == 3:
+                    continue  # the other layout
+                yield {}, "input", bad, lambda m, b=bad: m(Z(b))
+            for bad in wrong(state, range(len(state))):
+                hx = (Z(bad), Z(bad)) if pair else Z(bad)
+                yield {}, "hx", bad, lambda m, s=shape, h=hx: m(Z(s), h)
+        return
+    for options in ({}, {"batch_first": True}, {"num_layers": 2, "bidirectional": True}):
+        rows = 4 if "num_layers" in options else 1
+        for shape, state in (((5, 2, 3), (rows, 2, 4)), ((5, 3), (rows, 4))):
+            if "batch_first" in options and len(shape) == 3:
+                state = (rows, 5, 4)
+            for bad in wrong(shape, [len(shape) - 1]):
+                if len(bad) in (2, 3) and bad[-1] == 3:
+                    continue
+                yield options, "input", bad, lambda m, b=bad: m(Z(b))
+            for bad in wrong(state, range(len(state))):
+                hx = (Z(bad), Z(bad)) if pair else Z(bad)
+                yield options, "h", bad, lambda m, s=shape, h=hx: m(Z(s), h)
+                if pair:
+                    hx = Z(state), Z(bad)
+                    yield options, ("c_0", "hx"), bad, lambda m, s=shape, h=hx: m(Z(s), h)
+        for bad in ((7, 4), (7,), (1, 7, 3)):
+            data = PackedSequence(Z(bad), torch.tensor([3, 3, 1]))
+            yield options, ("packed input", "input"), bad, lambda m, d=data: m(d)
+
+
+WRONG = [(name, *case) for name in LAYERS + CELLS for case in wrong_calls(name)]
+
+
+@pytest.mark.parametrize(
+    "name, options, argument, shape, call",
+    WRONG,
+    ids=[f"{n}-{'-'.join(o)}-{a}-{s}" for n, o, a, s, _ in WRONG],
+)
+def test_wrong_shapes(name, options, argument, shape, call):
+    theirs = raised(call, getattr(nn, name)(3, 4, **options))
+    ours = raised(call, getattr(fastrnn, name)(3, 4, **options))
+    message = str(ours)
+    assert type(ours) is type(theirs), f"{theirs!r} against {ours!r}"
+    arguments = argument if isinstance(argument, tuple) else (argument,)
+    assert message.startswith(name.lower().replace("cell", "_cell")), message
+    assert any(f"expected {a}" in message for a in arguments) and "got" in message, message
+    assert str(tuple(shape)) in message, message
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("layout", ["sparse", "nested", "jagged"])
+def test_dense_tensors_are_expected(name, layout):
+    x = Z(5, 2, 3).to_sparse()
+    if layout != "sparse":
+        kind = torch.jagged if layout == "jagged" else torch.strided
+        x = torch.nested.nested_tensor([Z(5, 3), Z(2, 3)], layout=kind)
+    with pytest.raises(RuntimeError, match=f"{name.lower()}: expected input to be a dense tensor"):
+        getattr(fastrnn, name)(3, 4)(x)
+
+
+@pytest.mark.parametrize(
+    ("batch_sizes", "message"),
+    [
+        (torch.tensor([1, 2, 3]), r"batch_sizes positive and non-increasing, got \[1, 2, 3\]"),
+        (torch.tensor([[3, 2, 1]]), r"batch_sizes as .*1-D.* got shape \(1, 3\)"),
+        (torch.tensor([3.0, 2.0, 1.0]), r"batch_sizes as .*int64.* got .* of torch.float32"),
+        (torch.empty(3, dtype=INT, device="meta"), r"batch_sizes as .*on cpu, got .* on meta"),
+    ],
+    ids=["growing", "2d", "float", "meta"],
+)
+def test_batch_sizes_are_blamed(batch_sizes, message):
+    params = list(fastrnn.GRU(3, 4).parameters())
+    with pytest.raises(RuntimeError, match=f"gru: expected {message}"):
+        fastrnn.functional.gru(Z(6, 3), Z(1, 3, 4), params, batch_sizes=batch_sizes)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_weights_that_are_no_matrices(index):
+    params = list(fastrnn.GRU(3, 4).parameters())
+    params[index] = params[index].flatten()
+    with pytest.raises(RuntimeError, match=f"gru: expected .*{('w_ih', 'w_hh')[index]}"):
+        fastrnn.functional.gru(Z(6, 2, 3), Z(1, 2, 4), params)
+    with pytest.raises(RuntimeError, match="gru: expected params with w_ih and w_hh at least"):
+        fastrnn.functional.gru(Z(6, 2, 3), None, [])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("shape", [*wrong((1, 3, 4), range(3))], ids=str)
+def test_wrong_states_of_packed_input(name, shape):
+    """Not beside torch.nn, which does not survive all of them."""
+    state = (Z(shape), Z(shape)) if name == "LSTM" else Z(shape)
+    with pytest.raises((RuntimeError, IndexError)) as error:
+        getattr(fastrnn, name)(3, 4)(packed([3, 3, 1], 7, 3), state)
+    message = str(error.value)
+    assert message.startswith(f"{name.lower()}: expected h_0 of shape"), message
+    assert "(1, 3, 4)" in message and str(tuple(shape)) in message, message
