@@ -10,6 +10,7 @@ import contextlib
 import contextvars
 import functools
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -50,7 +51,7 @@ class Conversion:
         return "\n".join(lines) or "no recurrent modules"
 
 
-def convert(model: nn.Module) -> Conversion:
+def convert(model: nn.Module, *, exclude: str | Iterable[str] = ()) -> Conversion:
     """Makes every torch.nn recurrent layer and cell in a model one of fastrnn, in place.
 
     LSTM, GRU, RNN, LSTMCell, GRUCell and RNNCell, the model itself included. The modules and
@@ -64,28 +65,41 @@ def convert(model: nn.Module) -> Conversion:
 
     Args:
         model: any module, in any mode, on any device.
+        exclude: names of modules, as `model.named_modules()` has them, that are left alone with all
+            that is in them.
 
     Returns:
         What was converted and what was skipped with the reason. Calling it again finds nothing.
 
     Raises:
-        TypeError: model is not a module.
+        TypeError: model is not a module. ValueError: a name in exclude that there is not.
     """
-    return _swap(model, TO_OURS, "convert")
+    return _swap(model, TO_OURS, "convert", exclude)
 
 
-def restore(model: nn.Module) -> Conversion:
+def restore(model: nn.Module, *, exclude: str | Iterable[str] = ()) -> Conversion:
     """Makes every fastrnn layer and cell in a model one of torch.nn: the inverse of `convert`.
 
     Also those that were built as fastrnn's in the first place. Arguments, result and exceptions
     to the rule are those of `convert`.
     """
-    return _swap(model, TO_TORCH, "restore")
+    return _swap(model, TO_TORCH, "restore", exclude)
 
 
-def _swap(model, table, function):
+def excluded(function, model, exclude):
+    """The ids of the modules of these names and of all that is in them."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{function}: expected a torch.nn.Module, got {type(model).__name__}")
+    found, known = set(), dict(model.named_modules(remove_duplicate=False))
+    for name in (exclude,) if isinstance(exclude, str) else exclude:
+        if name not in known:
+            raise ValueError(f"{function}: expected exclude to name modules, got {name!r}")
+        found.update(map(id, known[name].modules()))
+    return found
+
+
+def _swap(model, table, function, exclude):
+    left = excluded(function, model, exclude)
     result, classes = Conversion(), {}
     for name, module in list(model.named_modules()):
         cls = type(module)
@@ -93,6 +107,8 @@ def _swap(model, table, function):
         if base not in table:
             if known := [known for known in table if isinstance(module, known)]:
                 result.skipped[name] = f"{base.__qualname__} is a subclass of {_path(known[0])}"
+        elif id(module) in left:
+            result.skipped[name] = "it was excluded"
         elif "forward" in vars(module):
             result.skipped[name] = "its forward was replaced on the instance"
         else:

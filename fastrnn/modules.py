@@ -10,7 +10,8 @@ property or a parametrization, shared, pruned, deleted with a plain tensor in it
 storage replaced (`param.data = ...`).
 """
 
-from typing import overload
+import inspect
+from typing import get_overloads, overload
 
 from torch import Tensor, nn
 from torch.fx import Proxy
@@ -301,6 +302,10 @@ class RNN(_Layer):
     def _run(self, input, hx, batch_first, batch_sizes, options):
         cell = PLAIN["rnn_relu" if self.mode == "RNN_RELU" else "rnn_tanh"]
         return _run(self, cell, input, (hx,), batch_first, batch_sizes, options)
+
+
+for _cls in (LSTM, GRU, RNN):  # what help and inspect show of (*args, **kwargs)
+    _cls.__init__.__signature__ = inspect.signature(get_overloads(_cls.__init__)[0])
 
 
 def _set_checkpoint_every(module, every):

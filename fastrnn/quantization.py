@@ -10,7 +10,9 @@ order (`fastrnn._layer.panels`) is the same on every machine, so that files can 
 """
 
 import copy
+import logging
 import warnings
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ from fastrnn._layer.cells import CELLS, cell_of
 from fastrnn._layer.transforms import in_forward_mode
 from fastrnn._stack import autocast, checks, packing, stack
 from fastrnn._stack.tracing import recorded
-from fastrnn.conversion import TO_OURS, TO_TORCH, is_parametrized
+from fastrnn.conversion import TO_OURS, TO_TORCH, excluded, is_parametrized
 
 __all__ = ["QuantizedCell", "QuantizedLayer", "quantize"]
 
@@ -32,7 +34,11 @@ _MOST_TERMS = 2**17
 
 
 def quantize(
-    model: nn.Module, dtype: torch.dtype = torch.int8, *, inplace: bool = False
+    model: nn.Module,
+    dtype: torch.dtype = torch.int8,
+    *,
+    inplace: bool = False,
+    exclude: str | Iterable[str] = (),
 ) -> nn.Module:
     """A copy of a model for inference whose recurrent layers and cells have int8 or bf16 weights.
 
@@ -53,17 +59,20 @@ def quantize(
       Integer-Arithmetic-Only Inference", arXiv:1712.05877, without zero points).
     * bfloat16: weights are rounded to bfloat16; inputs, states and sums are float32.
 
-    Left alone, with a warning: modules of classes derived from torch.nn's or fastrnn's, and
-    modules whose `forward` was replaced on the instance. Weights are taken as they stand:
-    parametrizations are applied for good; what the older weight_norm or spectral_norm recompute
-    before each call is what it was at the last one. Forward hooks stay, but for those of
-    torch.nn.utils. A module that is in several places stays one module.
+    What was done to each is logged, at level INFO of the logger "fastrnn". Left alone, with a
+    warning: modules of classes derived from torch.nn's or fastrnn's, and modules whose `forward`
+    was replaced on the instance. Weights are taken as they stand: parametrizations are applied for
+    good; what the older weight_norm or spectral_norm recompute before each call is what it was at
+    the last one. Forward hooks stay, but for those of torch.nn.utils. A module that is in several
+    places stays one module.
 
     Args:
         model: any module. A recurrent layer itself is one too: then the new layer is
             returned, also where `inplace`.
         dtype: torch.int8 (or torch.qint8, which means the same here) or torch.bfloat16.
         inplace: change `model` itself instead of a copy.
+        exclude: names of modules, as `model.named_modules()` has them, that are left alone with all
+            that is in them.
 
     Returns:
         The quantized model. Its modules take and return float32, whatever the model's
@@ -73,10 +82,10 @@ def quantize(
 
     Raises:
         TypeError: model is not a module. ValueError: another dtype; a weight that is on the
-        meta device or has a NaN or an infinity in it; more than 131,072 features.
+        meta device or has a NaN or an infinity in it; more than 131,072 features; a name in
+        exclude that there is not.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"quantize: expected a torch.nn.Module, got {type(model).__name__}")
+    excluded("quantize", model, exclude)
     if dtype is torch.qint8:
         dtype = torch.int8
     if not isinstance(dtype, torch.dtype) or dtype not in panels.GROUP:
@@ -84,19 +93,30 @@ def quantize(
     if not inplace:
         model = copy.deepcopy(model)
     model.eval()
+    left = excluded("quantize", model, exclude)
     new = {}  # by id, of a module that is kept alive by `old`
     old = []
+    found = False
     for name, module in list(model.named_modules()):
-        if reason := _reason_to_leave(module):
-            if reason is not _NOT_RECURRENT:
-                warnings.warn(f"quantize: {name or 'the model'} left alone: {reason}", stacklevel=2)
+        reason, label = _reason_to_leave(module), name or "the model"
+        found = found or reason is not _NOT_RECURRENT
+        if reason is _NOT_RECURRENT:
+            continue
+        if id(module) in left:
+            _LOGGER.info("quantize: %s left alone: it was excluded", label)
+            continue
+        if reason:
+            warnings.warn(f"quantize: {label} left alone: {reason}", stacklevel=2)
             continue
         make = QuantizedCell if isinstance(module, nn.RNNCellBase) else QuantizedLayer
         try:
             new[id(module)] = make(module, dtype)
         except ValueError as error:
-            raise ValueError(f"quantize: {name or 'the model'}: {error}") from None
+            raise ValueError(f"quantize: {label}: {error}") from None
         old.append(module)
+        _LOGGER.info("quantize: %s: %s, weights in %s", label, type(module).__name__, dtype)
+    if not found:
+        warnings.warn("quantize: the model has no recurrent layer or cell", stacklevel=2)
     if id(model) in new:
         return new[id(model)]
     for module in list(model.modules()):
@@ -106,6 +126,7 @@ def quantize(
     return model
 
 
+_LOGGER = logging.getLogger("fastrnn")
 _NOT_RECURRENT = "no recurrent module"
 
 

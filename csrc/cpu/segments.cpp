@@ -71,23 +71,22 @@ using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 Results segments(const OptionalTensor& resets, const OptionalTensor& lengths, c10::SymInt seq_len,
                  c10::SymInt batch, int64_t directions, bool none_if_whole) {
   const int64_t T = seq_len.expect_int(), B = batch.expect_int(), D = directions;
-  TORCH_CHECK(T > 0 && B >= 0, "segments: expected at least one step, got ", T);
-  TORCH_CHECK(B == 0 || T <= INT64_MAX / 16 / B, "segments: expected fewer rows than ", T, " * ",
-              B);
-  TORCH_CHECK(D == 1 || D == 2, "segments: expected one direction or two, got ", D);
+  TORCH_CHECK(T > 0 && B >= 0, "fastrnn: expected at least one step, got ", T);
+  TORCH_CHECK(B == 0 || T <= INT64_MAX / 16 / B, "fastrnn: expected fewer rows than ", T, " * ", B);
+  TORCH_CHECK(D == 1 || D == 2, "fastrnn: expected one direction or two, got ", D);
   TORCH_CHECK(!resets || (resets->device().is_cpu() && resets->scalar_type() == at::kBool &&
                           resets->sizes() == at::IntArrayRef({T, B})),
-              "segments: expected resets as bool (", T, ", ", B, ") on cpu");
+              "fastrnn: expected resets as bool (", T, ", ", B, ") on cpu");
   TORCH_CHECK(!lengths || (lengths->device().is_cpu() && lengths->scalar_type() == at::kLong &&
                            lengths->sizes() == at::IntArrayRef({B})),
-              "segments: expected lengths as int64 (", B, ") on cpu");
+              "fastrnn: expected lengths as int64 (", B, ") on cpu");
   const Tensor mask = resets ? resets->contiguous() : Tensor();
   const Tensor counts = lengths ? lengths->contiguous() : Tensor();
   const uint8_t* at_resets = resets ? static_cast<const uint8_t*>(mask.const_data_ptr()) : nullptr;
   const int64_t* at_lengths = lengths ? counts.const_data_ptr<int64_t>() : nullptr;
   for (int64_t b = 0; lengths && b < B; ++b) {
     TORCH_CHECK(at_lengths[b] >= 0 && at_lengths[b] <= T,
-                "segments: expected lengths from 0 to seq_len = ", T, ", got ", at_lengths[b],
+                "fastrnn: expected lengths from 0 to seq_len = ", T, ", got ", at_lengths[b],
                 " at index ", b);
   }
   std::vector<Segment> all = split(at_resets, at_lengths, T, B);

@@ -259,7 +259,7 @@ def test_errors(name):
         module(x, resets=torch.zeros(B, T, dtype=torch.bool))
     with pytest.raises(RuntimeError, match=f"{kind}: expected lengths as integers"):
         module(x, lengths=torch.ones(B))
-    with pytest.raises(RuntimeError, match="segments: expected lengths"):
+    with pytest.raises(RuntimeError, match="fastrnn: expected lengths"):
         module(x, lengths=torch.tensor([1, 2, 3, T + 1]))
     with pytest.raises(ValueError, match=f"{kind}: expected reset_to"):
         module(x, resets=torch.zeros(T, B, dtype=torch.bool), reset_to="h0")

@@ -419,7 +419,7 @@ def test_kinds_of_masks(name):
 def test_errors(name, label):
     kind, options = BAD[label]
     argument = next(iter(options)) if "reset_to" not in label else "reset_to"
-    with pytest.raises(kind, match=f"({name.lower()}|segments): expected {argument}.* got"):
+    with pytest.raises(kind, match=f"({name.lower()}|fastrnn): expected {argument}.* got"):
         getattr(fastrnn, name)(3, 4)(torch.zeros(5, 2, 3), **options)
 
 
@@ -457,7 +457,7 @@ def test_any_byte_but_zero_resets():
 @pytest.mark.parametrize("seq_len", [2**62, 2**62 + 1, 2**60])
 def test_more_rows_than_there_can_be(seq_len):
     lengths = torch.ones(4, dtype=torch.int64)
-    with pytest.raises(RuntimeError, match="segments: expected fewer rows"):
+    with pytest.raises(RuntimeError, match="fastrnn: expected fewer rows"):
         call("segments", lengths=lengths, seq_len=seq_len, batch=4, directions=1,
              none_if_whole=False)  # fmt: skip
 

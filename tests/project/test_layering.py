@@ -222,7 +222,9 @@ INCLUDES = {
         "host/",
     ),
 }
-SYSTEM = re.compile(r"[a-z_0-9]+|[a-z]*intrin\.h|(?:omp|pthread|cpuid|sched|unistd|sys/mman)\.h")
+SYSTEM = re.compile(
+    r"[a-z_0-9]+|[a-z]*intrin\.h|(?:omp|pthread|cpuid|dirent|sched|unistd|sys/mman)\.h"
+)
 
 
 def sources():

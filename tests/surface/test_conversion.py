@@ -375,3 +375,41 @@ def test_patch_is_of_one_thread():
         "LSTM": fastrnn.LSTM, "GRU": fastrnn.GRU, "RNN": nn.RNN,
     }  # fmt: skip
     assert type(build("LSTM")) is nn.LSTM
+
+
+def nested():
+    """A model with layers at two depths, one of them in two places."""
+    model = nn.Module()
+    model.encoder = nn.ModuleList([nn.LSTM(3, 4), nn.GRU(4, 4)])
+    model.decoder = nn.GRU(4, 3)
+    model.shared = model.decoder
+    return model
+
+
+def test_excluded_modules_are_left_alone():
+    model = nested()
+    result = fastrnn.convert(model, exclude=["encoder.1", "shared"])
+    assert result.converted == {"encoder.0": "LSTM"}
+    assert result.skipped == dict.fromkeys(("encoder.1", "decoder"), "it was excluded")
+    assert type(model.decoder) is nn.GRU and type(model.encoder[0]) is fastrnn.LSTM
+    assert fastrnn.convert(model, exclude="encoder").converted == {"decoder": "GRU"}
+    result = fastrnn.restore(model, exclude="encoder")
+    assert result.converted == {"decoder": "GRU"} and "encoder.0" in result.skipped
+    for function in (fastrnn.convert, fastrnn.restore, fastrnn.quantize):
+        with pytest.raises(ValueError, match="expected exclude to name modules, got 'encoder.2'"):
+            function(model, exclude=["encoder.2"])
+
+
+def test_quantize_tells_what_it_did(caplog):
+    model = nested()
+    with caplog.at_level("INFO", logger="fastrnn"):
+        small = fastrnn.quantize(model, exclude=["encoder.0"])
+    assert type(small.encoder[0]) is nn.LSTM and small.decoder is small.shared
+    assert [type(m).__name__ for m in (small.encoder[1], small.decoder)] == ["QuantizedLayer"] * 2
+    assert caplog.messages == [
+        "quantize: encoder.0 left alone: it was excluded",
+        "quantize: encoder.1: GRU, weights in torch.int8",
+        "quantize: decoder: GRU, weights in torch.int8",
+    ]
+    with pytest.warns(UserWarning, match="quantize: the model has no recurrent layer or cell"):
+        fastrnn.quantize(nn.Linear(2, 2))

@@ -5,6 +5,7 @@ import copy
 import inspect
 import io
 import pickle
+from typing import get_overloads
 
 import pytest
 import torch
@@ -558,3 +559,21 @@ def of_first_row(hx):
 
 def leaves(results):
     return [t for t in torch.utils._pytree.tree_leaves(tuple(results)) if torch.is_tensor(t)]
+
+
+@pytest.mark.parametrize("name", LAYERS + CELLS)
+def test_signatures(name):
+    """What help and inspect show: torch.nn's arguments, and one more of layers."""
+    ours = inspect.signature(getattr(fastrnn, name)).parameters
+    theirs = inspect.signature(getattr(nn, name)).parameters
+    if name in CELLS:
+        assert list(ours) == list(theirs)
+        return
+    constructor = get_overloads(getattr(nn, name).__init__)[0]
+    expected = [p for p in inspect.signature(constructor).parameters if p != "self"]
+    assert list(ours) == [*expected, "checkpoint_every"]
+    defaults = {p: v.default for p, v in ours.items() if v.default is not inspect.Parameter.empty}
+    module = getattr(fastrnn, name)(3, 4)
+    for option, default in defaults.items():
+        if option not in ("device", "dtype"):
+            assert getattr(module, option) == default, option
