@@ -21,7 +21,7 @@ from fastrnn import functional
 from fastrnn._layer.cells import CELLS
 from fastrnn._stack import checks, packing, plain, stack
 from fastrnn._stack.plain import PLAIN
-from fastrnn._stack.tracing import recorded
+from fastrnn._stack.tracing import recorded, refuse_script
 from fastrnn._stack.weights import note_assignment, weights
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
@@ -51,6 +51,7 @@ class _Layer(nn.RNNBase):
     """What LSTM, GRU and RNN share."""
 
     checkpoint_every: int | None = None
+    __prepare_scriptable__ = refuse_script
 
     def __init__(self, mode, *args, **kwargs):
         super().__init__(_TORCH_MODES[CELLS[mode.lower()].products], *args, **kwargs)
@@ -337,6 +338,8 @@ class LSTMCell(nn.RNNCellBase):
     Attributes: `weight_ih`, `weight_hh`, `bias_ih`, `bias_hh`; rows in the order i, f, g, o.
     """
 
+    __prepare_scriptable__ = refuse_script
+
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None
     ) -> None:
@@ -363,6 +366,8 @@ class GRUCell(nn.RNNCellBase):
 
     Attributes: as of `LSTMCell`; rows in the order r, z, n.
     """
+
+    __prepare_scriptable__ = refuse_script
 
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None
@@ -392,6 +397,7 @@ class RNNCell(nn.RNNCellBase):
     Attributes: as of `LSTMCell`.
     """
 
+    __prepare_scriptable__ = refuse_script
     __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]
     nonlinearity: str
 

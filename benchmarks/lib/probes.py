@@ -11,6 +11,7 @@ import copy
 import io
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -201,6 +202,22 @@ def script(library, name):
     """torch.jit.script"""
     module = Around(layer(library, name))
     close(torch.jit.script(module)(data()), module(data()))
+
+
+@probe("programs")
+def trace(library, name):
+    """torch.jit.trace with gradients, other lengths and batches, trained"""
+    module = Around(layer(library, name))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(module, data())
+    x = torch.cat([data(), data()])
+    close(traced(x), module(x))
+    found = (
+        torch.autograd.grad(run(x).square().sum(), run.parameters()) for run in (traced, module)
+    )
+    for ours, theirs in zip(*found, strict=True):
+        close(ours, theirs)
 
 
 # -- Derivatives -----------------------------------------------------------------------------------

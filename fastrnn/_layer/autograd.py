@@ -40,7 +40,8 @@ def records(*tensors):
     """Whether this call must leave a graph behind, or may have tangents."""
     if _is_exporting():
         return False  # what is exported is the operator: a Function would save, to no end
-    return requires_grad(*tensors) or in_forward_mode()
+    # torch.jit.trace records a Function as a call of Python: the operator raises instead.
+    return (requires_grad(*tensors) or in_forward_mode()) and not torch.jit.is_tracing()
 
 
 def by_equations(

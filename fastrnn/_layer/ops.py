@@ -35,9 +35,22 @@ DEVICE_TYPES = frozenset({"meta"}) | {
 }
 
 
+def _refuse_tracing(*_):
+    raise RuntimeError("fastrnn: torch.jit.trace cannot record an operator of fastrnn")
+
+
+# torch.jit.trace has no lists of optional tensors, and leaves a broken node behind where it finds
+# out by itself. Callers have other ways then.
+_library = torch.library.Library("fastrnn", "IMPL")  # what it registers lives as long as it
+for _op in (layer_forward, quantized_forward):
+    _library.impl(_op.name().partition("::")[2], _refuse_tracing, "Tracer")
+
+
 def has_inside(tensor: Tensor) -> bool:
-    """Whether layers with options inside the recurrence have kernels for the tensor."""
-    return tensor.device.type in ("cpu", "meta") and tensor.dtype in DTYPES
+    """Whether layers with options inside the recurrence have kernels for the tensor, that can be
+    used here: torch.jit.trace records none of them."""
+    on_cpu = tensor.device.type in ("cpu", "meta")
+    return on_cpu and tensor.dtype in DTYPES and not torch.jit.is_tracing()
 
 
 def _check(condition, message):

@@ -79,9 +79,7 @@ def run(cell, input, states, params, call, options):
             f"{name}: expected input of a device and dtype that fastrnn has kernels for with "
             f"return_states, got {input.dtype} on {input.device}"
         )
-    layer = cell.layer if supported else partial(_torch_layer, cell)
-    if not supported and cell.torch_stack is None:
-        layer = partial(autograd.by_equations, cell.kind)
+    layer = cell.layer if supported else _without_kernels(cell)
     if call.checkpoint_every is not None:
         checks.check_checkpoint_every(name, call.checkpoint_every)
         if supported:
@@ -96,7 +94,14 @@ def run(cell, input, states, params, call, options):
         )
     except (AttributeError, RuntimeError, TypeError):
         checks.check_tensors(name, input, (), params)
-        raise
+        if not torch.jit.is_tracing():
+            raise
+        # torch.jit knows no operator of ours. Seldom enough not to be asked for at every call.
+        keep = options is not None and options.return_states
+        layer = partial(autograd.by_equations, cell.kind) if keep else _without_kernels(cell)
+        output, states, each = stack.apply(
+            stack.layers, by_layer, layer, input, states, call, options, False
+        )
     if narrow is not None:
         output, states[0] = output.to(narrow), states[0].to(narrow)
         each = each and each._replace(hidden=each.hidden.to(narrow))
@@ -138,6 +143,13 @@ def _as_torch_nn(cell, input, states, params, call):
     return autocast.as_torch_nn(composes, input, states, params, projected)
 
 
+def _without_kernels(cell):
+    """A run of torch's own implementation or, of what torch has not, of the equations."""
+    if cell.torch_stack is None:
+        return partial(autograd.by_equations, cell.kind)
+    return partial(_torch_layer, cell)
+
+
 def _has_kernels(input):
     return input.device.type in ops.DEVICE_TYPES
 
@@ -153,7 +165,8 @@ def _torch_layer(cell, input, batch_sizes, states, params, bidirectional, keep=F
     hx = list(states) if cell.has_c else states[0]
     has_biases = len(params) // (2 if bidirectional else 1) > 3
     # Training asks cuDNN for what a backward pass needs; dropout is between layers, not here.
-    rest = params, has_biases, 1, 0.0, torch.is_grad_enabled(), bidirectional
+    trains = torch.is_grad_enabled() or torch.jit.is_tracing()  # who traces tries it without, too
+    rest = params, has_biases, 1, 0.0, trains, bidirectional
     if batch_sizes is None:
         return cell.torch_stack(input, hx, *rest, False)
     return cell.torch_stack(input, batch_sizes, hx, *rest)
@@ -209,13 +222,15 @@ def step(cell, input, states, w_ih, w_hh, b_ih, b_hh):
         if b_ih is not None or b_hh is not None:
             zeros = None if b_ih is not None and b_hh is not None else w_ih.new_zeros(len(w_ih))
             params += [zeros if b_ih is None else b_ih, zeros if b_hh is None else b_hh]
-        states = [None if state is None else state.unsqueeze(0) for state in states]
+        rows = [None if state is None else state.unsqueeze(0) for state in states]
         try:
-            result = cell.layer(input.unsqueeze(0), None, states, params, False)
-        except NotImplementedError:
+            result = cell.layer(input.unsqueeze(0), None, rows, params, False)
+            result = tuple([state.squeeze(0) for state in result[1:]])
+        except RuntimeError:
             checks.check_tensors(name, input, states, (w_ih, w_hh))
-            raise
-        result = tuple([state.squeeze(0) for state in result[1:]])
+            if not torch.jit.is_tracing():
+                raise
+            result = _torch_step(cell, input, states, w_ih, w_hh, b_ih, b_hh)
     return result if dim == 2 else tuple([state.squeeze(0) for state in result])
 
 

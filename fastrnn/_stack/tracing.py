@@ -18,3 +18,11 @@ def recorded(module, input, hx, **options):
     arguments = (input,) if hx is None else (input, hx)
     options = {name: value for name, value in options.items() if value is not None}
     return tracer.create_proxy("call_module", tracer.path_of_module(module), arguments, options)
+
+
+def refuse_script(module):
+    """What torch.jit.script asks a module for: something that it can compile."""
+    raise RuntimeError(
+        "fastrnn: torch.jit.script knows no operator of fastrnn; use fastrnn.restore(model), whose "
+        "layers are torch.nn's (fastrnn.convert is the way back), torch.jit.trace or torch.export"
+    )
