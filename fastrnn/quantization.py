@@ -85,7 +85,8 @@ def quantize(
         meta device or has a NaN or an infinity in it; more than 131,072 features; a name in
         exclude that there is not.
     """
-    excluded("quantize", model, exclude)
+    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    excluded("quantize", model, exclude)  # raises before anything is copied
     if dtype is torch.qint8:
         dtype = torch.int8
     if not isinstance(dtype, torch.dtype) or dtype not in panels.GROUP:

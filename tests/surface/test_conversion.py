@@ -405,6 +405,8 @@ def test_quantize_tells_what_it_did(caplog):
     with caplog.at_level("INFO", logger="fastrnn"):
         small = fastrnn.quantize(model, exclude=["encoder.0"])
     assert type(small.encoder[0]) is nn.LSTM and small.decoder is small.shared
+    again = fastrnn.quantize(model, exclude=(name for name in ["encoder.0"]))
+    assert type(again.encoder[0]) is nn.LSTM
     assert [type(m).__name__ for m in (small.encoder[1], small.decoder)] == ["QuantizedLayer"] * 2
     assert caplog.messages == [
         "quantize: encoder.0 left alone: it was excluded",
