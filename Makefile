@@ -137,6 +137,7 @@ format: $(VENV)/.dev
 # pointers), which the program skips.
 ASAN_DTYPES ?= float double bf16 half quantized
 TSAN_DTYPES ?= float quantized
+TSAN_LAYERS ?= 60
 SANITIZE_JOBS ?= 2
 # Unoptimised: avx512_float.cpp, instrumented, compiles in 40 s with -O0 and in 160 s with -O1.
 SANITIZE_FLAGS := -std=c++17 -O0 -g1 -fno-omit-frame-pointer -ffp-contract=off -fno-math-errno \
@@ -201,7 +202,7 @@ sanitize:
 	@$(MAKE) --no-print-directory -j$(SANITIZE_JOBS) \
 	    build/sanitize/kernels-asan build/sanitize/kernels-tsan build/sanitize/shim-tsan
 	UBSAN_OPTIONS=print_stacktrace=1 build/sanitize/kernels-asan
-	TSAN_OPTIONS=halt_on_error=1 $(NO_RANDOM) build/sanitize/kernels-tsan
+	TSAN_OPTIONS=halt_on_error=1 $(NO_RANDOM) build/sanitize/kernels-tsan $(TSAN_LAYERS)
 	TSAN_OPTIONS=halt_on_error=1 $(NO_RANDOM) build/sanitize/shim-tsan
 
 -include $(ASAN_OBJECTS:.o=.d) $(TSAN_OBJECTS:.o=.d) $(SHIM_OBJECTS:.o=.d)
