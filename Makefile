@@ -1,3 +1,4 @@
+# make adopt      takes an extension that lies in fastrnn/ for a build of these sources
 # make demo       the main job: a character language model with fastrnn and with torch.nn
 # make test       the tests                       (ARGS="-k lstm" and the like)
 # make bench      the benchmarks beside torch.nn  (ARGS="--help" tells the choices)
@@ -96,8 +97,8 @@ build: $(VENV)/.extension $(VENV)/.installed
 # Takes an extension that lies in fastrnn/ for what these sources give, and compiles nothing.
 adopt: build/settings $(VENV)/.requirements
 	@ls fastrnn/_C*.so
-	@$(PY) -c 'import site; print(site.getsitepackages()[0])' | \
-	    while read -r folder; do pwd > "$$folder/fastrnn-tree.pth"; done
+	@$(PY) -c 'import pathlib, site; \
+	    pathlib.Path(site.getsitepackages()[0], "fastrnn-tree.pth").write_text(str(pathlib.Path.cwd()))'
 	@touch $(VENV)/.extension $(VENV)/.installed
 
 # --- what people run ----------------------------------------------------------------------------

@@ -50,6 +50,9 @@ def quantized(dtype: torch.dtype) -> Kind:
     return Kind(make, dtype=None)
 
 
+EVERY_OPTION = {"layer_norm": True, "zoneout": 0.2, "recurrent_dropout": 0.2,
+                "variational_dropout": 0.1, "weight_drop": 0.2}  # fmt: skip
+
 #: The rows of the table.
 KINDS = {
     "LSTM": kind_of(fastrnn.LSTM),
@@ -64,25 +67,9 @@ KINDS = {
     "LSTM, weight_drop": kind_of(variants.LSTM, True, weight_drop=0.3),
     "DreamerGRU": kind_of(variants.DreamerGRU),
     "CoupledLSTM": kind_of(variants.CoupledLSTM),
-    "CoupledLSTM, all options": kind_of(
-        variants.CoupledLSTM,
-        True,
-        layer_norm=True,
-        zoneout=0.2,
-        recurrent_dropout=0.2,
-        variational_dropout=0.1,
-        weight_drop=0.2,
-    ),
+    "CoupledLSTM, all options": kind_of(variants.CoupledLSTM, True, **EVERY_OPTION),
     "PeepholeLSTM": kind_of(variants.PeepholeLSTM),
-    "PeepholeLSTM, all options": kind_of(
-        variants.PeepholeLSTM,
-        True,
-        layer_norm=True,
-        zoneout=0.2,
-        recurrent_dropout=0.2,
-        variational_dropout=0.1,
-        weight_drop=0.2,
-    ),
+    "PeepholeLSTM, all options": kind_of(variants.PeepholeLSTM, True, **EVERY_OPTION),
     "LSTM, quantized to int8": quantized(torch.int8),
     "LSTM, quantized to bfloat16": quantized(torch.bfloat16),
 }

@@ -57,6 +57,11 @@ class _Layer(nn.RNNBase):
         super().__init__(_TORCH_MODES[CELLS[mode.lower()].products], *args, **kwargs)
         self.mode = mode
 
+    def flatten_parameters(self) -> None:
+        """As torch.nn's, which is for cuDNN; nothing for cells that cuDNN has not."""
+        if self.mode in _TORCH_MODES.values() or self.mode == "RNN_RELU":
+            super().flatten_parameters()
+
     def __setattr__(self, name, value):
         super().__setattr__(name, value)
         if name == "_flat_weights":

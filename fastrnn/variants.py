@@ -108,9 +108,6 @@ class CoupledLSTM(Layers, modules.LSTM):
 
     _mode = "LSTM_COUPLED"
 
-    def flatten_parameters(self) -> None:
-        """Nothing: cuDNN, for which torch.nn does it, has no such cell."""
-
 
 class PeepholeLSTM(Layers, modules.LSTM):
     """An LSTM whose gates see the cell: for precise timing and counting.
@@ -135,9 +132,6 @@ class PeepholeLSTM(Layers, modules.LSTM):
     """
 
     _mode = "LSTM_PEEPHOLE"
-
-    def flatten_parameters(self) -> None:
-        """Nothing: cuDNN, for which torch.nn does it, has no such cell."""
 
 
 class GRU(Layers, modules.GRU):

@@ -63,8 +63,7 @@ def oracle(name: str, module: nn.Module) -> tuple[Callable, list[torch.Tensor]]:
 
 def close(actual: Any, expected: Any, tolerance: float = 1e-4) -> None:
     """Raises where a tensor is off by more than tolerance of the largest value."""
-    pairs = zip(tensors(actual), tensors(expected), strict=True)
-    for a, e in pairs:
+    for a, e in zip(tensors(actual), tensors(expected), strict=True):
         if a.shape != e.shape:
             raise AssertionError(f"shape {tuple(a.shape)} instead of {tuple(e.shape)}")
         a, e = a.detach().double(), e.detach().double()
@@ -207,17 +206,11 @@ def script(library, name):
 @probe("programs")
 def trace(library, name):
     """torch.jit.trace with gradients, other lengths and batches, trained"""
-    module = Around(layer(library, name))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    module = layer(library, name)
+    with warnings.catch_warnings(action="ignore"):
         traced = torch.jit.trace(module, data())
-    x = torch.cat([data(), data()])
-    close(traced(x), module(x))
-    found = (
-        torch.autograd.grad(run(x).square().sum(), run.parameters()) for run in (traced, module)
-    )
-    for ours, theirs in zip(*found, strict=True):
-        close(ours, theirs)
+    x = data(BATCH + 1, STEPS + 2)
+    close(gradients(traced, module, x), gradients(module, module, x))
 
 
 # -- Derivatives -----------------------------------------------------------------------------------

@@ -25,11 +25,14 @@
 // and, of a cell with vectors, whose last column is activated late, from the states after,
 //   enter(own, before, a)                 before activate: adds to a what vectors bring
 //   finish(own, after, a)                 before emit: activates the last column
-//   finish_backward(own, after, a, d, d_a, d_own)    in, d_a of what is kept; out, before
-//   activation enter_backward(own, before, d_a, d_before, d_own)  adds to d_before
+//   finish_backward(own, after, a, d, d_a, d_own)
+//                                         d_a of the last column: in, of what is kept; out, before
+//                                         activation. Adds to d what the vectors bring
+//   enter_backward(own, before, d_a, d_before, d_own)
+//                                         adds to d_before what the vectors bring
 //   finish_tangent(own, after, a)         dual numbers, of the last column in: what is kept and its
 //                                         tangent before activation; out: of what is kept
-// Each of the two leaves the gradients of those vectors alone that it reads.
+// In d_own each of the backward ones sets the gradients of the vectors that its part reads.
 // Between these parts options have their places: normalisation of the state and zoneout after
 // update, recurrent dropout before it. The tangent of update and emit is that of dual numbers.
 #pragma once

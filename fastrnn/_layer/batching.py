@@ -114,6 +114,10 @@ def _wrap(result, dim, level):
     return result if dim is None else torch._C._functorch._add_batch_dim(result, dim, level)
 
 
+# Their results hold gradients of a cell's vectors, sums over all rows.
+_WITH_SUMS = ops.gate_gradients, ops.gate_gradients_tangent
+
+
 def _by_rows(op, size, in_dims, *arguments):
     """The rule of an operator all of whose tensors but the weights have rows."""
     folded = []
@@ -126,9 +130,10 @@ def _by_rows(op, size, in_dims, *arguments):
             value = None if value is None else value * size
         elif argument.name == "resets":
             refuse_resets(value)
-        elif argument.name == "norm" or (argument.name == "cell" and CELLS[value].vectors):
-            # Masks are of rows, and gains and vectors of all rows together.
+        elif argument.name == "norm":  # masks are of rows, and gains of all rows together
             return one_by_one(op, size, in_dims, arguments)
+        elif argument.name == "cell" and op in _WITH_SUMS and CELLS[value].vectors:
+            return one_by_one(op, size, in_dims, arguments)  # a gradient of each sample's own
         elif argument.name == "batch":
             value = value * size
         elif isinstance(value, list):

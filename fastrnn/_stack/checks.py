@@ -139,14 +139,9 @@ def check_step(name, gates, input, states, w_ih, w_hh, batched=True):
     of input and states is none of the caller's."""
     batch, input_size = input.shape
     rows, hidden_size = w_ih.shape[0], w_hh.shape[1]
-
-    def sizes(argument, what, expected, got):
-        expected, got = ((batch, expected), got) if batched else ((expected,), got[1:])
-        layout = f"(batch, {what})" if batched else f"({what})"
-        return f"{name}: expected {argument} of shape {layout} = {expected}, got {tuple(got)}"
-
     if input_size != w_ih.shape[1]:
-        raise RuntimeError(sizes("input", "input_size", w_ih.shape[1], input.shape))
+        expected = batch, w_ih.shape[1]
+        raise RuntimeError(_sizes(name, "input", "input_size", expected, input.shape, batched))
     if input.dtype is not w_ih.dtype:
         raise RuntimeError(
             f"{name}: expected input of the weights' dtype {w_ih.dtype}, got {input.dtype}"
@@ -160,8 +155,15 @@ def check_step(name, gates, input, states, w_ih, w_hh, batched=True):
         if state is not None and state.shape != (batch, hidden_size):
             # torch.nn looks at the batch first and then at a dimension that may not be there.
             raise (IndexError if state.shape == (batch,) else RuntimeError)(
-                sizes("hx", "hidden_size", hidden_size, state.shape)
+                _sizes(name, "hx", "hidden_size", (batch, hidden_size), state.shape, batched)
             )
+
+
+def _sizes(name, argument, what, expected, got, batched):
+    """The message of check_step on a shape, as the caller has it."""
+    layout = f"(batch, {what})" if batched else f"({what})"
+    expected, got = (tuple(shape[0 if batched else 1 :]) for shape in (expected, got))
+    return f"{name}: expected {argument} of shape {layout} = {expected}, got {got}"
 
 
 def check_tensors(name, input, states, params):

@@ -194,9 +194,9 @@ class Layers:
             params = [self._params(index, seed) for index in range(self.num_layers)]
             of_output = None
             if states[0] is not None and states[0].dtype is not input.dtype is dtype:
-                wide = [autocast.with_float_states(input, states, of) for of in params]
-                params = [of_layer for _, _, of_layer, _ in wide]
-                input, states, _, of_output = wide[0]
+                every, each = [p for of_layer in params for p in of_layer], len(params[0])
+                input, states, every, of_output = autocast.with_float_states(input, states, every)
+                params = [every[i : i + each] for i in range(0, len(every), each)]
                 dtype = input.dtype
             if not self._reaches_inside():
                 params = [tensor for of_layer in params for tensor in of_layer]

@@ -74,7 +74,7 @@ def test_traced_variants(cls, options):
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_traced_model_with_states_and_packed_data():
+def test_traced_model_with_states():
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -132,3 +132,10 @@ def test_script_says_what_to_do(name):
     x, scripted = input_of(name, 5, 2), torch.jit.script(model)
     for ours, right in zip(leaves(scripted(x)), leaves(model(x)), strict=True):
         torch.testing.assert_close(ours, right)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_quantized_layers_say_so():
+    module = fastrnn.quantize(fastrnn.LSTM(3, 4))
+    with pytest.raises(RuntimeError, match="torch.jit.trace cannot record an operator of fastrnn"):
+        torch.jit.trace(module, torch.randn(5, 2, 3))

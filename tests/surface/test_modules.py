@@ -577,3 +577,15 @@ def test_signatures(name):
     for option, default in defaults.items():
         if option not in ("device", "dtype"):
             assert getattr(module, option) == default, option
+
+
+def test_flatten_parameters_is_for_what_cudnn_has(monkeypatch):
+    """cuDNN's name of any other cell is an error, which `.cuda()` would raise."""
+    flattened = []
+    monkeypatch.setattr(nn.RNNBase, "flatten_parameters", lambda self: flattened.append(self.mode))
+    layers = [fastrnn.LSTM(3, 4), fastrnn.GRU(3, 4), fastrnn.RNN(3, 4, nonlinearity="relu")]
+    layers += [fastrnn.variants.CoupledLSTM(3, 4), fastrnn.variants.PeepholeLSTM(3, 4)]
+    flattened.clear()
+    for layer in layers:
+        layer.flatten_parameters()
+    assert flattened == ["LSTM", "GRU", "RNN_RELU"]

@@ -185,22 +185,22 @@ FASTRNN_NOINLINE void column_tile(const Columns<C>& p, C* out) {
 template <int MR, int NV, class V, class C = typename V::Scalar>
 FASTRNN_INLINE void accumulate_columns(int64_t terms, const C* a, int64_t lda, const C* w,
                                        V (&acc)[MR][NV]) {
-  sum_in_blocks(terms, kSumTerms, acc,
-                [&](int64_t first, int64_t count) __attribute__((always_inline)) {
-                  const C* x = a + first * lda;
-                  const C* b = w + first * NV * V::kLanes;
-                  for (int64_t k = 0; k < count; ++k, x += lda, b += NV * V::kLanes) {
-                    V vectors[NV];
+  const auto block = [&](int64_t first, int64_t count) __attribute__((always_inline)) {
+    const C* x = a + first * lda;
+    const C* b = w + first * NV * V::kLanes;
+    for (int64_t k = 0; k < count; ++k, x += lda, b += NV * V::kLanes) {
+      V vectors[NV];
 #pragma GCC unroll 8
-                    for (int v = 0; v < NV; ++v) vectors[v] = V::load(b + v * V::kLanes);
+      for (int v = 0; v < NV; ++v) vectors[v] = V::load(b + v * V::kLanes);
 #pragma GCC unroll 8
-                    for (int m = 0; m < MR; ++m) {
-                      const V row = V::set1(x[m]);
+      for (int m = 0; m < MR; ++m) {
+        const V row = V::set1(x[m]);
 #pragma GCC unroll 8
-                      for (int v = 0; v < NV; ++v) acc[m][v] = fma(row, vectors[v], acc[m][v]);
-                    }
-                  }
-                });
+        for (int v = 0; v < NV; ++v) acc[m][v] = fma(row, vectors[v], acc[m][v]);
+      }
+    }
+  };
+  sum_in_blocks(terms, kSumTerms, acc, block);
 }
 
 // out[i] = sum over k of a[k] * rows[i][k]: N rows of a row-major matrix.
