@@ -1,5 +1,7 @@
 // The Python module fastrnn._C. Importing it loads the operators (ops.cpp).
-#include <torch/extension.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/version.h>
 
 #include "cpu/dispatch.h"
 #include "cuda/plan.h"

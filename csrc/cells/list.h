@@ -26,6 +26,7 @@ struct Traits {
 template <class... Each>
 struct List {
   static constexpr int kCount = sizeof...(Each);
+  static constexpr int kMostProducts = 4;  // of any cell; tiles are made for them
   static constexpr Traits kTraits[kCount] = {{Each::kName, Each::kProducts, Each::kColumns,
                                               Each::kStates, Each::kVectors, Each::kCarriesH,
                                               Each::kKeepsH}...};
@@ -34,6 +35,20 @@ struct List {
   template <class F>
   static auto visit(CellKind kind, F&& f) {
     return visit_from<0, F, Each...>(static_cast<int>(kind), f);
+  }
+
+  // Whether there is a cell with so many products; with one of h's apart.
+  static constexpr bool any(int products) {
+    for (const Traits& cell : kTraits) {
+      if (cell.products == products) return true;
+    }
+    return false;
+  }
+  static constexpr bool any_apart(int products) {
+    for (const Traits& cell : kTraits) {
+      if (cell.products == products && cell.apart()) return true;
+    }
+    return false;
   }
 
   template <class Cell>
@@ -59,7 +74,7 @@ using All = List<Lstm, Gru, RnnTanh, RnnRelu, LstmCoupled, LstmPeephole>;
 // What kernels take for granted: whoever adds another kind of cell has to teach them first.
 constexpr bool are_known_kinds() {
   for (const Traits& cell : All::kTraits) {
-    const bool fits_tiles = cell.products >= 1 && cell.products <= 4;
+    const bool fits_tiles = cell.products >= 1 && cell.products <= All::kMostProducts;
     const bool fits_columns = cell.columns == cell.products || cell.columns == cell.products + 1;
     const bool fits_states = cell.states == 1 || (cell.states == 2 && !cell.carries_h);
     const bool fits_saved = !cell.keeps_h || (cell.columns == 1 && cell.states == 1);

@@ -7,10 +7,29 @@
 
 namespace fastrnn::cells {
 
-struct Lstm {
-  static constexpr char kName[] = "lstm";
-  static constexpr int kProducts = 4, kStates = 2, kColumns = 4, kCandidate = 2, kVectors = 0;
+// States h and c, h = o * tanh(c) with the output gate o in the last of K columns.
+template <int K>
+struct OutputGated {
+  static constexpr int kStates = 2, kColumns = K, kVectors = 0;
   static constexpr bool kCarriesH = false, kKeepsH = false;
+
+  template <class V>
+  static FASTRNN_CELL void emit(const V (&a)[K], V (&states)[2]) {
+    states[0] = a[K - 1] * tanh(states[1]);
+  }
+
+  template <class V>
+  static FASTRNN_CELL void emit_backward(const V (&a)[K], const V (&states)[2], V (&d)[2],
+                                         V (&d_a)[K]) {
+    const V tanh_c = tanh(states[1]);
+    d[1] = fma(d[0] * a[K - 1], fnma(tanh_c, tanh_c, V::set1(1)), d[1]);
+    d_a[K - 1] = d[0] * tanh_c;
+  }
+};
+
+struct Lstm : OutputGated<4> {
+  static constexpr char kName[] = "lstm";
+  static constexpr int kProducts = 4, kCandidate = 2;
 
   template <class V>
   static FASTRNN_CELL void activate(V (&a)[4]) {
@@ -23,18 +42,7 @@ struct Lstm {
   static FASTRNN_CELL void update(const V (&a)[4], const V (&before)[2], V (&after)[2]) {
     after[1] = fma(a[1], before[1], a[0] * a[2]);
   }
-  template <class V>
-  static FASTRNN_CELL void emit(const V (&a)[4], V (&states)[2]) {
-    states[0] = a[3] * tanh(states[1]);
-  }
 
-  template <class V>
-  static FASTRNN_CELL void emit_backward(const V (&a)[4], const V (&states)[2], V (&d)[2],
-                                         V (&d_a)[4]) {
-    const V tanh_c = tanh(states[1]);
-    d[1] = fma(d[0] * a[3], fnma(tanh_c, tanh_c, V::set1(1)), d[1]);
-    d_a[3] = d[0] * tanh_c;
-  }
   template <class V>
   static FASTRNN_CELL void update_backward(const V (&a)[4], const V (&before)[2], const V (&d)[2],
                                            V (&d_before)[2], V (&d_a)[4]) {

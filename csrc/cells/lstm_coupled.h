@@ -3,14 +3,13 @@
 //   f, o = sigmoid(a_f), sigmoid(a_o)    g = tanh(a_g)
 //   c = f * c_prev + (1 - f) * g         h = o * tanh(c)
 #pragma once
-#include "cells/cell.h"
+#include "cells/lstm.h"
 
 namespace fastrnn::cells {
 
-struct LstmCoupled {
+struct LstmCoupled : OutputGated<3> {
   static constexpr char kName[] = "lstm_coupled";
-  static constexpr int kProducts = 3, kStates = 2, kColumns = 3, kCandidate = 1, kVectors = 0;
-  static constexpr bool kCarriesH = false, kKeepsH = false;
+  static constexpr int kProducts = 3, kCandidate = 1;
 
   template <class V>
   static FASTRNN_CELL void activate(V (&a)[3]) {
@@ -22,18 +21,7 @@ struct LstmCoupled {
   static FASTRNN_CELL void update(const V (&a)[3], const V (&before)[2], V (&after)[2]) {
     after[1] = fma(a[0], before[1] - a[1], a[1]);
   }
-  template <class V>
-  static FASTRNN_CELL void emit(const V (&a)[3], V (&states)[2]) {
-    states[0] = a[2] * tanh(states[1]);
-  }
 
-  template <class V>
-  static FASTRNN_CELL void emit_backward(const V (&a)[3], const V (&states)[2], V (&d)[2],
-                                         V (&d_a)[3]) {
-    const V tanh_c = tanh(states[1]);
-    d[1] = fma(d[0] * a[2], fnma(tanh_c, tanh_c, V::set1(1)), d[1]);
-    d_a[2] = d[0] * tanh_c;
-  }
   template <class V>
   static FASTRNN_CELL void update_backward(const V (&a)[3], const V (&before)[2], const V (&d)[2],
                                            V (&d_before)[2], V (&d_a)[3]) {

@@ -6,12 +6,11 @@
 namespace fastrnn::cpu {
 namespace {
 
-// Vectors of units in a panel block, each with all of its products.
-template <class Cell>
-constexpr int kUnitVectors =
-    kWideVectors >= 2 * Cell::kProducts ? kWideVectors / Cell::kProducts : 1;
-template <class Cell>
-constexpr int kCellRows = kTileRows[Cell::kProducts * kUnitVectors<Cell> - 1];
+// Vectors of units in a panel block, each with all of its G products; rows of its tiles.
+template <int G>
+constexpr int kUnitVectors = kWideVectors >= 2 * G ? kWideVectors / G : 1;
+template <int G>
+constexpr int kUnitRows = kTileRows[G * kUnitVectors<G> - 1];
 
 // Saved columns of a unit besides its states.
 template <class Cell>

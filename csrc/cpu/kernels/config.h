@@ -60,7 +60,7 @@ constexpr int64_t kSumTerms = 64;
 // The same of the input's product where it has no more columns than kFewColumns: libraries divide
 // such sums along k into as many parts as a vector has lanes.
 constexpr int64_t kFewColumns = 16;
-constexpr int64_t kFewTerms = 16;
+constexpr int64_t kFewTerms = 8;
 constexpr int64_t kSumRows = 16;
 
 // Threads share a step's batch rows rather than its units when each gets at

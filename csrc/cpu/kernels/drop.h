@@ -21,14 +21,6 @@ class Drop {
   static constexpr uint32_t kNoStep = 0xffffffffu;
 
  public:
-  static size_t workspace_bytes(const DropParams& p, int threads) {
-    return Drop(p, threads, nullptr).bytes_;
-  }
-  static void run(const DropParams& p, const Worker& worker) {
-    Drop(p, worker.threads, p.workspace).run_worker(worker);
-  }
-
- private:
   Drop(const DropParams& p, int threads, void* workspace)
       : p_(p), groups_(ceil_div(p.columns, 2 * kPhiloxGroup)), words_(groups_ * kPhiloxGroup) {
     Arena arena(workspace);
@@ -37,7 +29,9 @@ class Drop {
     bytes_ = arena.used();
   }
 
-  void run_worker(const Worker& worker) const {
+  size_t bytes() const { return bytes_; }
+
+  void run(const Worker& worker) const {
     uint32_t* const drawn = drawn_ + worker.thread * words_;
     C* const factors = factors_ + worker.thread * 2 * words_;
     const PhiloxKey key{static_cast<uint32_t>(p_.seed), static_cast<uint32_t>(p_.seed >> 32)};
@@ -59,6 +53,7 @@ class Drop {
     }
   }
 
+ private:
   const DropParams& p_;
   const int64_t groups_, words_;
   uint32_t* drawn_;

@@ -18,16 +18,9 @@ namespace fastrnn::cpu {
 namespace {
 
 // Columns of h's product that have a place of their own, behind those that the input's adds to.
-template <class Cell>
-constexpr int apart_columns(Norm norm) {
-  if (norm == Norm::kRecurrent) return Cell::kProducts;
-  return norm == Norm::kJoint ? 0 : Cell::kColumns - Cell::kProducts;
-}
-
-// Of a thread's share [begin, end) of rows that `peers` threads have in common.
-FASTRNN_INLINE Range share_of(Range rows, int peers, int peer) {
-  const Range r = part(rows.size(), peers, peer);
-  return {rows.begin + r.begin, rows.begin + r.end};
+FASTRNN_INLINE int apart_columns(const cells::Traits& cell, Norm norm) {
+  if (norm == Norm::kRecurrent) return cell.products;
+  return norm == Norm::kJoint ? 0 : cell.columns - cell.products;
 }
 
 // ---- masks -----------------------------------------------------------------------------------

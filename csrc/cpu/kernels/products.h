@@ -26,13 +26,6 @@ class Products {
   using Rows = RowBlocks<kWideRows>;
 
  public:
-  static size_t workspace_bytes(const ProductParams& p, int threads) {
-    return Products(p, threads, nullptr).bytes_;
-  }
-  static void run(const ProductParams& p, const Worker& worker) {
-    Products(p, worker.threads, p.workspace).run_worker(worker);
-  }
-
   Products(const ProductParams& p, int threads, void* workspace)
       : p_(p),
         s_(p.shape),
@@ -188,8 +181,8 @@ class Products {
     }
   }
 
- private:
-  void run_worker(const Worker& worker) {
+  // All of it.
+  void run(const Worker& worker) {
     start(worker);
     GateRows<const S> d_gates[2];
     for (int d = 0; d < s_.directions; ++d) {
@@ -206,6 +199,7 @@ class Products {
     }
   }
 
+ private:
   template <int MR, int NV>
   FASTRNN_NOINLINE void input_tile(int d, int64_t v, const C* a, int64_t lda, int64_t k,
                                    int64_t terms, bool first, C* out) const {

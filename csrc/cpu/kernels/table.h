@@ -9,50 +9,78 @@
 namespace fastrnn::cpu {
 namespace {
 
+// What the cell of a kind does: Steps<Cell, S>::steps() of that cell.
+template <template <class, class> class Steps, class S>
+const auto& steps_of(CellKind kind) {
+  using Table = decltype(Steps<cells::Lstm, S>::steps());
+  return *cells::All::visit(kind, [](auto cell) -> const Table* {
+    static constexpr Table kSteps = Steps<decltype(cell), S>::steps();
+    return &kSteps;
+  });
+}
+
+// f(integral_constant) of the number of a cell's products.
+template <int G = 1, class F>
+auto with_products(int products, F&& f) {
+  if constexpr (!cells::All::any(G)) {
+    return with_products<G + 1>(products, f);
+  } else {
+    if constexpr (G < cells::All::kMostProducts) {
+      if (products != G) return with_products<G + 1>(products, f);
+    }
+    return f(std::integral_constant<int, G>{});
+  }
+}
+
+// f(pass): one that runs, or, without a workspace, that only counts its bytes.
+template <class S, class F>
+auto with_pass(const ForwardParams& p, int threads, void* workspace, F&& f) {
+  return with_products(cells::traits(p.shape.cell).products, [&](auto products) {
+    return f(
+        Forward<products(), S>(p, steps_of<ForwardCells, S>(p.shape.cell), threads, workspace));
+  });
+}
+template <class S, class F>
+auto with_pass(const TangentParams& p, int threads, void* workspace, F&& f) {
+  return with_products(cells::traits(p.shape.cell).products, [&](auto products) {
+    return f(
+        Tangent<products(), S>(p, steps_of<TangentCells, S>(p.shape.cell), threads, workspace));
+  });
+}
+template <class S, class F>
+auto with_pass(const BackwardParams& p, int threads, void* workspace, F&& f) {
+  return f(Backward<S>(p, steps_of<BackwardCells, S>(p.shape.cell), threads, workspace));
+}
+template <class S, class F>
+auto with_pass(const VjpParams& p, int threads, void* workspace, F&& f) {
+  return f(Vjp<S>(p, steps_of<BackwardCells, S>(p.backward.shape.cell), threads, workspace));
+}
+template <class S, class F>
+auto with_pass(const ProductParams& p, int threads, void* workspace, F&& f) {
+  return f(Products<S>(p, threads, workspace));
+}
+template <class S, class F>
+auto with_pass(const DropParams& p, int threads, void* workspace, F&& f) {
+  return f(Drop<S>(p, threads, workspace));
+}
+
+template <class Params, class S>
+size_t workspace_bytes(const Params& p, int threads) {
+  return with_pass<S>(p, threads, nullptr, [](const auto& pass) { return pass.bytes(); });
+}
+template <class Params, class S>
+void run(const Params& p, const Worker& worker) {
+  with_pass<S>(p, worker.threads, p.workspace, [&](auto&& pass) { pass.run(worker); });
+}
+
 template <class S>
 constexpr Kernels make_kernels() {
-  return {
-      [](const ForwardParams& p, int threads) {
-        return cells::All::visit(p.shape.cell, [&](auto cell) {
-          return Forward<decltype(cell), S>::workspace_bytes(p, threads);
-        });
-      },
-      [](const ForwardParams& p, const Worker& worker) {
-        cells::All::visit(p.shape.cell,
-                          [&](auto cell) { Forward<decltype(cell), S>::run(p, worker); });
-      },
-      [](const BackwardParams& p, int threads) {
-        return cells::All::visit(p.shape.cell, [&](auto cell) {
-          return Backward<decltype(cell), S>::workspace_bytes(p, threads);
-        });
-      },
-      [](const BackwardParams& p, const Worker& worker) {
-        cells::All::visit(p.shape.cell,
-                          [&](auto cell) { Backward<decltype(cell), S>::run(p, worker); });
-      },
-      [](const ProductParams& p, int threads) { return Products<S>::workspace_bytes(p, threads); },
-      [](const ProductParams& p, const Worker& worker) { Products<S>::run(p, worker); },
-      [](const VjpParams& p, int threads) {
-        return cells::All::visit(p.backward.shape.cell, [&](auto cell) {
-          return Vjp<decltype(cell), S>::workspace_bytes(p, threads);
-        });
-      },
-      [](const VjpParams& p, const Worker& worker) {
-        cells::All::visit(p.backward.shape.cell,
-                          [&](auto cell) { Vjp<decltype(cell), S>::run(p, worker); });
-      },
-      [](const TangentParams& p, int threads) {
-        return cells::All::visit(p.shape.cell, [&](auto cell) {
-          return Tangent<decltype(cell), S>::workspace_bytes(p, threads);
-        });
-      },
-      [](const TangentParams& p, const Worker& worker) {
-        cells::All::visit(p.shape.cell,
-                          [&](auto cell) { Tangent<decltype(cell), S>::run(p, worker); });
-      },
-      [](const DropParams& p, int threads) { return Drop<S>::workspace_bytes(p, threads); },
-      [](const DropParams& p, const Worker& worker) { Drop<S>::run(p, worker); },
-  };
+  return {workspace_bytes<ForwardParams, S>,  run<ForwardParams, S>,
+          workspace_bytes<BackwardParams, S>, run<BackwardParams, S>,
+          workspace_bytes<ProductParams, S>,  run<ProductParams, S>,
+          workspace_bytes<VjpParams, S>,      run<VjpParams, S>,
+          workspace_bytes<TangentParams, S>,  run<TangentParams, S>,
+          workspace_bytes<DropParams, S>,     run<DropParams, S>};
 }
 
 }  // namespace

@@ -226,6 +226,26 @@ FASTRNN_INLINE void dots(int64_t terms, const C* a, const W* const (&rows)[N], C
   for (int i = 0; i < N; ++i) out[i] = sum[i].sum();
 }
 
+// products [G][NU * L] = a w^T for one row, w [G * units, terms] where it lies. Four rows of w at a
+// time: fewer leave the multipliers waiting, eight are read more slowly (docs/decisions.md).
+template <int G, int NU, class C, class S>
+FASTRNN_INLINE void direct_products(const S* w, int64_t units, int64_t terms, const C* a, int64_t v,
+                                    C* products) {
+  using V = Vec<C>;
+  constexpr int L = V::kLanes, W = NU * L;
+  constexpr int N = W < 4 ? W : 4;
+  for (int g = 0; g < G; ++g) {
+    for (int i = 0; i < W; i += N) {
+      const S* rows[N];
+      for (int j = 0; j < N; ++j) {  // lanes beyond the last unit repeat it
+        const int64_t unit = v * L + i + j;
+        rows[j] = w + (g * units + (unit < units ? unit : units - 1)) * terms;
+      }
+      dots<N, V>(terms, a, rows, products + g * W + i);
+    }
+  }
+}
+
 template <class V, class S>
 FASTRNN_INLINE V load_lanes(const S* p, int n) {
   return n == V::kLanes ? V::load(p) : V::load(p, n);

@@ -30,7 +30,9 @@ FASTRNN_INLINE float bits_float(uint32_t u) {
 FASTRNN_INLINE float widen(float x) { return x; }
 FASTRNN_INLINE double widen(double x) { return x; }
 FASTRNN_INLINE float widen(BFloat16 x) { return bits_float(uint32_t{x.bits} << 16); }
-FASTRNN_INLINE float widen(Half x) {
+// Those of half are long, and in every load and store of its file: not inlined, they halve its
+// compilation.
+inline FASTRNN_NOINLINE float widen(Half x) {
   const uint32_t sign = uint32_t{x.bits & 0x8000u} << 16;
   const uint32_t exponent = (x.bits >> 10) & 31u;
   const uint32_t mantissa = x.bits & 0x3ffu;
@@ -47,7 +49,7 @@ FASTRNN_INLINE void narrow(float x, BFloat16* p) {
   const uint32_t u = float_bits(x);
   p->bits = x != x ? 0x7fc0 : static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 }
-FASTRNN_INLINE void narrow(float x, Half* p) {
+inline FASTRNN_NOINLINE void narrow(float x, Half* p) {
   const uint32_t u = float_bits(x);
   const uint32_t sign = (u >> 16) & 0x8000u;
   const uint32_t magnitude = u & 0x7fffffffu;

@@ -13,21 +13,14 @@
 namespace fastrnn::cpu {
 namespace {
 
-template <class Cell, class S>
+template <class S>
 class Vjp {
  public:
-  static size_t workspace_bytes(const VjpParams& p, int threads) {
-    return Vjp(p, threads, nullptr).bytes_;
-  }
-  static void run(const VjpParams& p, const Worker& worker) {
-    Vjp(p, worker.threads, p.workspace).run_worker(worker);
-  }
-
- private:
-  Vjp(const VjpParams& p, int threads, void* workspace)
+  Vjp(const VjpParams& p, const BackwardCell<S>& cell, int threads, void* workspace)
       : s_(p.backward.shape),
         T_(s_.steps.seq_len),
-        backward_(p.backward, static_cast<int>(smaller(threads, p.backward_threads)), workspace),
+        backward_(p.backward, cell, static_cast<int>(smaller(threads, p.backward_threads)),
+                  workspace),
         products_(p.products, threads, after(workspace, backward_.bytes())) {
     // Two directions bring their parts of d_input at different times. Where that is rounded to a
     // narrow dtype they have to be added before: in one chunk, then.
@@ -43,13 +36,15 @@ class Vjp {
     bytes_ = used + arena.used();
   }
 
-  void run_worker(const Worker& worker) {
+  size_t bytes() const { return bytes_; }
+
+  void run(const Worker& worker) {
     const Place place = backward_.place(worker);
     products_.start(worker);
     backward_.pack(worker);
     products_.pack(worker);
     worker.barriers[0].wait(worker.threads);
-    typename Backward<Cell, S>::Progress progress[2];
+    typename Backward<S>::Progress progress[2];
     for (int d = place.first_direction; d <= place.last_direction; ++d) {
       progress[d] = backward_.start(d, place, worker);
     }
@@ -68,6 +63,7 @@ class Vjp {
     backward_.finish(worker);
   }
 
+ private:
   // The products of one turn.
   void use(const Worker& worker, int64_t turn) const {
     GateRows<const S> d_gates[2];
@@ -119,7 +115,7 @@ class Vjp {
 
   const LayerShape& s_;
   const int64_t T_;
-  Backward<Cell, S> backward_;
+  Backward<S> backward_;
   Products<S> products_;
   int64_t steps_, chunks_;  // steps of a chunk, but perhaps for the last; how many chunks
   int64_t rows_;            // of the largest chunk
