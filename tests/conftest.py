@@ -34,12 +34,31 @@ def _same_start():
     torch.set_num_threads(threads)
 
 
-# avx512_vnni is avx512 in all but quantized layers, whose tests have a fixture of their own.
-@pytest.fixture(params=[target for target in _C.cpu_targets() if target != "avx512_vnni"])
+def cpu_target_names():
+    """avx512_vnni is avx512 in all but quantized layers, whose tests have a fixture of their own."""
+    return [target for target in _C.cpu_targets() if target != "avx512_vnni"]
+
+
+@pytest.fixture(params=cpu_target_names())
 def cpu_target(request):
     """Runs the test on every instruction set of this machine."""
     previous = _C.set_cpu_target(request.param)
     yield request.param
+    _C.set_cpu_target(previous)
+
+
+@pytest.fixture
+def each_target():
+    """The instruction sets of this machine, each selected in its turn: for tests whose expected
+    values, which are those of no target, take longer than the kernels."""
+
+    def targets():
+        for target in cpu_target_names():
+            _C.set_cpu_target(target)
+            yield target
+
+    previous = _C.cpu_target()
+    yield targets()
     _C.set_cpu_target(previous)
 
 

@@ -48,19 +48,22 @@ def with_gradients(layer, values, losses=None):
     return {name: t.detach() for name, t in out.items()}, losses
 
 
-def assert_close(ours, expected, limit):
+def assert_close(ours, expected, limit, target=""):
     assert ours.keys() == expected.keys()
     # A gain's gradient may cancel to almost nothing: terms are of the size of the others.
     largest = max(t.abs().max().item() for n, t in expected.items() if n[:2] == "d_")
     for name, value in expected.items():
         size = largest * 1e-2 if name[:2] == "d_" else 0.0
-        assert error(ours[name], value, size) <= limit, name
+        assert error(ours[name], value, size) <= limit, (name, target)
 
 
-def check(values, limit=1e-11):
-    ours, losses = with_gradients(autograd.layer, values)
-    theirs, _ = with_gradients(variants_reference.layer, values, losses)
-    assert_close(ours, theirs, limit)
+def check(targets, settings, limit=1e-11, results_of=with_gradients):
+    """Kernels of each target against the equations, which are computed once."""
+    expected = [results_of(variants_reference.layer, values) for values in settings]
+    for target in targets:
+        for values, (theirs, losses) in zip(settings, expected, strict=True):
+            ours, _ = results_of(autograd.layer, values, losses)
+            assert_close(ours, theirs, limit, target)
 
 
 # -- Random words ----------------------------------------------------------------------------------
@@ -154,24 +157,30 @@ OPTIONS = {
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_options(cpu_target, cell, norm, options):
-    for directions, lengths in ((1, None), (2, None), (2, (5, 3, 3, 1))):
-        check(inside_values(cell, norm, directions=directions, lengths=lengths, **options))
+def test_options(each_target, cell, norm, options):
+    settings = [
+        inside_values(cell, norm, directions=directions, lengths=lengths, **options)
+        for directions, lengths in ((1, None), (2, None), (2, (5, 3, 3, 1)))
+    ]
+    check(each_target, settings)
 
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("batch", [1, 2, 13])
 @pytest.mark.parametrize("size", [1, 15, 16, 33])
-def test_shapes(cpu_target, cell, batch, size):
+def test_shapes(each_target, cell, batch, size):
     """Around vector widths and tile edges; one step and several."""
-    for steps, norm in itertools.product((1, 3), ("none", "joint")):
-        check(inside_values(cell, norm, steps=steps, batch=batch, size=size, seed=1,
-                              scale=True, rates=(0.2, 0.2, 0.2)))  # fmt: skip
+    sizes = {"batch": batch, "size": size}
+    settings = [
+        inside_values(cell, norm, steps=steps, **sizes, seed=1, scale=True, rates=(0.2, 0.2, 0.2))
+        for steps, norm in itertools.product((1, 3), ("none", "joint"))
+    ]
+    check(each_target, settings)
 
 
-def test_long_reductions(cpu_target):
+def test_long_reductions(each_target):
     """More terms than the backward product takes at a time."""
-    check(inside_values("lstm", "recurrent", steps=3, batch=9, size=300))
+    check(each_target, [inside_values("lstm", "recurrent", steps=3, batch=9, size=300)])
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
@@ -258,15 +267,13 @@ def second_derivatives(layer, values, losses=None):
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_second_derivatives(cpu_target, cell, norm, options):
+def test_second_derivatives(each_target, cell, norm, options):
     """By kernels, against torch's of the equations."""
-    for directions, lengths, size in ((1, None, 17), (2, None, 16), (2, (5, 3, 3, 1), 5)):
-        values = inside_values(
-            cell, norm, directions=directions, lengths=lengths, size=size, **options
-        )
-        ours, losses = second_derivatives(autograd.layer, values)
-        theirs, _ = second_derivatives(variants_reference.layer, values, losses)
-        assert_close(ours, theirs, 1e-9)
+    settings = [
+        inside_values(cell, norm, directions=directions, lengths=lengths, size=size, **options)
+        for directions, lengths, size in ((1, None, 17), (2, None, 16), (2, (5, 3, 3, 1), 5))
+    ]
+    check(each_target, settings, 1e-9, second_derivatives)
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -156,7 +156,8 @@ OPTIONAL = {"onnx": {"onnxscript"}}
 TORCH = ("torch/", "ATen/", "c10/")
 INCLUDES = {
     "ops.cpp": ("torch/library.h",),
-    "module.cpp": (*TORCH, "cpu/dispatch.h", "cuda/plan.h", "host/layer.h"),
+    "recorded.cpp": TORCH,
+    "module.cpp": (*TORCH, "pybind11/", "cpu/dispatch.h", "cuda/plan.h", "host/layer.h"),
     "layer_shape.h": (),
     "host": (*TORCH, "cells/list.h", "host/", "layer_shape.h"),
     "cells": ("cells/", "layer_shape.h"),
