@@ -24,6 +24,8 @@ from fastrnn._layer.transforms import (
     in_nested_forward_mode,
     requires_grad,
     signed,
+    store,
+    stored,
     transforms_active,
 )
 
@@ -161,9 +163,9 @@ class _Layer(Function):
         resets, to_hx, *inside = options or _NO_RESETS
         cell, constants = CELLS[name], tuple(inside[:4])
         states, params = tensors[: cell.states], tensors[cell.states :]
-        saved = list(output[1 + cell.states :])
+        kept = list(output[1 + cell.states :])
         # Cells only where asked for: a compiled backward would be given zeros for them.
-        ctx.mark_non_differentiable(*(saved[:-1] if keep and cell.has_c else saved))
+        ctx.mark_non_differentiable(*(kept[:-1] if keep and cell.has_c else kept))
         ctx.set_materialize_grads(False)
         # What a Layer is made of, in backward alone: it takes its time.
         ctx.what = name, bidirectional, len(params), input.shape, keep, to_hx, constants
@@ -178,9 +180,8 @@ class _Layer(Function):
         # While torch.compile traces torch.func, needs_input_grad does not tell of its levels.
         ctx.needs_all = transformed and torch.compiler.is_compiling()
         if in_forward_mode() or transformed:
-            record = input, batch_sizes, resets, *inside[4:], *states, *saved, *weights
-            ctx.save_for_forward(*record)
-            ctx.save_for_backward(*record)
+            record = input, batch_sizes, resets, *inside[4:], *states, *kept, *weights
+            store(ctx, *record)
             return
         needs = ctx.needs_input_grad
         of_params = needs[-len(params) :]
@@ -191,8 +192,9 @@ class _Layer(Function):
         ):
             input = None
         if cell.has_c and not any(of_params[1::each]):
-            saved[-cell.states] = None
-        ctx.save_for_backward(input, batch_sizes, resets, *inside[4:], *states, *saved, *weights)
+            kept[-cell.states] = None
+        record = input, batch_sizes, resets, *inside[4:], *states, *kept, *weights
+        store(ctx, *record, forward=False)
 
     @staticmethod
     def backward(ctx, *d_results):
@@ -202,7 +204,7 @@ class _Layer(Function):
         d_results = *d_results[: 1 + states], *kept
         if all(d is None for d in d_results):
             return (None,) * len(needs)
-        tensors = ctx.saved_tensors  # one access: under activation checkpointing a second raises
+        tensors = stored(ctx)
         wanted = needs[_INPUT], *needs[_INPUT + 2 :]
         if ctx.needs_all:
             given = [s is not None for s in tensors[layer.first_state :][:states]]
@@ -251,7 +253,7 @@ class _DualLayer(_Layer):
     @staticmethod
     def jvp(ctx, *tangents):
         layer = layer_of(*ctx.what)
-        record = _with_biases(layer, ctx.saved_tensors, ctx.biases)
+        record = _with_biases(layer, stored(ctx), ctx.biases)
         t_arguments = tangents[_INPUT], *tangents[_INPUT + 2 :]
         found = derivatives.tangents(layer, *t_arguments, *record)
         if not layer.keep:
@@ -296,12 +298,11 @@ class _Gather(Function):
             ctx.mark_non_differentiable(
                 *[row for row, needed in zip(output, ctx.needs_input_grad[5:]) if not needed]
             )
-        ctx.save_for_backward(*moves)
-        ctx.save_for_forward(*moves)
+        store(ctx, *moves)
 
     @staticmethod
     def backward(ctx, *d_rows):
-        index, inverse, other_index, other_inverse = ctx.saved_tensors
+        index, inverse, other_index, other_inverse = stored(ctx)
         inputs = [d for d in d_rows[: ctx.count] if d is not None]
         others = [d for d in d_rows[ctx.count :] if d is not None]
         if not inputs and not others:
@@ -313,7 +314,7 @@ class _Gather(Function):
 class _DualGather(_Gather):
     @staticmethod
     def jvp(ctx, _, __, ___, ____, _____, *t_rows):
-        moves = ctx.saved_tensors
+        moves = stored(ctx)
         return gather_rows(t_rows[: ctx.count], *moves[:2], t_rows[ctx.count :], *moves[2:])
 
 

@@ -37,7 +37,14 @@ from fastrnn._layer.backward import (
 )
 from fastrnn._layer.backward import gradients as first_order
 from fastrnn._layer.cells import CELLS
-from fastrnn._layer.transforms import in_forward_mode, no_autocast, requires_grad, transforms_active
+from fastrnn._layer.transforms import (
+    in_forward_mode,
+    no_autocast,
+    requires_grad,
+    store,
+    stored,
+    transforms_active,
+)
 
 # -- The derivative in a direction --------------------------------------------------------------
 
@@ -132,8 +139,7 @@ class _Tangent(Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.layer = inputs[0]
-        ctx.save_for_backward(*inputs[1:])
-        ctx.save_for_forward(*inputs[1:])
+        store(ctx, *inputs[1:])
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -143,7 +149,7 @@ class _Tangent(Function):
             return (None,) * len(ctx.needs_input_grad)
         needs = ctx.needs_input_grad[1:]
         plan = _Plan(layer, (), needs[:count], _of_arguments(layer, needs[count:]))
-        tensors = ctx.saved_tensors
+        tensors = stored(ctx)
         _, first, second = plan.apply(v, (None,) * layer.results, tensors[:count], tensors[count:])
         return None, *first, *_as_record(layer, second)
 
@@ -183,15 +189,14 @@ class _MappedGradients(Function):
     def setup_context(ctx, inputs, output):
         request, *tensors = inputs
         ctx.layer, ctx.wanted = request.layer, request.wanted
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
+        store(ctx, *tensors)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, *u):
         if all(t is None for t in u):
             return (None,) * len(ctx.needs_input_grad)
-        layer, begin, tensors = ctx.layer, ctx.layer.results, ctx.saved_tensors
+        layer, begin, tensors = ctx.layer, ctx.layer.results, stored(ctx)
         u = iter(u)
         tangents = [next(u) if needed else None for needed in ctx.wanted]
         needs = ctx.needs_input_grad[1:]
@@ -201,7 +206,7 @@ class _MappedGradients(Function):
 
     @staticmethod
     def jvp(ctx, _, *tangents):
-        layer, begin, tensors = ctx.layer, ctx.layer.results, ctx.saved_tensors
+        layer, begin, tensors = ctx.layer, ctx.layer.results, stored(ctx)
         plan = _Plan(layer, (), (), ctx.wanted)
         u = _of_arguments(layer, tangents[begin:])
         second = plan.apply(tensors[:begin], tangents[:begin], u, tensors[begin:])[2]
@@ -324,20 +329,19 @@ class _Second(Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.plan, *tensors = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
+        store(ctx, *tensors)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, *gradients):
         needs = ctx.needs_input_grad[1:]
         run = partial(_second_by_reference, ctx.plan)
-        return None, *by_reference.pulled(run, ctx.saved_tensors, needs, gradients)
+        return None, *by_reference.pulled(run, stored(ctx), needs, gradients)
 
     @staticmethod
     def jvp(ctx, _, *tangents):
         run = partial(_second_by_reference, ctx.plan)
-        return by_reference.pushed(run, ctx.saved_tensors, tangents)
+        return by_reference.pushed(run, stored(ctx), tangents)
 
 
 def _second_by_reference(plan, tensors):

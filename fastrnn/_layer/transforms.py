@@ -37,6 +37,24 @@ def apply(function, *arguments):
     return super(Function, function).apply(*unwrap_dead_wrappers(arguments))
 
 
+def store(ctx, *tensors, forward=True):
+    """Keeps tensors, some of them None, for backward and, if forward, for jvp: see `stored`.
+
+    None stays outside: tools that draw graphs take all that a node saved for tensors.
+    """
+    ctx.are_there = tuple([tensor is not None for tensor in tensors])
+    present = [tensor for tensor in tensors if tensor is not None]
+    ctx.save_for_backward(*present)
+    if forward:
+        ctx.save_for_forward(*present)
+
+
+def stored(ctx):
+    """What `store` kept. One access of a call: under activation checkpointing a second raises."""
+    present = iter(ctx.saved_tensors)
+    return tuple([next(present) if there else None for there in ctx.are_there])
+
+
 def requires_grad(*tensors):
     """Whether somebody, at any level of torch.func, wants gradients through these."""
     if not torch.is_grad_enabled():
@@ -66,7 +84,7 @@ def in_nested_forward_mode():
     """Whether torch.func.jvp or jacfwd is inside another one.
 
     torch gives zeros there for the derivative of what the jvp of a Function returns
-    (findings/nested_jvp_of_function.sh): no Function may be called.
+    (findings/torch-nested-jvp-of-function-is-zero.sh): no Function may be called.
     """
     return eager_transforms.JVP_NESTING > 1
 

@@ -19,7 +19,14 @@ from torch.autograd import Function
 from fastrnn._layer import autograd, derivatives, ops
 from fastrnn._layer.backward import Record, gradients, layer_of
 from fastrnn._layer.cells import CELLS
-from fastrnn._layer.transforms import apply, batched_levels, in_forward_mode, transforms_active
+from fastrnn._layer.transforms import (
+    apply,
+    batched_levels,
+    in_forward_mode,
+    store,
+    stored,
+    transforms_active,
+)
 
 
 def layer(
@@ -102,7 +109,7 @@ class _Checkpointed(Function):
                 part, *states = _run(chunk, x, states, own, False, options)
                 output[begin:end, :, d * size : (d + 1) * size] = _turned(part, d)
             finals.append(states)
-        ctx.save_for_backward(input, *tensors, *starts)
+        store(ctx, input, *tensors, *starts, forward=False)
         ctx.set_materialize_grads(False)
         ctx.layer, ctx.every, ctx.inside = whole, every, inside  # whose tensors have no gradients
         if whole.directions == 1:
@@ -114,7 +121,8 @@ class _Checkpointed(Function):
         if all(d is None for d in d_results):
             return (None,) * len(ctx.needs_input_grad)
         wanted, count = ctx.needs_input_grad[4:], ctx.layer.arguments
-        arguments, starts = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        tensors = stored(ctx)
+        arguments, starts = tensors[:count], tensors[count:]
         if torch.is_grad_enabled() or batched_levels():
             results = _differentiable(ctx.layer, ctx.inside, wanted, arguments, d_results)
         else:

@@ -253,3 +253,27 @@ def test_training_follows_torch(name):
             optimizer.step()
         losses.append(loss.item())
     assert losses[1] == pytest.approx(losses[0], rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"lengths": [6, 3, 0, 1, 2]}, {"return_states": True}, {"checkpoint_every": 2}]
+)
+@pytest.mark.parametrize("name", LAYERS)
+def test_nodes_keep_tensors_alone(name, options):
+    """What torchviz and tools like it read: everything that a node of the graph keeps."""
+    every = options.get("checkpoint_every")
+    module, x = make(name, num_layers=2, **({"checkpoint_every": every} if every else {}))
+    call = {} if every else options
+    output = module(x, **call)[0]
+    (d_x,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
+    pending, seen, kept = [output.grad_fn, d_x.grad_fn], set(), 0
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        saved = getattr(node, "saved_tensors", ())
+        kept += len(saved)
+        assert all(isinstance(tensor, torch.Tensor) for tensor in saved), node
+        pending += [next_node for next_node, _ in node.next_functions]
+    assert kept > 0
