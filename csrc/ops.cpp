@@ -115,5 +115,11 @@ TORCH_LIBRARY(fastrnn, m) {
   // Y of its index: [X, *M, C]; where Y is 1 also of [R, C]: [*M, C] (CPU). Where no row is taken
   // twice, its derivative is the same with the inverse.
   m.def("gather_rows(Tensor[] inputs, Tensor[] indices) -> Tensor[]");
+
+  // Twins of three of the above, for where gradients are recorded (recorded.cpp); nobody else calls
+  // them.
+  m.def("layer_recorded(str cell, Tensor input, Tensor? batch_sizes, Tensor?[] states, Tensor[] params, bool bidirectional, bool save, Tensor? resets=None, bool reset_to_hx=False, str norm=\"none\", float eps=0., float[]? rates=None, int[]? counter=None, Tensor? seed=None, Tensor? h_scale=None) -> Tensor[]");
+  m.def("rows_recorded(Tensor[] inputs, Tensor[] indices) -> Tensor[]");
+  m.def("drop_recorded(Tensor weights, Tensor seed, int stream, float rate) -> Tensor");
 }
 // clang-format on

@@ -89,6 +89,20 @@ def layer(
     return *results[: 1 + cell.states], cells, gates
 
 
+@ops.recorded("layer_recorded")
+def _recorded(*arguments):
+    a = ops.named(ops.layer_forward, arguments)
+    options = ()
+    if a.resets is not None:
+        options = a.resets, a.reset_to_hx
+    if a.counter is not None:
+        inside = a.norm, a.eps, tuple(a.rates), tuple(a.counter), a.seed, a.h_scale
+        options = *(options or _NO_RESETS), *inside
+    what = a.cell, a.bidirectional, True, options
+    results = apply(_function(_Layer), *what, a.input, a.batch_sizes, *a.states, *a.params)
+    return list(results if a.save else results[: 1 + CELLS[a.cell].states])
+
+
 def gather_rows(inputs, index, inverse, others=(), other_index=None, other_inverse=None):
     """The rows of each of inputs that an index names, and those of others that another names.
 
@@ -120,6 +134,11 @@ def _flat(input, inverse):
         return input
     # Not flatten: is_grads_batched has no rule for it.
     return input.reshape(*input.shape[: -inverse.dim()], -1, input.shape[-1])
+
+
+@ops.recorded("rows_recorded")
+def _gather_recorded(inputs, indices):
+    return list(map(_gather_by_torch, inputs, indices))
 
 
 def _gather_by_torch(input, index):

@@ -18,6 +18,11 @@ def dropped(weights: Tensor, seed: Tensor, stream: int, rate: float) -> Tensor:
     return ops.drop_weights(weights, seed, stream, rate)
 
 
+@ops.recorded("drop_recorded")
+def _dropped_recorded(weights, seed, stream, rate):
+    return apply(_Dropped, weights, seed, stream, rate)
+
+
 class _Dropped(Function):
     @staticmethod
     def forward(ctx, weights, seed, stream, rate):

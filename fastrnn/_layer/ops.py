@@ -42,6 +42,18 @@ def _refuse_tracing(*_):
 # torch.jit.trace has no lists of optional tensors, and leaves a broken node behind where it finds
 # out by itself. Callers have other ways then.
 _library = torch.library.Library("fastrnn", "IMPL")  # what it registers lives as long as it
+
+
+def recorded(name):
+    """Makes a function the twin of an operator that csrc/recorded.cpp asks for."""
+
+    def register(function):
+        _library.impl(name, function, "CompositeImplicitAutograd")
+        return function
+
+    return register
+
+
 for _op in (layer_forward, quantized_forward):
     _library.impl(_op.name().partition("::")[2], _refuse_tracing, "Tracer")
 

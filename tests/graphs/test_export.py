@@ -7,6 +7,7 @@ from torch.export import Dim, export
 from torch.nn.utils.rnn import pack_sequence
 
 import fastrnn
+from fastrnn import variants
 from tests.cases import CELLS, LAYERS
 
 OPTIONS = [
@@ -65,6 +66,42 @@ def test_export(name, options, hx, strict):
         arguments = arguments_of(name, options, hx, *sizes)
         actual, wanted = program.module()(*arguments), module(*arguments)
         torch.testing.assert_close(leaves(actual), leaves(wanted), rtol=0, atol=0)
+
+
+TRAINED = [
+    *((getattr(fastrnn, name), o, {}) for name, o in SETTINGS if "dropout" not in o),
+    (fastrnn.GRU, {"bidirectional": True}, {"lengths": torch.tensor([5, 2, 0, 1, 3, 5])}),
+    (fastrnn.LSTM, {}, {"resets": torch.rand(5, 6) < 0.3}),
+    (fastrnn.LSTM, {}, {"return_states": True}),
+    (variants.LSTM, {"layer_norm": True, "zoneout": 0.2, "bidirectional": True}, {}),
+    (variants.PeepholeLSTM, {}, {}),
+    (variants.CoupledLSTM, {"num_layers": 2}, {}),
+]
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
+@pytest.mark.parametrize(("kind", "options", "call"), TRAINED, ids=str)
+def test_exported_programs_train(kind, options, call, strict, tmp_path):
+    """Gradients of inputs, states and parameters are eager's; of a saved program too."""
+    module = kind(3, 4, **options).double().eval()
+    hx = not call and kind.__module__ == "fastrnn.modules"
+    arguments = arguments_of(kind.__name__, options, hx)
+    arguments = torch.utils._pytree.tree_map(lambda t: t.double().requires_grad_(), arguments)
+    program = export(module, arguments, call, strict=strict)
+    torch.export.save(program, tmp_path / "program.pt2")
+    loaded = torch.export.load(tmp_path / "program.pt2")
+
+    def gradients(run, parameters):
+        results = [t for t in leaves(run(*arguments, **call)) if t is not None]
+        loss = sum(t.cos().sum() for t in results)
+        wanted = [*leaves(arguments), *parameters]
+        return results, torch.autograd.grad(loss, wanted)
+
+    expected = gradients(module, module.parameters())
+    for each in (program.module(), loaded.module()):
+        parameters = dict(each.named_parameters())
+        ours = [parameters[name] for name, _ in module.named_parameters()]
+        torch.testing.assert_close(gradients(each, ours), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
