@@ -1,6 +1,8 @@
 # make adopt      takes an extension that lies in fastrnn/ for a build of these sources
 # make demo       the main job: a character language model with fastrnn and with torch.nn
 # make test       the tests                       (ARGS="-k lstm" and the like)
+# make test-torch TORCH=2.14.1   the tests with another torch, in a copy of the tree that has an
+#                 environment of its own: build/torch-2.14.1
 # make bench      the benchmarks beside torch.nn  (ARGS="--help" tells the choices)
 # make lint       ruff and clang-format           make format applies them
 # make sanitize   the CPU kernels under AddressSanitizer + UBSan and ThreadSanitizer, the CUDA
@@ -38,7 +40,7 @@ CPP_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build adopt demo test bench lint format sanitize cuda-check release-check gpu-bundle \
+.PHONY: help build adopt demo test test-torch bench lint format sanitize cuda-check release-check gpu-bundle \
         sdist clean distclean FORCE
 
 help:
@@ -108,6 +110,14 @@ demo: build
 
 test: build
 	$(PY) -m pytest $(ARGS)
+
+# Without CUDA kernels: a newer release's default build may bring CUDA.
+test-torch:
+	@test -n "$(TORCH)" || { echo "Name a release: make test-torch TORCH=2.14.1"; exit 1; }
+	@mkdir -p build/torch-$(TORCH)
+	git ls-files -z | xargs -0 tar c | tar x -C build/torch-$(TORCH)
+	sed -i 's/^torch==.*/torch==$(TORCH)/' build/torch-$(TORCH)/requirements.txt
+	FASTRNN_CUDA=0 $(MAKE) -C build/torch-$(TORCH) test ARGS="$(ARGS)"
 
 bench: build $(VENV)/.dev
 	$(PY) -m benchmarks $(ARGS)

@@ -35,7 +35,7 @@ def _same_start():
 
 
 def cpu_target_names():
-    """avx512_vnni is avx512 in all but quantized layers, whose tests have a fixture of their own."""
+    """Not avx512_vnni: it is avx512 in all but quantized layers, whose tests have their own."""
     return [target for target in _C.cpu_targets() if target != "avx512_vnni"]
 
 

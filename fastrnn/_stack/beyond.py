@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from fastrnn._layer import ops
 from fastrnn._layer.autograd import gather_rows
@@ -35,6 +36,10 @@ class States(NamedTuple):
     gates: Tensor | None
     """Gates after their nonlinearity, `[L*D, T, B, G*H]`: i, f, g, o of an LSTM, r, z, n of a GRU.
     Values alone, without gradients."""
+
+
+# So that an exported program that returns them can be saved.
+_pytree._register_namedtuple(States, serialized_type_name="fastrnn.States")
 
 
 class Options(NamedTuple):
