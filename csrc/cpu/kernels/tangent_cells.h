@@ -36,12 +36,17 @@ class TangentCells {
     return w.load_row(saved, w.row(step.d, step.at.previous_first + b), v, w.H);
   }
 
-  // The states before this step, of vector v of row b.
+  // The states before this step, of vector v of row b: h where somebody reads it (of a projected
+  // layer, whose h is of another size, nobody does).
+  template <bool kWithH>
   static FASTRNN_INLINE void load_before(const TangentParams& p, const States<S>& w,
                                          const Step<S>& step, int64_t b, int64_t v,
                                          N (&before)[Cell::kStates]) {
-    before[0] = {previous(w, step, p.hidden, p.h0, b, v),
-                 V::load(step.h_in + b * w.h_stride + v * L)};
+    before[0] = N::set1(0);
+    if constexpr (kWithH) {
+      before[0] = {previous(w, step, p.hidden, p.h0, b, v),
+                   V::load(step.h_in + b * w.h_stride + v * L)};
+    }
     if constexpr (kHasC) {
       before[1] = {previous(w, step, p.cells, p.c0, b, v),
                    V::load(w.c[step.d] + b * w.stride + v * L)};
@@ -73,11 +78,7 @@ class TangentCells {
     Cell::activate_tangent(kept, t);
     N a[K], before[Cell::kStates], after[Cell::kStates];
     for (int k = 0; k < K; ++k) a[k] = {kept[k], t[k]};
-    if constexpr (Cell::kCarriesH || kHasC) {
-      load_before(p, w, step, b, v, before);
-    } else {
-      before[0] = N::set1(0);
-    }
+    load_before<Cell::kCarriesH>(p, w, step, b, v, before);
     Cell::update(a, before, after);
     if constexpr (kHasC) after[1].v = w.load_row(p.cells, n, v, w.H);
     Cell::emit(a, after);
@@ -126,7 +127,7 @@ class TangentCells {
           if constexpr (Cell::kVectors > 0) {
             N own[cells::kOwn<Cell>], before[Cell::kStates], entered[K];
             load_own<Cell>(vectors, w.H, i, own);
-            load_before(p, w, step, b, i / L, before);
+            load_before<true>(p, w, step, b, i / L, before);
             for (int k = 0; k < K; ++k) entered[k] = {V::zero(), tangents[k]};
             Cell::enter(own, before, entered);
             for (int k = 0; k < K; ++k) tangents[k] = entered[k].t;
@@ -136,7 +137,9 @@ class TangentCells {
           if (!p.t_gates) return;
           for (int k = 0; k < K; ++k) w.store_row(tangents[k], p.t_gates, n * K + k, i / L, w.H);
         },
-        [&](int64_t i, N(&before)[Cell::kStates]) { load_before(p, w, step, b, i / L, before); },
+        [&](int64_t i, N(&before)[Cell::kStates]) {
+          load_before<true>(p, w, step, b, i / L, before);
+        },
         [&](int64_t i, const N(&states)[Cell::kStates], N(&a)[K]) {
           if constexpr (Cell::kVectors > 0) {
             N own[cells::kOwn<Cell>];
