@@ -91,6 +91,7 @@ def layer(
 
 @ops.recorded("layer_recorded")
 def _recorded(*arguments):
+    """The operator layer_forward with a graph."""
     a = ops.named(ops.layer_forward, arguments)
     options = ()
     if a.resets is not None:

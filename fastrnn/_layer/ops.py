@@ -39,23 +39,22 @@ def _refuse_tracing(*_):
     raise RuntimeError("fastrnn: torch.jit.trace cannot record an operator of fastrnn")
 
 
+_library = torch.library.Library("fastrnn", "IMPL")  # what it registers lives as long as it
+
 # torch.jit.trace has no lists of optional tensors, and leaves a broken node behind where it finds
 # out by itself. Callers have other ways then.
-_library = torch.library.Library("fastrnn", "IMPL")  # what it registers lives as long as it
+for _op in (layer_forward, quantized_forward):
+    _library.impl(_op.name().partition("::")[2], _refuse_tracing, "Tracer")
 
 
 def recorded(name):
-    """Makes a function the twin of an operator that csrc/recorded.cpp asks for."""
+    """Makes a function what csrc/recorded.cpp calls in place of an operator, to record a graph."""
 
     def register(function):
         _library.impl(name, function, "CompositeImplicitAutograd")
         return function
 
     return register
-
-
-for _op in (layer_forward, quantized_forward):
-    _library.impl(_op.name().partition("::")[2], _refuse_tracing, "Tracer")
 
 
 def has_inside(tensor: Tensor) -> bool:
