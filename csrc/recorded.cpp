@@ -11,8 +11,12 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-bool records(const Tensor& t) { return t.requires_grad(); }
-bool records(const OptionalTensor& t) { return t && t->requires_grad(); }
+// A gradient in reverse mode, or a tangent of forward mode.
+bool records(const Tensor& t) {
+  if (t.requires_grad() && at::GradMode::is_enabled()) return true;
+  return t.unsafeGetTensorImpl()->autograd_meta() != nullptr && t._fw_grad(0).defined();
+}
+bool records(const OptionalTensor& t) { return t && records(*t); }
 bool records(at::TensorList list) {
   return std::any_of(list.begin(), list.end(), [](const Tensor& t) { return records(t); });
 }
@@ -38,7 +42,7 @@ template <class Names, class Result, class... Arguments>
 struct Operator<Names, Result(Arguments...)> {
   static Result call(c10::DispatchKeySet keys, Arguments... arguments) {
     static const auto kernel = find<Result(Arguments...)>(Names::kKernel);
-    if (at::GradMode::is_enabled() && (records(arguments) || ...)) {
+    if ((records(arguments) || ...)) {
       static const auto recorded = find<Result(Arguments...)>(Names::kRecorded);
       return recorded.call(arguments...);
     }

@@ -93,14 +93,21 @@ def layer(
 def _recorded(*arguments):
     """The operator layer_forward with a graph."""
     a = ops.named(ops.layer_forward, arguments)
-    options = ()
-    if a.resets is not None:
-        options = a.resets, a.reset_to_hx
+    resets = () if a.resets is None else (a.resets, a.reset_to_hx)
+    inside = ()
     if a.counter is not None:
         inside = a.norm, a.eps, tuple(a.rates), tuple(a.counter), a.seed, a.h_scale
-        options = *(options or _NO_RESETS), *inside
+    rows, layers = (a.input, a.batch_sizes), (a.states, a.params)
+    if transforms_active() and not torch.compiler.is_compiling():
+        # A Function called from here would be differentiated at one level of torch.func alone.
+        if a.save:
+            raise RuntimeError(
+                "layer_forward: expected save=False under torch.func, got True: call the layer"
+            )
+        return list(by_equations(a.cell, *rows, *layers, a.bidirectional, False, resets, inside))
+    options = (*(resets or _NO_RESETS), *inside) if inside else resets
     what = a.cell, a.bidirectional, True, options
-    results = apply(_function(_Layer), *what, a.input, a.batch_sizes, *a.states, *a.params)
+    results = apply(_function(_Layer), *what, *rows, *a.states, *a.params)
     return list(results if a.save else results[: 1 + CELLS[a.cell].states])
 
 

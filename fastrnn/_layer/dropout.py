@@ -20,6 +20,8 @@ def dropped(weights: Tensor, seed: Tensor, stream: int, rate: float) -> Tensor:
 
 @ops.recorded("drop_recorded")
 def _dropped_recorded(weights, seed, stream, rate):
+    if in_forward_mode() or transforms_active():
+        return weights * weight_factors(seed, stream, rate, weights)
     return apply(_Dropped, weights, seed, stream, rate)
 
 

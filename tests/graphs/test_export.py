@@ -104,6 +104,43 @@ def test_exported_programs_train(kind, options, call, strict, tmp_path):
         torch.testing.assert_close(gradients(each, ours), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_exported_programs_under_torch_func(name):
+    """Derivatives of any order, forward mode and gradients of samples are the module's."""
+    module = getattr(fastrnn, name)(3, 4, bidirectional=True).double()
+    x, v = torch.randn(2, 5, 2, 3).double()
+    program = export(module, (x,)).module()
+
+    def results(layer):
+        def loss(x):
+            return layer(x)[0].sin().sum()
+
+        def of_params(params, x):
+            return torch.func.functional_call(layer, params, (x,))[0].sum()
+
+        params = {k: p.detach() for k, p in layer.named_parameters()}
+        of_samples = torch.func.vmap(torch.func.grad(of_params), (None, 0))
+        samples = of_samples(params, torch.stack([x, v]))
+        with torch.autograd.forward_ad.dual_level():
+            dual = layer(torch.autograd.forward_ad.make_dual(x, v))[0]
+            tangent = torch.autograd.forward_ad.unpack_dual(dual).tangent
+        leaf = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), leaf)
+        return [
+            torch.func.grad(loss)(x),
+            torch.func.grad(lambda x: torch.func.grad(loss)(x).square().sum())(x),
+            torch.func.jvp(loss, (x,), (v,))[1],
+            torch.func.jvp(torch.func.grad(loss), (x,), (v,))[1],
+            torch.func.jacfwd(torch.func.jacrev(loss))(x),
+            *(samples[name] for name, _ in module.named_parameters()),
+            tangent,
+            second,
+        ]
+
+    torch.testing.assert_close(results(program), results(module), rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
 def test_export_of_packed_data(strict):
     class Encoder(nn.Module):
