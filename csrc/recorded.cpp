@@ -5,6 +5,8 @@
 #include <ATen/core/grad_mode.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 namespace fastrnn {
 namespace {
 
