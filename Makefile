@@ -40,8 +40,8 @@ CPP_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build adopt demo test test-torch bench lint format sanitize cuda-check release-check gpu-bundle \
-        sdist clean distclean FORCE
+.PHONY: help build adopt demo test test-torch bench lint format sanitize cuda-check release-check \
+        gpu-bundle sdist clean distclean FORCE
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//; p' Makefile

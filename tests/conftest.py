@@ -52,13 +52,14 @@ def each_target():
     """The instruction sets of this machine, each selected in its turn: for tests whose expected
     values, which are those of no target, take longer than the kernels."""
 
-    def targets():
-        for target in cpu_target_names():
-            _C.set_cpu_target(target)
-            yield target
+    class Targets:
+        def __iter__(self):  # anew for each loop: an iterator used up would check nothing
+            for target in cpu_target_names():
+                _C.set_cpu_target(target)
+                yield target
 
     previous = _C.cpu_target()
-    yield targets()
+    yield Targets()
     _C.set_cpu_target(previous)
 
 

@@ -34,7 +34,7 @@ def test_recurrent_policy_learns():
         example["update"](policy, optimizer, data, initial, epochs=4)
         rewards.append(data["reward"].mean().item())
     # Without memory a quarter of the answers is right. How far beyond it gets, and whether it
-    # stays there, depends on rounding, and so on the machine: the best 20 updates of eight seeds
-    # reached 0.40 to 0.87.
+    # stays there, depends on rounding, and so on the machine. On a Zen 5 the best 20 updates in a
+    # row reach 0.67 and the last 20 0.42; elsewhere the last ones reached 0.7 to 0.87.
     best = max(sum(rewards[i : i + 20]) / 20 for i in range(len(rewards) - 19))
-    assert sum(rewards[:3]) / 3 < 0.3 and best > 0.35, rewards
+    assert sum(rewards[:3]) / 3 < 0.3 and best > 0.45, rewards
