@@ -208,6 +208,19 @@ def lengths(trial):
     trial.same([output, final], of_each(trial, module, states))
 
 
+@feature("cu_seqlens")
+def ragged(trial):
+    module = trial.layer()
+    states = trial.states(module)
+    rows = torch.cat([trial.x[:n, b] for b, n in enumerate(LENGTHS)])
+    borders = [0, *LENGTHS.cumsum(0)]
+    output, final = trial.call(module, rows, states, cu_seqlens=borders)
+    trains(trial, module, output)
+    expected, *last = of_each(trial, module, states)
+    expected = torch.cat([expected[:n, b] for b, n in enumerate(LENGTHS)])
+    trial.same([output, final], [expected, last])
+
+
 def pieces(trial, module, states, to_hx):
     """The output of each piece of each sequence between two resets."""
     outputs = []
@@ -254,10 +267,12 @@ def checkpoint_every(trial):
     found = []
     for options in ({"checkpoint_every": 2}, {}):
         module = trial.layer(**options)
+        x = trial.x.clone().requires_grad_()
+        output = trial.call(module, x, trial.states(module))[0]
+        output.sum().backward(retain_graph=True)  # says why where there is no backward
+        found.append([output, x.grad, *trains(trial, module, output)])
         if module.checkpoint_every != options.get("checkpoint_every"):
             raise AssertionError("it was lost")
-        output = trial.call(module, trial.x, trial.states(module))[0]
-        found.append([output, *trains(trial, module, output)])
     trial.same(*found)
 
 

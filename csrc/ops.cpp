@@ -94,22 +94,25 @@ TORCH_LIBRARY(fastrnn, m) {
   m.def("sample_products(Tensor d_gates, SymInt apart, int samples, Tensor? batch_sizes, SymInt batch, Tensor? input, Tensor? hidden, Tensor? h0, bool[] wanted) -> Tensor[] d_params");
 
   // layer_forward for inference, in float32, with weights packed once in int8 or bfloat16; params:
-  // csrc/cpu/quantized_params.h has their shapes. No backward.
-  m.def("quantized_forward(str cell, Tensor input, Tensor? batch_sizes, Tensor?[] states, Tensor[] params, int hidden_size, int proj_size, bool bidirectional) -> Tensor[]");
+  // csrc/cpu/quantized_params.h has their shapes. If save: gates [D, N, G*H] and cells, for
+  // the caller, since there is no backward.
+  m.def("quantized_forward(str cell, Tensor input, Tensor? batch_sizes, Tensor?[] states, Tensor[] params, int hidden_size, int proj_size, bool bidirectional, bool save=False) -> Tensor[]");
 
   // Zeroes elements of weights [R, C] with probability rate and divides the others by 1 - rate, the
   // same ones for the same seed and stream (CPU); it is its own derivative.
   m.def("drop_weights(Tensor weights, Tensor seed, int stream, float rate) -> Tensor");
 
   // Splits padded rows where resets [T, B] has true and where sequences end (lengths [B]): the
-  // segments as packed data (CPU). int64, -1 for none: rows [1, N], the padded row of each packed
-  // row, and the other way places [1, T, B]; owners [S], the sequence of each segment. For each
+  // segments as packed data (CPU). Or ragged rows [R, ...], one sequence behind the other:
+  // cu_seqlens [B + 1] says where each begins; resets are then [R], seq_len is R, and lengths are
+  // none. int64, -1 for none: rows [1, N], the given row of each packed row, and the other way
+  // places [1, T, B] or [1, R]; owners [S], the sequence of each segment. For each
   // direction starts [D, S], the sequence whose initial state a segment starts from, and the other
   // way started [D, B]; ends [D, B], the segment that a sequence's final state comes from, and the
   // other way ended [D, S]. Without any row, one that is in no place. With none_if_whole all
   // results have size 0 where there is nothing to split or to cut off; starts alone has its shape,
   // without values, where the first step has a reset.
-  m.def("segments(Tensor? resets, Tensor? lengths, SymInt seq_len, SymInt batch, int directions, bool none_if_whole) -> (Tensor batch_sizes, Tensor rows, Tensor places, Tensor owners, Tensor starts, Tensor started, Tensor ends, Tensor ended)");
+  m.def("segments(Tensor? resets, Tensor? lengths, SymInt seq_len, SymInt batch, int directions, bool none_if_whole, Tensor? cu_seqlens=None) -> (Tensor batch_sizes, Tensor rows, Tensor places, Tensor owners, Tensor starts, Tensor started, Tensor ends, Tensor ended)");
 
   // Takes rows [Y, *M] (indices) of each of inputs [X, R, C], zeros for -1, group x by the row x %
   // Y of its index: [X, *M, C]; where Y is 1 also of [R, C]: [*M, C] (CPU). Where no row is taken

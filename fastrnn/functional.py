@@ -32,7 +32,7 @@ Common to all functions
         of dimensions or another dtype than the weights; AttributeError, IndexError or TypeError
         where an argument is no tensor or hx no pair: the types that torch.nn raises.
 
-Common to `lstm`, `gru` and `rnn`, on padded input (docs/beyond.md has examples)
+Common to `lstm`, `gru` and `rnn`, on padded or ragged input (docs/beyond.md has examples)
     resets: bool `[T, B]`, `[B, T]` if batch_first, or numbers, of which all but 0 are true; a
         tensor, an array or nested lists. Where it is true at step t, the state before that step is
         zero, in every layer: h_(t-1) = 0, c_(t-1) = 0 (the recurrent policies of Kapturowski et al.
@@ -47,10 +47,16 @@ Common to `lstm`, `gru` and `rnn`, on padded input (docs/beyond.md has examples)
         those at it (the initial ones at 0), the second direction starts there. What is behind a
         length is not read. On devices other than the CPU nothing waits for the device, and lengths
         count as at most T.
+    cu_seqlens: integers `[B + 1]`: input is ragged, `[N, I]`, one sequence behind the other, and
+        the rows of sequence b are those from cu_seqlens[b] to cu_seqlens[b + 1], of which there
+        may be none. Output is `[N, D*P]`, resets are `[N]`, batch_first says nothing. As with
+        lengths, but on a device its values are waited for. The form of flash-attn and of torch's
+        NestedTensor, which modules take as it is.
     return_states: a third result, every step's `States`.
-    raises: ValueError where reset_to is neither, or input is packed; TypeError where resets or
-        lengths are no numbers; RuntimeError where their shape, dtype or values do not fit, or where
-        return_states is asked of a device or dtype without kernels.
+    raises: ValueError where reset_to is neither, input is packed, or lengths and cu_seqlens are
+        both given; TypeError where resets, lengths or cu_seqlens are no numbers; RuntimeError where
+        their shape, dtype or values do not fit, or where return_states is asked of a device or
+        dtype without kernels.
     derivatives: all of them, of h and c in States too. resets and lengths are the same for all
         samples of a vmap. Dropout draws the same number of values, for other elements.
 
@@ -86,6 +92,7 @@ def lstm(
     reset_to: str = "zeros",
     lengths: Tensor | None = None,
     return_states: bool = False,
+    cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]] | tuple[Tensor, tuple[Tensor, Tensor], States]:
     """A stack of long short-term memory layers.
 
@@ -114,19 +121,19 @@ def lstm(
             and is_grads_batched while they are computed. None: keep everything.
         resets: `[T, B]`, `[B, T]` if batch_first; reset_to: "zeros" or "hx". The docstring of
             the module, `fastrnn.functional`, says what they do.
-        lengths: integers `[B]`: likewise.
+        lengths: integers `[B]`; cu_seqlens: integers `[B + 1]`, of ragged input `[N, I]`: likewise.
         return_states: whether a third result is every step's `States`.
 
     Returns:
         `(output, (h_n, c_n))`: output like input with `D*P` features, states like hx.
     """
-    options = beyond.of_call("lstm", batch_sizes, resets, reset_to, lengths, return_states)
+    asked = resets, reset_to, lengths, return_states, cu_seqlens
+    options = beyond.of_call("lstm", batch_sizes, *asked)
     states = checks.lstm_states(hx, 3, batch_sizes is not None)
     before = stack.dropout(dropout, num_layers) if training else None
-    call = stack.Call(
-        num_layers, has_biases, bidirectional, before, batch_first, batch_sizes, checkpoint_every
-    )
-    return stack.results(*plain.run(PLAIN["lstm"], input, states, params, call, options))
+    made = num_layers, has_biases, bidirectional, before
+    call = stack.Call(*made, batch_first, batch_sizes, checkpoint_every, options)
+    return stack.results(*plain.run(PLAIN["lstm"], input, states, params, call))
 
 
 def gru(
@@ -146,6 +153,7 @@ def gru(
     reset_to: str = "zeros",
     lengths: Tensor | None = None,
     return_states: bool = False,
+    cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, States]:
     """A stack of gated recurrent unit layers.
 
@@ -162,17 +170,17 @@ def gru(
         input: `[T, B, I]`, `[B, T, I]` if batch_first, or packed rows `[N, I]`.
         hx: `h_0 [L*D, B, H]`, or None for zeros.
         params, num_layers, has_biases, bidirectional, dropout, training, batch_first, batch_sizes,
-            checkpoint_every, resets, reset_to, lengths, return_states: as of `lstm`.
+            checkpoint_every, resets, reset_to, lengths, return_states, cu_seqlens: as of `lstm`.
 
     Returns:
         `(output, h_n)`: output like input with `D*H` features, h_n like hx.
     """
-    options = beyond.of_call("gru", batch_sizes, resets, reset_to, lengths, return_states)
+    asked = resets, reset_to, lengths, return_states, cu_seqlens
+    options = beyond.of_call("gru", batch_sizes, *asked)
     before = stack.dropout(dropout, num_layers) if training else None
-    call = stack.Call(
-        num_layers, has_biases, bidirectional, before, batch_first, batch_sizes, checkpoint_every
-    )
-    return stack.results(*plain.run(PLAIN["gru"], input, (hx,), params, call, options))
+    made = num_layers, has_biases, bidirectional, before
+    call = stack.Call(*made, batch_first, batch_sizes, checkpoint_every, options)
+    return stack.results(*plain.run(PLAIN["gru"], input, (hx,), params, call))
 
 
 def rnn(
@@ -193,6 +201,7 @@ def rnn(
     reset_to: str = "zeros",
     lengths: Tensor | None = None,
     return_states: bool = False,
+    cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, States]:
     """A stack of Elman layers: `h_t = tanh(W_ih x_t + b_ih + W_hh h_(t-1) + b_hh)`, or relu of it.
 
@@ -203,7 +212,7 @@ def rnn(
         hx: `h_0 [L*D, B, H]`, or None for zeros.
         nonlinearity: "tanh" or "relu"; anything else is a ValueError.
         params, num_layers, has_biases, bidirectional, dropout, training, batch_first, batch_sizes,
-            checkpoint_every, resets, reset_to, lengths, return_states: as of `lstm`.
+            checkpoint_every, resets, reset_to, lengths, return_states, cu_seqlens: as of `lstm`.
 
     Returns:
         `(output, h_n)`: output like input with `D*H` features, h_n like hx.
@@ -211,12 +220,12 @@ def rnn(
     cell = PLAIN.get(f"rnn_{nonlinearity}")
     if cell is None:
         raise ValueError(f"rnn: expected nonlinearity 'tanh' or 'relu', got {nonlinearity!r}")
-    options = beyond.of_call("rnn", batch_sizes, resets, reset_to, lengths, return_states)
+    asked = resets, reset_to, lengths, return_states, cu_seqlens
+    options = beyond.of_call("rnn", batch_sizes, *asked)
     before = stack.dropout(dropout, num_layers) if training else None
-    call = stack.Call(
-        num_layers, has_biases, bidirectional, before, batch_first, batch_sizes, checkpoint_every
-    )
-    return stack.results(*plain.run(cell, input, (hx,), params, call, options))
+    made = num_layers, has_biases, bidirectional, before
+    call = stack.Call(*made, batch_first, batch_sizes, checkpoint_every, options)
+    return stack.results(*plain.run(cell, input, (hx,), params, call))
 
 
 def lstm_cell(

@@ -38,9 +38,10 @@ def _run(module, cell, input, states, batch_first, batch_sizes, options):
         batch_first,
         batch_sizes,
         module.checkpoint_every,
+        options,
     )
     params = weights(module, module._flat_weights_names)
-    return stack.results(*plain.run(cell, input, states, params, call, options))
+    return stack.results(*plain.run(cell, input, states, params, call))
 
 
 # What nn.RNNBase makes parameters of so many blocks of rows for.
@@ -95,7 +96,9 @@ class LSTM(_Layer):
 
     Keywords of the call beyond torch.nn's, as of `fastrnn.functional`: `resets` `(seq_len, batch)`,
     see batch_first, or `(seq_len)` without a batch; `reset_to`; `lengths` `(batch)`, or `()`;
-    `return_states`: then `output, (h_n, c_n), states`. Not with a PackedSequence (ValueError).
+    `return_states`: then `output, (h_n, c_n), states`; `cu_seqlens` `(batch + 1)`, for ragged input
+    `(sum of lengths, input_size)`. Not with a PackedSequence (ValueError). A NestedTensor `(batch,
+    lengths, input_size)` of layout torch.jagged is ragged input too, and output is one.
 
     Raises what torch.nn.LSTM raises, for the same mistakes. Dtypes, devices, errors and equations:
     see `fastrnn.functional` and `fastrnn.functional.lstm`.
@@ -170,10 +173,19 @@ class LSTM(_Layer):
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
 
     def forward(
-        self, input, hx=None, *, resets=None, reset_to="zeros", lengths=None, return_states=False
+        self,
+        input,
+        hx=None,
+        *,
+        resets=None,
+        reset_to="zeros",
+        lengths=None,
+        return_states=False,
+        cu_seqlens=None,
     ):
         """Runs the layers; see the class."""
-        return packing.forward(self, input, hx, resets, reset_to, lengths, return_states)
+        options = resets, reset_to, lengths, return_states, cu_seqlens
+        return packing.forward(self, input, hx, *options)
 
     def _run(self, input, hx, batch_first, batch_sizes, options):
         states = checks.lstm_states(hx, 3, batch_sizes is not None)
@@ -231,10 +243,19 @@ class GRU(_Layer):
     ) -> tuple[PackedSequence, Tensor]: ...
 
     def forward(
-        self, input, hx=None, *, resets=None, reset_to="zeros", lengths=None, return_states=False
+        self,
+        input,
+        hx=None,
+        *,
+        resets=None,
+        reset_to="zeros",
+        lengths=None,
+        return_states=False,
+        cu_seqlens=None,
     ):
         """Runs the layers; see the class."""
-        return packing.forward(self, input, hx, resets, reset_to, lengths, return_states)
+        options = resets, reset_to, lengths, return_states, cu_seqlens
+        return packing.forward(self, input, hx, *options)
 
     def _run(self, input, hx, batch_first, batch_sizes, options):
         return _run(self, PLAIN["gru"], input, (hx,), batch_first, batch_sizes, options)
@@ -300,10 +321,19 @@ class RNN(_Layer):
     ) -> tuple[PackedSequence, Tensor]: ...
 
     def forward(
-        self, input, hx=None, *, resets=None, reset_to="zeros", lengths=None, return_states=False
+        self,
+        input,
+        hx=None,
+        *,
+        resets=None,
+        reset_to="zeros",
+        lengths=None,
+        return_states=False,
+        cu_seqlens=None,
     ):
         """Runs the layers; see the class."""
-        return packing.forward(self, input, hx, resets, reset_to, lengths, return_states)
+        options = resets, reset_to, lengths, return_states, cu_seqlens
+        return packing.forward(self, input, hx, *options)
 
     def _run(self, input, hx, batch_first, batch_sizes, options):
         cell = PLAIN["rnn_relu" if self.mode == "RNN_RELU" else "rnn_tanh"]

@@ -148,10 +148,10 @@ class _Refuse(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(cell, input, batch_sizes, params, hidden_size, proj_size, bidirectional, *hx):
+    def forward(cell, input, batch_sizes, params, hidden_size, proj_size, bidirectional, save, *hx):
         return tuple(
             ops.quantized_forward(
-                cell, input, batch_sizes, hx, params, hidden_size, proj_size, bidirectional
+                cell, input, batch_sizes, hx, params, hidden_size, proj_size, bidirectional, save
             )
         )
 
@@ -236,20 +236,22 @@ class _Quantized(nn.Module):
 
     def _layer(self, input, batch_sizes, states, params, bidirectional, keep=False):
         """One layer, as `fastrnn._stack.stack` describes a run; params: names of buffers."""
-        if keep:
-            raise RuntimeError(
-                f"{self._get_name()}: expected return_states=False, got True: "
-                "a quantized layer keeps no cells and gates"
-            )
         if _has_tangent(input, *states):
             raise RuntimeError(f"{self._get_name()}: a quantized layer has no forward mode")
         params = [self._buffers[name] for name in params]
-        sizes = params, self.hidden_size, self.proj_size, bidirectional
+        sizes = params, self.hidden_size, self.proj_size, bidirectional, keep
         if torch.is_grad_enabled() and any(
             t is not None and t.requires_grad for t in (input, *states)
         ):
-            return _Refuse.apply(self.cell, input, batch_sizes, *sizes, *states)
-        return ops.quantized_forward(self.cell, input, batch_sizes, states, *sizes)
+            results = _Refuse.apply(self.cell, input, batch_sizes, *sizes, *states)
+        else:
+            results = ops.quantized_forward(self.cell, input, batch_sizes, states, *sizes)
+        if not keep:
+            return results
+        cell = CELLS[self.cell]
+        finals, saved = results[: 1 + cell.states], results[1 + cell.states :]
+        cells = saved[-1] if cell.has_c else None
+        return *finals, cells, saved[0] if cell.saves_gates else None
 
     def _check_call(self, input):
         """The input in float32, or what is wrong with the call."""
@@ -326,8 +328,7 @@ class _Quantized(nn.Module):
 class QuantizedLayer(_Quantized):
     """An LSTM, GRU or RNN whose weights are int8 or bfloat16; made by `quantize`.
 
-    Call: as the layer it was made of (see `fastrnn.LSTM`), with float32 input and states, resets
-        and lengths; return_states raises RuntimeError, for cells and gates are not kept.
+    Call: as the layer it was made of (see `fastrnn.LSTM`), with float32 input and states.
 
     Attributes: `input_size`, `hidden_size`, `num_layers`, `bias`, `batch_first`, `dropout` (which
         inference ignores), `bidirectional`, `proj_size` and `mode` as that layer's; `dtype` of the
@@ -381,9 +382,11 @@ class QuantizedLayer(_Quantized):
         reset_to="zeros",
         lengths=None,
         return_states=False,
+        cu_seqlens=None,
     ):
         """Runs the layers; see the class."""
-        return packing.forward(self, input, hx, resets, reset_to, lengths, return_states)
+        options = resets, reset_to, lengths, return_states, cu_seqlens
+        return packing.forward(self, input, hx, *options)
 
     def _run(self, input, hx, batch_first, batch_sizes, options):
         name = self._get_name()
@@ -395,16 +398,21 @@ class QuantizedLayer(_Quantized):
         input = self._check_call(input)
         states = self._states(hx, 3, batch_sizes is not None)
         call = stack.Call(
-            self.num_layers, self.bias, self.bidirectional, None, batch_first, batch_sizes, None
+            self.num_layers,
+            self.bias,
+            self.bidirectional,
+            None,
+            batch_first,
+            batch_sizes,
+            None,
+            options,
         )
         checks.check_input(name, input, states, torch.float32, self.input_size, call)
         if hx is not None:
             sizes = self.proj_size or self.hidden_size, self.hidden_size
             checks.check_states(name, input, states, sizes, call)
             self._check_states(states)
-        results = stack.apply(
-            stack.layers, self._layers, self._layer, input, states, call, options, False
-        )
+        results = stack.apply(stack.layers, self._layers, self._layer, input, states, call, False)
         return stack.results(*results)
 
 

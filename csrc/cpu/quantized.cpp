@@ -54,7 +54,7 @@ std::vector<Tensor> quantized_forward(c10::string_view cell, const Tensor& input
                                       const OptionalTensor& batch_sizes,
                                       const host::OptionalTensors& states,
                                       at::TensorList param_list, int64_t hidden_size,
-                                      int64_t proj_size, bool bidirectional) {
+                                      int64_t proj_size, bool bidirectional, bool save) {
   Layer layer(kOp, input, host::cell_kind(kOp, cell), bidirectional ? 2 : 1);
   LayerShape& shape = layer.shape;
   TORCH_CHECK(input.device().is_cpu() && shape.dtype == DType::kFloat, kOp,
@@ -97,6 +97,14 @@ std::vector<Tensor> quantized_forward(c10::string_view cell, const Tensor& input
   output_size.back() = D * P;
   std::vector<Tensor> results{empty(layer, output_size), empty(layer, layer.h_state())};
   if (layer.has_c()) results.push_back(empty(layer, layer.c_state()));
+  if (save && layer.saves_gates()) {
+    results.push_back(empty(layer, layer.rows_of(G * H)));
+    p.gates = results.back().mutable_data_ptr<float>();
+  }
+  if (save && layer.has_c()) {
+    results.push_back(empty(layer, layer.rows_of(H)));
+    p.cells = results.back().mutable_data_ptr<float>();
+  }
   if (layer.rows() == 0) return results;
   p.shape = shape;
   p.input = x.const_data_ptr<float>();

@@ -38,6 +38,8 @@ struct QuantizedParams {
   float* output;                                // [N, D*P]
   float* h_n;                                   // [D, B, P]
   float* c_n;                                   // [D, B, H], LSTM
+  float* gates;                                 // [D, N, G*H] or null
+  float* cells;                                 // [D, N, H] or null
   void* workspace;
 };
 

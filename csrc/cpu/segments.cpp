@@ -1,4 +1,4 @@
-// Padded rows as sequences of their own: where the state is reset, and where a
+// Padded or ragged rows as sequences of their own: where the state is reset, and where a
 // sequence of the batch ends, a new one begins. `segments` says which they are, as
 // packed data (sorted by length); `gather_rows` moves rows there and back.
 #include <ATen/Parallel.h>
@@ -21,6 +21,20 @@ struct Segment {
   int64_t begin, length, b;
 };
 
+// Where the rows of a batch of B sequences are: padded to T steps, or one sequence behind the
+// other.
+struct Rows {
+  int64_t T, B;
+  const int64_t* lengths;     // of padded ones, or null: T
+  const int64_t* cu_seqlens;  // of ragged ones, or null
+  int64_t length(int64_t b) const {
+    if (cu_seqlens) return cu_seqlens[b + 1] - cu_seqlens[b];
+    return lengths ? lengths[b] : T;
+  }
+  int64_t at(int64_t b, int64_t t) const { return cu_seqlens ? cu_seqlens[b] + t : t * B + b; }
+  int64_t count() const { return cu_seqlens ? T : T * B; }
+};
+
 // Calls visit(i) for each byte in [begin, end) that is not zero. Most are: they go by in words.
 template <class Visit>
 void each_nonzero(const uint8_t* bytes, int64_t begin, int64_t end, const Visit& visit) {
@@ -37,23 +51,31 @@ void each_nonzero(const uint8_t* bytes, int64_t begin, int64_t end, const Visit&
 
 // Every segment of the batch, in the order of their ends. One that holds no row is none.
 // resets: bytes, for a bool tensor may view memory in which true is another byte than 1.
-std::vector<Segment> split(const uint8_t* resets, const int64_t* lengths, int64_t T, int64_t B) {
+std::vector<Segment> split(const uint8_t* resets, const Rows& rows) {
+  const int64_t B = rows.B;
   std::vector<Segment> segments;
   segments.reserve(static_cast<size_t>(B));
   std::vector<int64_t> begins(static_cast<size_t>(B), 0);
-  const auto length_of = [&](int64_t b) { return lengths ? lengths[b] : T; };
-  if (resets) {
-    each_nonzero(resets, B, T * B, [&](int64_t i) {
+  const auto begin_at = [&](int64_t b, int64_t t) {
+    int64_t& begin = begins[static_cast<size_t>(b)];
+    segments.push_back({begin, t - begin, b});
+    begin = t;
+  };
+  if (resets && rows.cu_seqlens) {
+    for (int64_t b = 0; b < B; ++b) {
+      const int64_t first = rows.at(b, 0);
+      each_nonzero(resets, first + 1, first + rows.length(b),
+                   [&](int64_t i) { begin_at(b, i - first); });
+    }
+  } else if (resets) {
+    each_nonzero(resets, B, rows.count(), [&](int64_t i) {
       const int64_t t = i / B, b = i % B;
-      if (t >= length_of(b)) return;
-      int64_t& begin = begins[static_cast<size_t>(b)];
-      segments.push_back({begin, t - begin, b});
-      begin = t;
+      if (t < rows.length(b)) begin_at(b, t);
     });
   }
   for (int64_t b = 0; b < B; ++b) {
     const int64_t begin = begins[static_cast<size_t>(b)];
-    if (length_of(b) > begin) segments.push_back({begin, length_of(b) - begin, b});
+    if (rows.length(b) > begin) segments.push_back({begin, rows.length(b) - begin, b});
   }
   return segments;
 }
@@ -69,17 +91,25 @@ int64_t* filled(Tensor& t) {
 using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Results segments(const OptionalTensor& resets, const OptionalTensor& lengths, c10::SymInt seq_len,
-                 c10::SymInt batch, int64_t directions, bool none_if_whole) {
+                 c10::SymInt batch, int64_t directions, bool none_if_whole,
+                 const OptionalTensor& cu_seqlens) {
   const int64_t T = seq_len.expect_int(), B = batch.expect_int(), D = directions;
-  TORCH_CHECK(T > 0 && B >= 0, "fastrnn: expected at least one step, got ", T);
+  TORCH_CHECK((T > 0 && B >= 0) || (T == 0 && cu_seqlens),
+              "fastrnn: expected at least one step, got ", T);
   TORCH_CHECK(B == 0 || T <= INT64_MAX / 16 / B, "fastrnn: expected fewer rows than ", T, " * ", B);
   TORCH_CHECK(D == 1 || D == 2, "fastrnn: expected one direction or two, got ", D);
+  const at::DimVector size = cu_seqlens ? at::DimVector{T} : at::DimVector{T, B};
   TORCH_CHECK(!resets || (resets->device().is_cpu() && resets->scalar_type() == at::kBool &&
-                          resets->sizes() == at::IntArrayRef({T, B})),
-              "fastrnn: expected resets as bool (", T, ", ", B, ") on cpu");
+                          resets->sizes() == size),
+              "fastrnn: expected resets as bool ", size, " on cpu");
   TORCH_CHECK(!lengths || (lengths->device().is_cpu() && lengths->scalar_type() == at::kLong &&
                            lengths->sizes() == at::IntArrayRef({B})),
               "fastrnn: expected lengths as int64 (", B, ") on cpu");
+  TORCH_CHECK(!cu_seqlens || (!lengths && cu_seqlens->device().is_cpu() &&
+                              cu_seqlens->scalar_type() == at::kLong &&
+                              cu_seqlens->sizes() == at::IntArrayRef({B + 1})),
+              "fastrnn: expected cu_seqlens as int64 (", B + 1, ") on cpu, and no lengths with it");
+  const Tensor borders = cu_seqlens ? cu_seqlens->contiguous() : Tensor();
   const Tensor mask = resets ? resets->contiguous() : Tensor();
   const Tensor counts = lengths ? lengths->contiguous() : Tensor();
   const uint8_t* at_resets = resets ? static_cast<const uint8_t*>(mask.const_data_ptr()) : nullptr;
@@ -89,7 +119,14 @@ Results segments(const OptionalTensor& resets, const OptionalTensor& lengths, c1
                 "fastrnn: expected lengths from 0 to seq_len = ", T, ", got ", at_lengths[b],
                 " at index ", b);
   }
-  std::vector<Segment> all = split(at_resets, at_lengths, T, B);
+  const Rows given{T, B, at_lengths, cu_seqlens ? borders.const_data_ptr<int64_t>() : nullptr};
+  if (cu_seqlens) {
+    const int64_t* at = given.cu_seqlens;
+    TORCH_CHECK(at[0] == 0 && at[B] == T && std::is_sorted(at, at + B + 1),
+                "fastrnn: expected cu_seqlens from 0 to the number of rows, ", T,
+                ", none below the one before, got from ", at[0], " to ", at[B]);
+  }
+  std::vector<Segment> all = split(at_resets, given);
   // No row at all: a row of zeros that nobody reads, for a layer needs a step.
   const bool empty = all.empty();
   const int64_t S = empty ? 1 : static_cast<int64_t>(all.size());
@@ -100,7 +137,7 @@ Results segments(const OptionalTensor& resets, const OptionalTensor& lengths, c1
     longest = std::max(longest, s.length);
     N += s.length;
   }
-  if (none_if_whole && S == B && N == T * B) {
+  if (none_if_whole && S == B && N == given.count()) {
     const bool starts_anew = at_resets && std::any_of(at_resets, at_resets + B,
                                                       [](uint8_t reset) { return reset != 0; });
     const auto none = [] { return indices({0}); };
@@ -120,7 +157,8 @@ Results segments(const OptionalTensor& resets, const OptionalTensor& lengths, c1
     offsets[static_cast<size_t>(t)] = offset;
     offset += sizes[t];
   }
-  Tensor rows = indices({1, N}), places = indices({1, T, B}), owners = indices({S});
+  Tensor rows = indices({1, N}), owners = indices({S});
+  Tensor places = cu_seqlens ? indices({1, T}) : indices({1, T, B});
   Tensor starts = indices({D, S}), started = indices({D, B});
   Tensor ends = indices({D, B}), ended = indices({D, S});
   int64_t *row = rows.mutable_data_ptr<int64_t>(), *place = places.mutable_data_ptr<int64_t>(),
@@ -130,14 +168,14 @@ Results segments(const OptionalTensor& resets, const OptionalTensor& lengths, c1
     row[0] = -1;
     owner[0] = 0;
   }
-  if (empty || N < T * B) filled(places);  // else each has a row
+  if (empty || N < given.count()) filled(places);  // else each has a row
   for (const Segment& s : all) {
     const int64_t k = next[static_cast<size_t>(s.length - 1)]++, b = s.b;
     owner[k] = b;
     for (int64_t i = 0; i < s.length; ++i) {
-      const int64_t n = offsets[static_cast<size_t>(i)] + k, padded = (s.begin + i) * B + b;
-      row[n] = padded;
-      place[padded] = n;
+      const int64_t n = offsets[static_cast<size_t>(i)] + k, from = given.at(b, s.begin + i);
+      row[n] = from;
+      place[from] = n;
     }
     const auto pair = [](int64_t* to, int64_t i, int64_t* from, int64_t j) {
       to[i] = j;
@@ -145,8 +183,8 @@ Results segments(const OptionalTensor& resets, const OptionalTensor& lengths, c1
     };
     // Forward, a sequence starts in its first segment and ends in its last; in reverse, it starts
     // in the last and ends in the first.
-    const bool first = s.begin == 0, last = s.begin + s.length == (at_lengths ? at_lengths[b] : T);
-    if (first && !(at_resets && at_resets[b])) pair(start, k, begun, b);
+    const bool first = s.begin == 0, last = s.begin + s.length == given.length(b);
+    if (first && !(at_resets && at_resets[given.at(b, 0)])) pair(start, k, begun, b);
     if (last) pair(end, b, done, k);
     if (D == 2 && last) pair(start + S, k, begun + B, b);
     if (D == 2 && first) pair(end + B, b, done + S, k);

@@ -294,7 +294,12 @@ def _(a):
     sizes = a.proj_size or a.hidden_size, a.hidden_size
     batch = _batch(a)
     finals = [input.new_empty((directions, batch, s)) for s in sizes[: CELLS[a.cell].states]]
-    return [input.new_empty((*input.shape[:-1], directions * sizes[0])), *finals]
+    results = [input.new_empty((*input.shape[:-1], directions * sizes[0])), *finals]
+    if a.save:
+        cell, rows = CELLS[a.cell], input.shape[:-1].numel()
+        sizes = [cell.products] * cell.saves_gates + [1] * cell.has_c
+        results += [input.new_empty((directions, rows, n * a.hidden_size)) for n in sizes]
+    return results
 
 
 @_register_fake(drop_weights)
@@ -309,9 +314,14 @@ def _(a):
     like = a.resets if a.lengths is None else a.lengths
     context = torch.library.get_ctx()
     longest, segments = context.new_dynamic_size(), context.new_dynamic_size()
-    rows = a.seq_len * a.batch if a.lengths is None else context.new_dynamic_size()
+    ragged = a.cu_seqlens is not None
+    if ragged:  # a row at least, which may be in no place
+        like, rows = a.cu_seqlens, torch.sym_max(a.seq_len, 1)
+    else:
+        rows = a.seq_len * a.batch if a.lengths is None else context.new_dynamic_size()
     of_segments, of_batch = (a.directions, segments), (a.directions, a.batch)
-    sizes = [(longest,), (1, rows), (1, a.seq_len, a.batch), (segments,)]
+    places = (1, a.seq_len) if ragged else (1, a.seq_len, a.batch)
+    sizes = [(longest,), (1, rows), places, (segments,)]
     sizes += [of_segments, of_batch, of_batch, of_segments]
     return tuple(like.new_empty(size, dtype=torch.int64) for size in sizes)
 

@@ -84,9 +84,9 @@ class _Matrix:
 
 @torch.library.impl(_library, "quantized_forward", "CompositeExplicitAutograd")
 def quantized_forward(
-    cell, input, batch_sizes, states, params, hidden_size, proj_size, bidirectional
+    cell, input, batch_sizes, states, params, hidden_size, proj_size, bidirectional, save=False
 ):
-    """As the operator: output and final states."""
+    """As the operator."""
     if any(p.device != input.device for p in params):
         raise RuntimeError(
             f"quantized_forward: expected params on {input.device}, as input, got "
@@ -95,7 +95,7 @@ def quantized_forward(
     gates, size = CELLS[cell].products, proj_size or hidden_size
     counts = [input.shape[1]] * input.shape[0] if batch_sizes is None else batch_sizes.tolist()
     rows = (input.flatten(0, 1) if batch_sizes is None else input).split(counts)
-    params, outputs, finals = list(params), [], []
+    params, outputs, finals, kept = list(params), [], [], []
     sizes = (size, hidden_size)[: CELLS[cell].states]
     for direction in range(2 if bidirectional else 1):
         w_ih = _Matrix(params, gates, hidden_size, input.shape[-1])
@@ -107,27 +107,31 @@ def quantized_forward(
             current = [input.new_zeros(counts[0], columns) for columns in sizes]
         else:
             current = [state[direction] for state in states]
-        each = [None] * len(counts)
+        each, saved = [None] * len(counts), [None] * len(counts)
         for t in reversed(range(len(counts))) if direction else range(len(counts)):
             n = counts[t]
             before = [state[:n] for state in current]
             products = w_ih.product(rows[t]), w_hh.product(before[0])
-            new = _step(cell, *products, bias, before)
+            new, of_step = _step(cell, *products, bias, before)
+            saved[t] = [torch.cat(of_step, 1)] * CELLS[cell].saves_gates + new[1:]
             if w_hr is not None:
                 new[0] = w_hr.product(new[0])
             current = [torch.cat([a, b[n:]]) for a, b in zip(new, current)]
             each[t] = new[0]
         outputs.append(torch.cat(each))
         finals.append(current)
+        kept.append([torch.cat(steps) for steps in zip(*saved)])
     output = torch.cat(outputs, 1).view(*input.shape[:-1], -1)
-    return [output, *map(torch.stack, zip(*finals))]
+    results = [output, *map(torch.stack, zip(*finals))]
+    return results + list(map(torch.stack, zip(*kept))) if save else results
 
 
 def _step(cell, of_input, of_h, bias, before):
-    """The states after one step, from both products. bias: of the input's, and behind it that of
-    the last recurrent product where it has a column of its own."""
+    """The states after one step and its gates, from both products. bias: of the input's, and behind
+    it that of the last recurrent product where it has a column of its own."""
     apart = bias.shape[0] - of_input.shape[1]
     if apart:
         bias, of_last = bias[:-apart], bias[-apart:]
         of_h = of_h + torch.cat([torch.zeros_like(bias[:-apart]), of_last])
-    return [*reference.CELLS[cell].step(of_input + bias, of_h, before)[0]]
+    states, gates = reference.CELLS[cell].step(of_input + bias, of_h, before)
+    return [*states], gates

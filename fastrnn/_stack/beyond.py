@@ -1,6 +1,6 @@
-"""What a stack can do beyond torch.nn's: resets, lengths, every step's states.
+"""What a stack can do beyond torch.nn's: resets, lengths, ragged rows, every step's states.
 
-Padded rows between two resets, or up to a sequence's length, are a sequence of their own: a
+Padded or ragged rows between two resets, or up to a sequence's end, are a sequence of their own: a
 *segment*. Segments are run as packed data, by the kernels for it and with their derivatives of any
 kind; short ones run side by side, which is often faster than the plain layer. Rows are moved twice,
 before the first layer and after the last. `fastrnn.functional` says what the options mean.
@@ -26,7 +26,8 @@ class States(NamedTuple):
     """Every step's states, of every layer and direction: index `layer * D + direction`, as of h_n.
 
     Steps are in the order of the input, in the second direction too. With batch_first `[L*D, B, T,
-    ...]`, without a batch `[L*D, T, ...]`. Where a sequence has ended (lengths), zeros.
+    ...]`, without a batch `[L*D, T, ...]`, of ragged rows `[L*D, N, ...]`. Where a sequence has
+    ended (lengths), zeros.
     """
 
     hidden: Tensor
@@ -51,21 +52,49 @@ class Options(NamedTuple):
     reset_to: str
     lengths: Tensor | None
     return_states: bool
+    cu_seqlens: Tensor | None
+    """of ragged input `[N, I]`: where each sequence begins and, last, the number of rows"""
 
 
-def of_call(name, batch_sizes, resets, reset_to, lengths, return_states):
+def of_call(name, batch_sizes, resets, reset_to, lengths, return_states, cu_seqlens=None):
     """The Options of a call, None where it asks for nothing."""
     if reset_to != "zeros" and reset_to != "hx":
         raise ValueError(f"{name}: expected reset_to 'zeros' or 'hx', got {reset_to!r}")
-    if resets is None and lengths is None and not return_states:
+    asked = {
+        "resets": resets is not None,
+        "lengths": lengths is not None,
+        "cu_seqlens": cu_seqlens is not None,
+        "return_states": return_states,
+    }
+    given = [argument for argument, is_given in asked.items() if is_given]
+    if not given:
         return None
     if batch_sizes is not None:
-        given = (
-            "resets" if resets is not None else "return_states" if lengths is None else "lengths"
+        raise ValueError(f"{name}: expected padded input with {given[0]}, got packed input")
+    if lengths is not None and cu_seqlens is not None:
+        raise ValueError(f"{name}: expected lengths or cu_seqlens, got both")
+    values = {"resets": resets, "lengths": lengths, "cu_seqlens": cu_seqlens}
+    tensors = {argument: _tensor(name, argument, value) for argument, value in values.items()}
+    if cu_seqlens is not None:
+        tensors["cu_seqlens"] = _checked_borders(name, tensors["cu_seqlens"])
+    return Options(name, reset_to=reset_to, return_states=return_states, **tensors)
+
+
+def _checked_borders(name, cu_seqlens):
+    """cu_seqlens in int64; the operator looks at values."""
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
+        raise RuntimeError(
+            f"{name}: expected cu_seqlens of shape (batch + 1,) with batch > 0, "
+            f"got {tuple(cu_seqlens.shape)}"
         )
-        raise ValueError(f"{name}: expected padded input with {given}, got packed input")
-    resets, lengths = _tensor(name, "resets", resets), _tensor(name, "lengths", lengths)
-    return Options(name, resets, reset_to, lengths, return_states)
+    if cu_seqlens.dtype not in _INTEGERS:
+        raise RuntimeError(f"{name}: expected cu_seqlens as integers, got {cu_seqlens.dtype}")
+    if cu_seqlens.layout is not torch.strided or cu_seqlens.is_meta:
+        raise RuntimeError(
+            f"{name}: expected cu_seqlens as a dense tensor with values, "
+            f"got {cu_seqlens.layout} on {cu_seqlens.device}"
+        )
+    return cu_seqlens.to(torch.int64)
 
 
 def _tensor(name, argument, value):
@@ -84,20 +113,23 @@ def _tensor(name, argument, value):
 
 
 def check(options, input, batch_first):
-    """The Options with resets `[T, B]`; raises where an option does not fit input `[T, B, I]`."""
-    seq_len, batch = input.shape[:2]
-    times, sizes = ("seq_len", "batch"), (seq_len, batch)
+    """The Options with resets `[T, B]`, or `[N]`; raises where an option does not fit input
+    `[T, B, I]`, or `[N, I]`."""
+    ragged, sizes = options.cu_seqlens is not None, tuple(input.shape[:-1])
+    layout = "sum of lengths," if ragged else "seq_len, batch"
     if batch_first:
-        times, sizes = times[::-1], sizes[::-1]
+        layout, sizes = "batch, seq_len", sizes[::-1]
     name, resets, lengths = options.name, options.resets, options.lengths
     if resets is not None:
-        _check(name, "resets", resets, ", ".join(times), sizes, input)
+        _check(name, "resets", resets, layout, sizes, input)
         if resets.dtype is not torch.bool:  # dones, as environments give them
             resets = resets != 0
         if batch_first:
             resets = resets.t()
+    if ragged:
+        return options._replace(resets=resets)
     if lengths is not None:
-        _check(name, "lengths", lengths, "batch,", (batch,), input)
+        _check(name, "lengths", lengths, "batch,", (input.shape[1],), input)
         if lengths.dtype not in _INTEGERS:
             raise RuntimeError(f"{name}: expected lengths as integers, got {lengths.dtype}")
         lengths = lengths.to(torch.int64)
@@ -139,20 +171,23 @@ def with_batch(options):
 
 
 def apply(options, layers, run, input, initial, directions, native):
-    """`(output, final states, States or None)` of a stack on `[T, B, I]`.
+    """`(output, final states, States or None)` of a stack on `[T, B, I]` or ragged `[N, I]`.
 
     layers: `(run, input, batch_sizes, states, keep)`, as of `fastrnn._stack.stack`, as run is.
     native: whether run takes resets on devices other than the CPU.
     """
-    seq_len, batch = input.shape[:2]
-    _, resets, reset_to, lengths, keep = options
+    _, resets, reset_to, lengths, keep, cu_seqlens = options
     if resets is not None and resets.device != input.device:
         resets = resets.to(input.device)
+    if cu_seqlens is not None:
+        options = options._replace(resets=resets)
+        return _apply_to_ragged(options, layers, run, input, initial, directions)
+    states, segments, held = initial, None, False
+    seq_len, batch = input.shape[:2]
     if lengths is not None and lengths.device != input.device:
         lengths = lengths.to(input.device)
     if batch == 0 or (input.is_meta and not native):  # no row, or no value, to be looked at
         resets = lengths = None
-    states, segments, held = initial, None, False
     padded = native and _stays_padded(input, resets)
     if resets is not None and (padded or seq_len == 1):
         states = _reset_at_start(reset_to, resets[0], lengths, states, directions)
@@ -176,16 +211,31 @@ def apply(options, layers, run, input, initial, directions, native):
         # Backward reads what the layers kept, but for the copies that rows in order are.
         held = lengths is None and (output.requires_grad or transforms_active())
     else:
-        rows, states = segments.packed(input, states, reset_to)
-        output, finals, kept = layers(run, rows, segments.batch_sizes, states, keep)
-        del rows  # so that padded rows may lie there, in the cache still
-        output, finals, kept = segments.padded(output, finals, kept)
+        output, finals, kept = segments.run(layers, run, input, states, reset_to, keep)
         if segments.are_all:
             lengths = None
-    if lengths is not None and initial[0] is not None:
-        ran = (lengths > 0)[:, None]
-        finals = [torch.where(ran, *pair) for pair in zip(finals, initial, strict=True)]
-    return output, finals, _states(kept, seq_len, batch, directions, held) if keep else None
+    finals = _where_run(lengths, finals, initial)
+    return output, finals, _states(kept, (seq_len, batch), directions, held) if keep else None
+
+
+def _apply_to_ragged(options, layers, run, input, initial, directions):
+    _, resets, reset_to, _, keep, cu_seqlens = options
+    if input.is_meta:
+        resets = None
+    known, sizes = _is_known(cu_seqlens), (input.shape[0], cu_seqlens.shape[0] - 1)
+    segments = _Segments(resets, None, *sizes, directions, input.device, known, cu_seqlens)
+    output, finals, kept = segments.run(layers, run, input, initial, reset_to, keep)
+    if not segments.are_all:
+        finals = _where_run(cu_seqlens.diff().to(input.device), finals, initial)
+    return output, finals, _states(kept, input.shape[:1], directions, False) if keep else None
+
+
+def _where_run(lengths, finals, initial):
+    """Final states, the initial ones of sequences without a step."""
+    if lengths is None or initial[0] is None:
+        return finals
+    ran = (lengths > 0)[:, None]
+    return [torch.where(ran, *pair) for pair in zip(finals, initial, strict=True)]
 
 
 def _stays_padded(input, resets):
@@ -214,40 +264,42 @@ def _reset_at_start(reset_to, resets, lengths, states, directions):
     return tuple(state.masked_fill(mask[..., None], 0) for state in states)
 
 
-def _states(kept, seq_len, batch, directions, held):
-    """States of the layers' outputs, `T*B` rows of `D*P`, and `[D, T*B, ...]` cells and gates.
+def _states(kept, shape, directions, held):
+    """States of the layers' outputs, `T*B` rows of `D*P`, and `[D, T*B, ...]` cells and gates, the
+    rows in that shape.
 
     held: whether somebody else has cells and gates too.
     """
     outputs, cells, gates = zip(*kept, strict=True)
     size = outputs[0].shape[-1] // directions
-    h = [part for o in outputs for part in o.view(seq_len, batch, directions, size).unbind(2)]
+    h = [part for o in outputs for part in o.view(*shape, directions, size).unbind(-2)]
 
     def stacked(layers):
         if layers[0] is None:
             return None
-        parts = [each.view(directions, seq_len, batch, each.shape[-1]) for each in layers]
+        parts = [each.view(directions, *shape, each.shape[-1]) for each in layers]
         return torch.cat(parts) if held or len(parts) > 1 else parts[0]
 
     return States(torch.stack(h), stacked(cells), stacked(gates))
 
 
 class _Segments:
-    """Padded rows as the packed rows of their segments, and back.
+    """Padded or ragged rows as the packed rows of their segments, and back.
 
     known: whether values may decide what is run. Then `are_whole` says that there is nothing to
     split or to cut off, in which case there are no rows to move, and `start_anew` that the first
     step has a reset.
     """
 
-    def __init__(self, resets, lengths, seq_len, batch, directions, device, known):
+    def __init__(self, resets, lengths, seq_len, batch, directions, device, known, cu_seqlens=None):
         on_cpu = device.type == "cpu"
-        if not on_cpu:
-            resets, lengths = (None if t is None else t.cpu() for t in (resets, lengths))
+        given = resets, lengths, cu_seqlens
+        resets, lengths, cu_seqlens = (None if t is None else t.cpu() for t in given)
+        none_if_whole = known and cu_seqlens is None  # ragged rows move in any case
         self.batch_sizes, *indices = ops.segments(
-            resets, lengths, seq_len, batch, directions, known
+            resets, lengths, seq_len, batch, directions, none_if_whole, cu_seqlens
         )
-        self.are_whole = known and self.batch_sizes.shape[0] == 0
+        self.are_whole = none_if_whole and self.batch_sizes.shape[0] == 0
         if self.are_whole:
             self.start_anew = indices[3].dim() == 2
             return
@@ -265,9 +317,16 @@ class _Segments:
             and (batch > 1 or self.order[0, 0].item() >= 0)
         )
 
-    def packed(self, input, states, reset_to):
-        """`[T, B, I]` as packed rows `[N, I]`, and the states `[L*D, B, ...]` that a batch starts
-        from as those of its segments."""
+    def run(self, layers, run, input, states, reset_to, keep):
+        """What layers give, for rows as they came."""
+        rows, states = self._packed(input, states, reset_to)
+        output, finals, kept = layers(run, rows, self.batch_sizes, states, keep)
+        del rows  # so that padded rows may lie there, in the cache still
+        return self._in_place(output, finals, kept)
+
+    def _packed(self, input, states, reset_to):
+        """`[T, B, I]` or `[N, I]` as packed rows `[N, I]`, and the states `[L*D, B, ...]` that a
+        batch starts from as those of its segments."""
         every = states
         if reset_to == "hx" or states[0] is None:
             every = ()
@@ -278,9 +337,10 @@ class _Segments:
             started = [state.index_select(1, self.owners) for state in states]
         return rows, started or states
 
-    def padded(self, output, finals, kept):
-        """Packed rows `[N, C]` and `[D, N, C]` as padded ones `[T, B, C]` and `[D, T, B, C]`, and
-        the states that segments end with as the batch's; zeros where a sequence has none."""
+    def _in_place(self, output, finals, kept):
+        """Packed rows `[N, C]` and `[D, N, C]` where they came from, `[T, B, C]` and
+        `[D, T, B, C]`, and the states that segments end with as the batch's; zeros where a sequence
+        has none."""
         rows = [output, *(t for each in kept for t in each if t is not None and t is not output)]
         moved = gather_rows(rows, self.places, self.order, finals, self.ends, self.ended)
         others = iter(moved[1 : len(rows)])

@@ -37,7 +37,14 @@ def check_stack(cell, input, states, params, call):
 def check_input(name, input, states, dtype, input_size, call):
     """Raises where input does not fit a stack."""
     shape, batch_sizes = input.shape, call.batch_sizes
-    if batch_sizes is None:
+    if call.cu_seqlens is not None:
+        if len(shape) != 2:
+            raise ValueError(
+                f"{name}: expected input of shape (sum of lengths, input_size) with cu_seqlens, "
+                f"got {tuple(shape)}"
+            )
+        seq_len = 1  # or none, where sequences have no step
+    elif batch_sizes is None:
         if len(shape) != 3:
             layout = "batch, seq_len" if call.batch_first else "seq_len, batch"
             raise ValueError(
@@ -101,7 +108,9 @@ def check_weights(name, params):
 
 def check_states(name, input, states, sizes, call):
     """Raises where initial states do not fit a stack; sizes: of h and of c."""
-    if call.batch_sizes is None:
+    if call.cu_seqlens is not None:
+        batch = call.cu_seqlens.shape[0] - 1
+    elif call.batch_sizes is None:
         batch = input.shape[0 if call.batch_first else 1]
     else:
         batch = _leading_batch(states, call.batch_sizes)

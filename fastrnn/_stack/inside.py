@@ -187,8 +187,8 @@ class Layers:
         checks.check_tensors(name, input, states, ())
         dtype = self.weight_ih_l0.dtype
         input, states = autocast.in_dtype(dtype, input, states)
-        made = self.num_layers, self.bias, self.bidirectional
-        call = stack.Call(*made, self._before, batch_first, batch_sizes, self.checkpoint_every)
+        made = self.num_layers, self.bias, self.bidirectional, self._before
+        call = stack.Call(*made, batch_first, batch_sizes, self.checkpoint_every, options)
         seed = draw_seed() if self._draws() else None
         with torch.autocast(autocast.device_of(input), enabled=False):
             params = [self._params(index, seed) for index in range(self.num_layers)]
@@ -200,7 +200,7 @@ class Layers:
                 dtype = input.dtype
             if not self._reaches_inside():
                 params = [tensor for of_layer in params for tensor in of_layer]
-                results = plain.run(cell, input, states, params, call, options)
+                results = plain.run(cell, input, states, params, call)
             else:
                 if self.checkpoint_every is not None:
                     checks.check_checkpoint_every(name, self.checkpoint_every)
@@ -209,7 +209,7 @@ class Layers:
                     checks.check_states(name, input, states, (self.hidden_size,) * 2, call)
                 each = partial(run, self._within(seed))
                 results = stack.apply(
-                    stack.layers, list(enumerate(params)), each, input, states, call, options, False
+                    stack.layers, list(enumerate(params)), each, input, states, call, False
                 )
         if of_output is not None:
             results = results[0].to(of_output), *results[1:]

@@ -1,5 +1,6 @@
-"""What the forward of a module takes: padded, packed or unbatched input."""
+"""What the forward of a module takes: padded, packed, ragged or unbatched input."""
 
+import torch
 from torch import Tensor
 from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
@@ -11,35 +12,65 @@ from fastrnn._stack.tracing import recorded
 from fastrnn._stack.weights import is_ours
 
 
-def forward(module, input, hx, resets, reset_to, lengths, return_states):
+def forward(module, input, hx, resets, reset_to, lengths, return_states, cu_seqlens):
     """What module's `_run` makes of input, in input's form.
 
     _run: `(input, hx, batch_first, batch_sizes, options) -> (output, hx)` or `(output, hx, States)`
     as `fastrnn.functional` documents them, options of `beyond.of_call`.
     """
-    batch_sizes = options = None
-    asks = resets is not None or lengths is not None or return_states or reset_to != "zeros"
-    if not isinstance(input, Tensor):
+    batch_sizes = options = nested = None
+    asks = (
+        resets is not None
+        or lengths is not None
+        or return_states
+        or reset_to != "zeros"
+        or cu_seqlens is not None
+    )
+    if type(input) is not Tensor and isinstance(input, Tensor) and input.is_nested:
+        nested, asks = input, True
+        input, cu_seqlens = _rows_of(module, nested, cu_seqlens)
+    elif not isinstance(input, Tensor):
         if isinstance(input, PackedSequence):
             input, batch_sizes, sorted_indices, unsorted_indices = input
         elif isinstance(input, Proxy):
-            asked = (resets, reset_to, lengths, return_states) if asks else ()
+            asked = (resets, reset_to, lengths, return_states, cu_seqlens) if asks else ()
             return recorded(module, input, hx, **dict(zip(beyond.Options._fields[1:], asked)))
     if asks:
         name = module._get_name().lower()
-        options = beyond.of_call(name, batch_sizes, resets, reset_to, lengths, return_states)
+        asked = resets, reset_to, lengths, return_states, cu_seqlens
+        options = beyond.of_call(name, batch_sizes, *asked)
     if batch_sizes is not None:
         if hx is not None:
             hx = module.permute_hidden(hx, sorted_indices)
         output, hx = module._run(input, hx, False, batch_sizes, None)
         output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return output, module.permute_hidden(hx, unsorted_indices)
-    if is_ours(module):
-        return _padded(module, input, hx, options)
+    run = _padded if cu_seqlens is None else _ragged
+    if nested is None and is_ours(module):
+        return run(module, input, hx, options)
     # torch.nn calls it with None too: a subclass may do something there.
     hx = hx if hx is None else module.permute_hidden(hx, None)
-    output, hx, *each = _padded(module, input, hx, options)
+    output, hx, *each = run(module, input, hx, options)
+    if nested is not None:
+        output = torch.nested.nested_tensor_from_jagged(output, nested.offsets())
     return output, module.permute_hidden(hx, None), *each
+
+
+def _ragged(module, input, hx, options):
+    return module._run(input, hx, False, None, options)
+
+
+def _rows_of(module, nested, cu_seqlens):
+    """The rows of a NestedTensor, and where its sequences begin."""
+    name = module._get_name().lower()
+    if cu_seqlens is not None:
+        raise ValueError(f"{name}: expected cu_seqlens=None with a NestedTensor, got a value")
+    if nested.dim() != 3 or nested._ragged_idx != 1 or nested.lengths() is not None:
+        raise RuntimeError(
+            f"{name}: expected a contiguous NestedTensor of shape (batch, lengths, input_size), "
+            f"got {tuple(nested.shape)}"
+        )
+    return nested.values(), nested.offsets()
 
 
 def _padded(module, input, hx, options):

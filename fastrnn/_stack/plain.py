@@ -44,13 +44,13 @@ PLAIN = {kind: _cell(kind) for kind in CELLS}
 # -- A stack ------------------------------------------------------------------------------------
 
 
-def run(cell, input, states, params, call, options):
+def run(cell, input, states, params, call):
     """`(output, [final state, ...], States or None)`, as `fastrnn.functional` documents it.
 
-    states: `(h0, c0)` or `(h0,)`, None each for zeros. call: a `stack.Call`. options: those of
-    `beyond.of_call`.
+    states: `(h0, c0)` or `(h0,)`, None each for zeros. call: a `stack.Call`.
     """
     name, batch_sizes = cell.name, call.batch_sizes
+    keep = call.options is not None and call.options.return_states
     if not isinstance(params, list | tuple):
         raise TypeError(
             f"{name}: expected params to be a list of Tensors, got {checks.what(params)}"
@@ -74,7 +74,7 @@ def run(cell, input, states, params, call, options):
                 f"{name}: expected batch_sizes to be a Tensor, got {checks.what(batch_sizes)}"
             ) from None
         raise
-    if options is not None and options.return_states and not supported:
+    if keep and not supported:
         raise RuntimeError(
             f"{name}: expected input of a device and dtype that fastrnn has kernels for with "
             f"return_states, got {input.dtype} on {input.device}"
@@ -87,20 +87,17 @@ def run(cell, input, states, params, call, options):
     if call.num_layers == 1:
         layers, by_layer = stack.layers, [params]
     else:
-        layers, by_layer = _layers(cell, input, states, params, call, options)
+        layers, by_layer = _layers(cell, input, states, params, call)
     try:
-        output, states, each = stack.apply(
-            layers, by_layer, layer, input, states, call, options, supported
-        )
+        output, states, each = stack.apply(layers, by_layer, layer, input, states, call, supported)
     except (AttributeError, RuntimeError, TypeError):
         checks.check_tensors(name, input, (), params)
         if not torch.jit.is_tracing():
             raise
         # torch.jit knows no operator of ours. Seldom enough not to be asked for at every call.
-        keep = options is not None and options.return_states
         layer = partial(autograd.by_equations, cell.kind) if keep else _without_kernels(cell)
         output, states, each = stack.apply(
-            stack.layers, by_layer, layer, input, states, call, options, False
+            stack.layers, by_layer, layer, input, states, call, False
         )
     if narrow is not None:
         output, states[0] = output.to(narrow), states[0].to(narrow)
@@ -110,7 +107,7 @@ def run(cell, input, states, params, call, options):
     return output, states, each
 
 
-def _layers(cell, input, states, params, call, options):
+def _layers(cell, input, states, params, call):
     """The loop over several layers, one after the other or side by side on a device, and the params
     of each."""
     each = len(params) // call.num_layers
@@ -119,7 +116,7 @@ def _layers(cell, input, states, params, call, options):
         not input.is_cuda
         or call.batch_sizes is not None
         or call.checkpoint_every is not None
-        or options is not None
+        or call.options is not None
         # Chunks of time have masks of their own: right for dropout between layers alone.
         or not isinstance(call.before, stack.Dropout | None)
     ):

@@ -34,6 +34,13 @@ class Call(NamedTuple):
     batch_first: bool
     batch_sizes: Tensor | None
     checkpoint_every: int | None
+    options: beyond.Options | None
+    """of `beyond.of_call`"""
+
+    @property
+    def cu_seqlens(self):
+        """Of ragged input `[N, I]`, else None."""
+        return None if self.options is None else self.options.cu_seqlens
 
 
 class Dropout:
@@ -81,14 +88,14 @@ def layers(params, call, run, input, batch_sizes, states, keep=False):
     return input, [torch.cat(state) for state in zip(*finals, strict=True)], kept
 
 
-def apply(layers, params, run, input, states, call, options, native):
+def apply(layers, params, run, input, states, call, native):
     """`(output, [final state, ...], States or None)` of a stack on input as the caller has it.
 
-    layers: `layers` above, or what does the same. options: of `beyond.of_call`. native: whether
-    run takes resets on devices other than the CPU.
+    layers: `layers` above, or what does the same. native: whether run takes resets on devices other
+    than the CPU.
     """
-    batch_sizes = call.batch_sizes
-    transposed = call.batch_first and batch_sizes is None
+    batch_sizes, options = call.batch_sizes, call.options
+    transposed = call.batch_first and batch_sizes is None and call.cu_seqlens is None
     if transposed:
         input = input.transpose(0, 1)
     if options is None:

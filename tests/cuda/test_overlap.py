@@ -28,7 +28,7 @@ def layers(run, x, states, params, num_layers, dropout, chunks):
     each = len(params) // num_layers
     params = [params[i * each : (i + 1) * each] for i in range(num_layers)]
     before = stack.Dropout(dropout) if dropout else None
-    call = stack.Call(num_layers, True, False, before, False, None, None)
+    call = stack.Call(num_layers, True, False, before, False, None, None, None)
     return overlap.layers(chunks, params, call, run, x, None, states)[:2]
 
 

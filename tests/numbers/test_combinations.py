@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_s
 
 import fastrnn
 from fastrnn import variants
+from fastrnn._layer import panels
 from tests.options import pieces
 
 T, B, F, H = 7, 4, 3, 5
@@ -299,13 +300,40 @@ def test_quantized(name, dtype):
             assert torch.equal(a, b)
     alone = module(x[:, 0], resets=resets[:, 0])
     assert torch.equal(alone[0], module(x, resets=resets)[0][:, 0])
+    options = {"resets": resets, "lengths": LENGTHS, "return_states": True}
+    for every in (module(x, hx, return_states=True), module(x, hx, **options)):
+        hidden, cells, gates = every[2]
+        assert torch.equal(torch.cat([*hidden[2:]], -1), every[0])
+        assert all(t is None or t.isfinite().all() for t in every[2])
+    one = getattr(fastrnn, name)(F, H, **({"proj_size": 3} if name == "LSTM" else {}))
+    one, first = fastrnn.quantize(one, dtype), [s[:1].detach().float() for s in states]
+    output, _, (hidden, cells, gates) = one(x, hx_of(first), return_states=True)
+    assert torch.equal(hidden[0], output)
+    for t in range(T):
+        final = one(x[: t + 1], hx_of(first))[1]
+        for each, last in zip((hidden, cells), final if name == "LSTM" else (final,)):
+            assert torch.equal(each[:, t], last)
+    assert (cells is None) == (name != "LSTM") and (gates is None) == (name == "RNN")
+    if name == "LSTM":
+        i, f, g, _ = gates.split(H, -1)
+        before = torch.cat([first[1][:, None], cells[:, :-1]], 1)
+        torch.testing.assert_close(cells, f * before + i * g)
+    elif name == "GRU":
+        _, z, n = gates.split(H, -1)
+        before = torch.cat([first[0][:, None], hidden[:, :-1]], 1)
+        torch.testing.assert_close(hidden, (1 - z) * n + z * before)
+    arguments = one.cell, x, None, first, [one._buffers[n] for n in one._layers[0]], H
+    arguments = *arguments, one.proj_size, False, True
+    slow = panels.quantized_forward(*arguments)  # of devices without kernels
+    kernel = torch.ops.fastrnn.quantized_forward(*arguments)
+    assert len(slow) == len(kernel)
+    for a, b in zip(slow, kernel):
+        torch.testing.assert_close(a, b, rtol=0, atol=0.05 if dtype is torch.int8 else 1e-5)
     xs = torch.stack([x, -x, 2 * x])
     many = torch.func.vmap(lambda x: module(x, hx, resets=resets)[0])(xs)
     assert torch.equal(many, torch.stack([module(x, hx, resets=resets)[0] for x in xs]))
     with pytest.raises(RuntimeError, match="a quantized layer has no backward"):
         torch.func.grad(lambda x: module(x)[0].sum())(x)
-    with pytest.raises(RuntimeError, match="expected return_states=False"):
-        module(x, return_states=True)
     with pytest.raises(ValueError, match="expected padded input with lengths"):
         module(packed, lengths=LENGTHS)
     for wrong in (3, torch.randn(4, B, H), (torch.randn(4, B, H),), [torch.randn(4, B, H)] * 3):

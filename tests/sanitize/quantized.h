@@ -101,11 +101,21 @@ void run_quantized(const Config& c, const Tensors& t, const std::string& where) 
     p.output = memory.out(N * D * P);
     p.h_n = memory.out(D * c.B * P);
     if (has_c) p.c_n = memory.out(D * c.B * H);
+    if (c.saves_gates()) p.gates = memory.out(D * N * G * H);
+    if (has_c) p.cells = memory.out(D * N * H);
     launch(p, k.forward_workspace, k.forward, c.threads);
     const std::string what = where + (int8 ? " int8" : " packed bfloat16");
     const double tolerance = int8 ? 0.1 : Info<float>::tolerance;
     compare("output", p.output, t.output, what, tolerance);
     compare("h_n", p.h_n, t.h_n, what, tolerance);
     if (has_c) compare("c_n", p.c_n, t.c_n, what, tolerance);
+    if (has_c) compare("cells", p.cells, t.cells, what, tolerance);
+    if (!c.saves_gates()) continue;
+    Values gates;
+    for (int64_t n = 0; n < D * N; ++n) {
+      const auto row = t.gates.begin() + n * c.columns() * H;
+      gates.insert(gates.end(), row, row + G * H);
+    }
+    compare("gates", p.gates, gates, what, tolerance);
   }
 }

@@ -302,10 +302,16 @@ class Quantized {
     float* const c = directions_[step.d].c + b * stride_ + unit;
     if constexpr (kHasC) before[1] = V::load(c);
     if constexpr (Cell::kVectors == 0) cells::forward<Cell>(a, before, after);
-    if constexpr (kHasC) store_lanes(after[1], c, lanes(unit, H_));
+    const int n = lanes(unit, H_);
+    if constexpr (kHasC) store_lanes(after[1], c, n);
+    if (kSaved<Cell> > 0 && p_.gates) {
+      const int64_t row = step.d * s_.steps.rows + step.first_row + b;
+      for (int g = 0; g < G; ++g) store_lanes(a[g], p_.gates + (row * G + g) * H_ + unit, n);
+      if constexpr (kHasC) store_lanes(after[1], p_.cells + row * H_ + unit, n);
+    }
     const V h = after[0];
     if (s_.projected) {
-      store_lanes(h, directions_[step.d].m + b * stride_ + unit, lanes(unit, H_));
+      store_lanes(h, directions_[step.d].m + b * stride_ + unit, n);
     } else {
       publish(step, unit, b, h);
     }
