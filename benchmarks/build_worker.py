@@ -100,7 +100,7 @@ def build_module(cell: Cell) -> nn.Module:
     dtype = cases.DTYPES[cell.dtype]
     module = cases.build_layers(cell.layer, cell.case, dtype, cell.mode)["fastrnn"]
     if cell.kind in suites.QUANTIZED:
-        return fastrnn.quantize(module, suites.QUANTIZED[cell.kind][0])
+        return fastrnn.quantize(module, suites.QUANTIZED[cell.kind][0], inplace=False)
     if cell.kind == "layer norm":
         plain = module
         module = getattr(fastrnn.variants, cell.layer)(

@@ -45,7 +45,7 @@ def kind_of(cls: type, masks: bool = False, **options: Any) -> Kind:
 
 def quantized(dtype: torch.dtype) -> Kind:
     def make(**more):
-        return fastrnn.quantize(fastrnn.LSTM(INPUT_SIZE, HIDDEN_SIZE, **more), dtype)
+        return fastrnn.quantize(fastrnn.LSTM(INPUT_SIZE, HIDDEN_SIZE, **more), dtype, inplace=False)
 
     return Kind(make, dtype=None)
 

@@ -5,6 +5,7 @@
 
 #include "cpu/dispatch.h"
 #include "cuda/plan.h"
+#include "direct.h"
 #include "host/layer.h"
 
 #ifndef FASTRNN_BUILD_CUDA
@@ -126,6 +127,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("cells", &all_cells,
         "Every cell: (name, products, columns, states, vectors, carries_h, keeps_h), as "
         "csrc/cells/cell.h says what they are.");
+  if (!fastrnn::add_direct(m.ptr())) throw pybind11::error_already_set();
   using pybind11::arg;
   m.def("params", &params, arg("cell"), arg("norm"), arg("biases"), arg("projected"),
         "What the params of one direction of a layer are, in order.");

@@ -216,7 +216,7 @@ def print_quantized(quantize, model: CharacterModel, streams: torch.Tensor, seq_
     exact = math.exp(held_out_loss(model, streams, seq_len))
     print(f"  float32   {exact:9.4f}")
     for name, dtype in (("bfloat16", torch.bfloat16), ("int8", torch.int8)):
-        small = quantize(model, dtype)
+        small = quantize(model, dtype, inplace=False)
         found = math.exp(held_out_loss(small, streams, seq_len))
         print(f"  {name:9} {found:9.4f}  {100 * (found / exact - 1):+.3f} %")
 

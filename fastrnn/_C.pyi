@@ -4,6 +4,15 @@ def cells() -> list[tuple[str, int, int, int, int, bool, bool]]:
     """Every cell: (name, products, columns, states, vectors, carries_h, keeps_h), see
     csrc/cells/cell.h."""
 
+def direct_layer(attributes: dict[str, object], cell: str, input: object, hx: object) -> object:
+    """What a plain layer of these attributes (a module's __dict__) gives in inference, or None
+    where only the long way knows."""
+
+def direct_cell(
+    attributes: dict[str, object], cell: str, names: tuple[str, ...], input: object, hx: object
+) -> object:
+    """The same of a cell, whose weights have these names."""
+
 def params(cell: str, norm: str, biases: bool, projected: bool) -> list[str]:
     """What the params of one direction of a layer are, in order."""
 

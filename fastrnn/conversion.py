@@ -54,9 +54,11 @@ class Conversion:
 def convert(model: nn.Module, *, exclude: str | Iterable[str] = ()) -> Conversion:
     """Makes every torch.nn recurrent layer and cell in a model one of fastrnn, in place.
 
-    LSTM, GRU, RNN, LSTMCell, GRUCell and RNNCell, the model itself included. The modules and
+    LSTM, GRU, RNN, LSTMCell, GRUCell and RNNCell, the model itself included. `convert`, `restore`
+    and `fastrnn.quantize(inplace=True)` change the model they are given; `copy.deepcopy(model)` keeps
+    one as it was. The modules and
     their parameters stay the same objects, so optimizers, hooks, tied weights, pruning and
-    parametrizations go on as before; see the head of this file.
+    parametrizations go on as before, whatever holds them.
 
     Left alone and reported: modules of other classes derived from torch.nn's (they may rely on the
     base class), and modules whose `forward` was replaced on the instance (the replacement would

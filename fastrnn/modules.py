@@ -13,11 +13,13 @@ storage replaced (`param.data = ...`).
 import inspect
 from typing import get_overloads, overload
 
+import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import functional
+from fastrnn._layer import extension
 from fastrnn._layer.cells import CELLS
 from fastrnn._stack import checks, packing, plain, stack
 from fastrnn._stack.plain import PLAIN
@@ -340,6 +342,7 @@ class RNN(_Layer):
         return _run(self, cell, input, (hx,), batch_first, batch_sizes, options)
 
 
+packing.PLAIN.update((LSTM, GRU, RNN))
 for _cls in (LSTM, GRU, RNN):  # what help and inspect show of (*args, **kwargs)
     _cls.__init__.__signature__ = inspect.signature(get_overloads(_cls.__init__)[0])
 
@@ -356,6 +359,13 @@ def _refuse_proj_size(kwargs):
 
 
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def _direct(module, of, cell, input, hx):
+    """What a cell of the class `of` gives in inference; None where it must go the long way."""
+    if type(module) is not of or torch.compiler.is_compiling():
+        return None
+    return extension.direct_cell(module.__dict__, cell, _CELL_WEIGHTS, input, hx)
 
 
 class LSTMCell(nn.RNNCellBase):
@@ -384,6 +394,9 @@ class LSTMCell(nn.RNNCellBase):
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Runs the step; see the class."""
+        states = _direct(self, LSTMCell, "lstm", input, hx)
+        if states is not None:
+            return states
         if isinstance(input, Proxy):
             return recorded(self, input, hx)
         return functional.lstm_cell(input, hx, *weights(self, _CELL_WEIGHTS))
@@ -411,6 +424,9 @@ class GRUCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Runs the step; see the class."""
+        h = _direct(self, GRUCell, "gru", input, hx)
+        if h is not None:
+            return h
         if isinstance(input, Proxy):
             return recorded(self, input, hx)
         return functional.gru_cell(input, hx, *weights(self, _CELL_WEIGHTS))
@@ -450,6 +466,9 @@ class RNNCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Runs the step; see the class."""
+        h = _direct(self, RNNCell, f"rnn_{self.nonlinearity}", input, hx)
+        if h is not None:
+            return h
         if isinstance(input, Proxy):
             return recorded(self, input, hx)
         params = weights(self, _CELL_WEIGHTS)

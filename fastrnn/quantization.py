@@ -37,21 +37,20 @@ def quantize(
     model: nn.Module,
     dtype: torch.dtype = torch.int8,
     *,
-    inplace: bool = False,
+    inplace: bool | None = None,
     exclude: str | Iterable[str] = (),
 ) -> nn.Module:
-    """A copy of a model for inference whose recurrent layers and cells have int8 or bf16 weights.
+    """A model for inference whose recurrent layers and cells have int8 or bf16 weights.
 
     ::
 
-        small = fastrnn.quantize(model)                        # or dtype=torch.bfloat16
+        small = fastrnn.quantize(model, inplace=False)         # or dtype=torch.bfloat16
         with torch.inference_mode():
             output, (h, c) = small(x)
 
     Every LSTM, GRU, RNN, LSTMCell, GRUCell and RNNCell of torch.nn or fastrnn becomes a
     `QuantizedLayer` or `QuantizedCell`, called with the same arguments; everything else in the
-    model stays as it is. As with `torch.ao.quantization.quantize_dynamic`, the model is copied
-    unless `inplace`, and what is returned is in eval mode.
+    model stays as it is. What is returned is in eval mode.
 
     * int8: a weight is rounded to integers from -127 to 127 times one scale a row, and so is, at
       every step, each row of the input and of h: sums of products are exact, everything else is
@@ -70,7 +69,9 @@ def quantize(
         model: any module. A recurrent layer itself is one too: then the new layer is
             returned, also where `inplace`.
         dtype: torch.int8 (or torch.qint8, which means the same here) or torch.bfloat16.
-        inplace: change `model` itself instead of a copy.
+        inplace: whether to change `model` itself, as `convert` and `restore` do, or a copy. Said by
+            nobody, it is a copy, with a FutureWarning: True will be the default, so that all three
+            are called alike.
         exclude: names of modules, as `model.named_modules()` has them, that are left alone with all
             that is in them.
 
@@ -91,6 +92,13 @@ def quantize(
         dtype = torch.int8
     if not isinstance(dtype, torch.dtype) or dtype not in panels.GROUP:
         raise ValueError(f"quantize: expected dtype torch.int8 or torch.bfloat16, got {dtype}")
+    if inplace is None:
+        warnings.warn(
+            "quantize: expected inplace to be given: today it copies the model, later it will change "
+            "it, as convert and restore do; inplace=False keeps what it does today",
+            FutureWarning,
+            stacklevel=2,
+        )
     if not inplace:
         model = copy.deepcopy(model)
     model.eval()

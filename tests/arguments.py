@@ -306,7 +306,7 @@ def quantized_sample(packed, bidirectional, proj):
     """Of an LSTM with a projection in int8, or a GRU in bfloat16."""
     options = {"bidirectional": bidirectional} | ({"proj_size": 4} if proj else {})
     layer = (fastrnn.LSTM if proj else fastrnn.GRU)(2, 5, **options)
-    layer = fastrnn.quantize(layer, torch.int8 if proj else torch.bfloat16)
+    layer = fastrnn.quantize(layer, torch.int8 if proj else torch.bfloat16, inplace=False)
     d = 2 if bidirectional else 1
     shapes = (*((7,) if packed else (4, 3)), 2), (d, 3, 4 if proj else 5), (d, 3, 5)
     input, h0, c0 = (random(*shape, dtype=torch.float32) for shape in shapes)

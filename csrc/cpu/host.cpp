@@ -3,6 +3,7 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 
+#include "cpu/inference.h"
 #include "cpu/layer.h"
 
 namespace fastrnn::cpu {
@@ -130,6 +131,18 @@ Products Engine::products(const host::ProductsCall& call) {
 }
 
 }  // namespace
+
+std::vector<Tensor> infer(CellKind cell, const Tensor& input, const std::vector<Tensor>& states,
+                          at::TensorList params, bool bidirectional) {
+  host::OptionalTensors list;
+  const cells::Traits& traits = cells::traits(cell);
+  for (size_t i = 0; i < static_cast<size_t>(traits.states); ++i) {
+    list.push_back(i < states.size() ? OptionalTensor(states[i]) : std::nullopt);
+  }
+  return host::layer_forward<Engine>(traits.name, input, std::nullopt, list, params, bidirectional,
+                                     false, std::nullopt, false, "none", 0.0, std::nullopt,
+                                     std::nullopt, std::nullopt, std::nullopt);
+}
 
 TORCH_LIBRARY_IMPL(fastrnn, CPU, m) { host::implement<Engine>(m); }
 

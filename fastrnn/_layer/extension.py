@@ -24,6 +24,8 @@ except ImportError as error:
 
 cells = _C.cells
 params = _C.params
+direct_layer = _C.direct_layer
+direct_cell = _C.direct_cell
 cpu_targets = _C.cpu_targets
 cpu_target = _C.cpu_target
 build_info = _C.build_info

@@ -5,11 +5,15 @@ from torch import Tensor
 from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
+from fastrnn._layer import extension
 from fastrnn._layer.cells import CELLS
 from fastrnn._stack import beyond, checks
 from fastrnn._stack.beyond import States
 from fastrnn._stack.tracing import recorded
 from fastrnn._stack.weights import is_ours
+
+#: Classes whose layers in inference are a call of the extension, which knows their attributes.
+PLAIN: set[type] = set()
 
 
 def forward(module, input, hx, resets, reset_to, lengths, return_states, cu_seqlens):
@@ -29,7 +33,12 @@ def forward(module, input, hx, resets, reset_to, lengths, return_states, cu_seql
     if type(input) is not Tensor and isinstance(input, Tensor) and input.is_nested:
         nested, asks = input, True
         input, cu_seqlens = _rows_of(module, nested, cu_seqlens)
-    elif not isinstance(input, Tensor):
+    elif not asks and type(module) in PLAIN and not torch.compiler.is_compiling():
+        attributes = module.__dict__
+        results = extension.direct_layer(attributes, attributes["mode"].lower(), input, hx)
+        if results is not None:
+            return results
+    if nested is None and not isinstance(input, Tensor):
         if isinstance(input, PackedSequence):
             input, batch_sizes, sorted_indices, unsorted_indices = input
         elif isinstance(input, Proxy):

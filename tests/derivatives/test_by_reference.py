@@ -113,7 +113,7 @@ def test_third_derivatives(no_kernels, name):
 def test_quantized(kind, dtype, lengths, hx):
     """The same integers and scales as the kernels': float32 rounding apart."""
     case = Case(kind, 5, 3, 7, 33, options={"bidirectional": True}, lengths=lengths)
-    layer = fastrnn.quantize(case.modules()[1].eval(), dtype)
+    layer = fastrnn.quantize(case.modules()[1].eval(), dtype, inplace=False)
     data = case.data()
     input, batch_sizes = data.inputs[0], None
     if lengths:
@@ -135,7 +135,7 @@ def test_quantized_params_elsewhere():
     arguments["input"] = arguments["input"].to("meta")
     with pytest.raises(RuntimeError, match="quantized_forward: expected params on meta, as input"):
         panels.quantized_forward(*arguments.values())
-    layer = fastrnn.quantize(fastrnn.LSTM(3, 4)).to("meta")
+    layer = fastrnn.quantize(fastrnn.LSTM(3, 4), inplace=False).to("meta")
     with pytest.raises(RuntimeError, match="expected input on meta, where the layer is, got cpu"):
         layer(torch.zeros(2, 1, 3))
 
@@ -173,7 +173,7 @@ def test_reference_on_one_device(kind):
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16], ids=str)
 def test_quantized_on_one_device(name, dtype):
-    layer = fastrnn.quantize(getattr(fastrnn, name)(6, 9, bidirectional=True), dtype).to("meta")
+    layer = fastrnn.quantize(getattr(fastrnn, name)(6, 9, bidirectional=True), dtype, inplace=False).to("meta")
     results = panels.quantized_forward(*quantized_arguments(layer, meta(4, 5, 6)).values())
     assert all(r.is_meta for r in results)
 

@@ -284,7 +284,7 @@ def test_quantized(name, dtype):
     """A step's numbers do not depend on what is beside it."""
     options = {"proj_size": 3} if name == "LSTM" else {}
     plain = getattr(fastrnn, name)(F, H, 2, bidirectional=True, **options)
-    module = fastrnn.quantize(plain, dtype)
+    module = fastrnn.quantize(plain, dtype, inplace=False)
     x, states = data(module)
     x, hx = x.detach().float(), hx_of([s.detach().float() for s in states])
     packed = pack_padded_sequence(x, LENGTHS, enforce_sorted=False)
@@ -306,7 +306,7 @@ def test_quantized(name, dtype):
         assert torch.equal(torch.cat([*hidden[2:]], -1), every[0])
         assert all(t is None or t.isfinite().all() for t in every[2])
     one = getattr(fastrnn, name)(F, H, **({"proj_size": 3} if name == "LSTM" else {}))
-    one, first = fastrnn.quantize(one, dtype), [s[:1].detach().float() for s in states]
+    one, first = fastrnn.quantize(one, dtype, inplace=False), [s[:1].detach().float() for s in states]
     output, _, (hidden, cells, gates) = one(x, hx_of(first), return_states=True)
     assert torch.equal(hidden[0], output)
     for t in range(T):

@@ -142,7 +142,7 @@ def test_parameters():
     assert (cell.products, cell.columns, cell.states) == (3, 3, 2)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert type(fastrnn.quantize(module)) is variants.CoupledLSTM
+        assert type(fastrnn.quantize(module, inplace=False)) is variants.CoupledLSTM
     assert "left alone" in str(caught[0].message)
 
 

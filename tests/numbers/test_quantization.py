@@ -37,7 +37,7 @@ def layer(kind, *sizes, dtype=torch.int8, **options):
     """`(fastrnn's layer, the same quantized)`, in eval mode."""
     case = Case(kind, 1, 1, *sizes, options=options)
     module = case.modules()[1].eval()
-    return module, fastrnn.quantize(module, dtype)
+    return module, fastrnn.quantize(module, dtype, inplace=False)
 
 
 def states_of(module, batch, scale=1.0):
@@ -66,7 +66,7 @@ def check_step(kind, dtype, shape, scale=1.0, change=None):
     states = states_of(module, batch, scale)
     if change is not None:
         change(module, x, states)
-    quantized = fastrnn.quantize(module, dtype)
+    quantized = fastrnn.quantize(module, dtype, inplace=False)
     _, *actual = tensors(quantized(x[None], states))
     flat = [s[0] for s in (states if isinstance(states, tuple) else (states,))]
     expected = step(module, dtype, x, flat)
@@ -121,7 +121,7 @@ def test_integer_sums_are_exact(any_target, sizes, threads):
     with torch.no_grad():
         module.weight_ih_l0.copy_(w_ih)
         module.weight_hh_l0.copy_(w_hh)
-    _, h_n = fastrnn.quantize(module)(x[None], h[None])
+    _, h_n = fastrnn.quantize(module, inplace=False)(x[None], h[None])
     exact = x.long() @ w_ih.long().t() + h.long() @ w_hh.long().t()
     assert torch.equal(h_n[0].long(), exact.clamp(min=0))
 
@@ -160,7 +160,7 @@ def test_layers_and_directions_are_layers(kind, dtype):
             start = tuple(s[at : at + 1] for s in states)
             start = start if module.mode == "LSTM" else start[0]
             turned = output.flip(0) if direction else output
-            result, *final = tensors(fastrnn.quantize(one, dtype)(turned, start))
+            result, *final = tensors(fastrnn.quantize(one, dtype, inplace=False)(turned, start))
             halves.append(result.flip(0) if direction else result)
             finals.append(final)
         output = torch.cat(halves, 2)
@@ -235,7 +235,7 @@ def test_cells_are_layers_of_one_step(dtype, name, library):
     cell = getattr(library, name)(7, 19, **options)
     whole = getattr(fastrnn, name[:-4])(7, 19, **options)
     whole.load_state_dict({k + "_l0": v for k, v in cell.state_dict().items()})
-    small, quantized = fastrnn.quantize(cell, dtype), fastrnn.quantize(whole, dtype)
+    small, quantized = fastrnn.quantize(cell, dtype, inplace=False), fastrnn.quantize(whole, dtype, inplace=False)
     assert isinstance(small, QuantizedCell)
     x, hx = torch.randn(3, 7), states_of(whole, 3)
     _, *expected = tensors(quantized(x[None], hx))
@@ -306,7 +306,7 @@ class Model(nn.Module):
 def test_model(dtype):
     model, ids = Model(), torch.randint(11, (7, 3))
     before = copy.deepcopy(model.state_dict())
-    small = fastrnn.quantize(model, dtype)
+    small = fastrnn.quantize(model, dtype, inplace=False)
     assert model.training and not small.training
     assert isinstance(model.layers[0], nn.LSTM) and isinstance(small.layers[0], QuantizedLayer)
     assert small.again is small.layers[1] and isinstance(small.cell, QuantizedCell)
@@ -318,14 +318,14 @@ def test_model(dtype):
     assert f"QuantizedLSTM(6, 8, num_layers=2, dropout=0.5, dtype={dtype})" in repr(small)
     same = fastrnn.quantize(model, dtype, inplace=True)
     assert same is model and torch.equal(model(ids), small(ids))
-    assert fastrnn.quantize(small, dtype) is not small  # nothing left to do
-    assert torch.equal(fastrnn.quantize(small, dtype)(ids), small(ids))
+    assert fastrnn.quantize(small, dtype, inplace=False) is not small  # nothing left to do
+    assert torch.equal(fastrnn.quantize(small, dtype, inplace=False)(ids), small(ids))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_copies(dtype):
     ids = torch.randint(11, (7, 3))
-    small, other = (fastrnn.quantize(Model(), dtype) for _ in range(2))
+    small, other = (fastrnn.quantize(Model(), dtype, inplace=False) for _ in range(2))
     expected = small(ids)
     assert not torch.equal(other(ids), expected)
     buffer = io.BytesIO()
@@ -352,14 +352,14 @@ def test_weights_are_smaller():
     module = fastrnn.LSTM(512, 512)
     full = sum(p.nbytes for p in module.parameters())
     for dtype, factor in ((torch.int8, 3.8), (torch.bfloat16, 1.99)):
-        small = sum(b.nbytes for b in fastrnn.quantize(module, dtype).buffers())
+        small = sum(b.nbytes for b in fastrnn.quantize(module, dtype, inplace=False).buffers())
         assert full / small > factor
 
 
 def test_packing_keeps_every_weight():
     """Panels hold the integers, scales and sums that the reference finds."""
     module = fastrnn.RNN(5, 70)
-    quantized = fastrnn.quantize(module)
+    quantized = fastrnn.quantize(module, inplace=False)
     integers, scales = int8(module.weight_hh_l0.detach())
     panels = quantized.weight_hh_l0  # [blocks, groups, 4, 16, 4]
     rows = panels.permute(0, 2, 3, 1, 4).reshape(128, 72)
@@ -378,7 +378,7 @@ def test_parametrized_weights_and_hooks():
     x = torch.randn(3, 2, 4)
     calls = []
     module.register_forward_hook(lambda *_: calls.append(1))
-    assert_equal(fastrnn.quantize(module)(x), fastrnn.quantize(plain)(x))
+    assert_equal(fastrnn.quantize(module, inplace=False)(x), fastrnn.quantize(plain, inplace=False)(x))
     assert len(calls) == 1
 
 
@@ -390,11 +390,19 @@ def test_what_is_left_alone():
     model = nn.ModuleList([Peephole(2, 3), nn.GRU(2, 3), nn.GRU(2, 3)])
     model[1].forward = lambda *_: None
     with pytest.warns(UserWarning) as warned:
-        small = fastrnn.quantize(model)
+        small = fastrnn.quantize(model, inplace=False)
     assert [type(m) for m in small] == [Peephole, nn.GRU, QuantizedLayer]
     assert {str(w.message)[:10] for w in warned} == {"quantize: "}
     assert "0 left alone: Peephole is a subclass" in str(warned[0].message)
     assert "1 left alone: its forward was replaced" in str(warned[1].message)
+
+
+def test_inplace_or_a_copy():
+    model = nn.ModuleList([nn.GRU(2, 3)])
+    with pytest.warns(FutureWarning, match="expected inplace to be given"):
+        small = fastrnn.quantize(model)
+    assert isinstance(model[0], nn.GRU) and isinstance(small[0], QuantizedLayer)
+    assert fastrnn.quantize(model, inplace=True) is model and isinstance(model[0], QuantizedLayer)
 
 
 # -- Errors --------------------------------------------------------------------------------------
@@ -403,13 +411,13 @@ def test_what_is_left_alone():
 @pytest.mark.parametrize(
     ("kind", "message", "call"),
     [
-        (TypeError, "torch.nn.Module, got int", lambda: fastrnn.quantize(3)),
+        (TypeError, "torch.nn.Module, got int", lambda: fastrnn.quantize(3, inplace=False)),
         (ValueError, "got torch.float16",
-         lambda: fastrnn.quantize(nn.LSTM(2, 3), torch.float16)),
+         lambda: fastrnn.quantize(nn.LSTM(2, 3), torch.float16, inplace=False)),
         (ValueError, "weight_ih_l0 with values, got meta",
-         lambda: fastrnn.quantize(nn.LSTM(2, 3, device="meta"))),
+         lambda: fastrnn.quantize(nn.LSTM(2, 3, device="meta"), inplace=False)),
         (ValueError, "131,072 columns in weight_ih, got 131,073",
-         lambda: fastrnn.quantize(nn.RNNCell(2**17 + 1, 1))),
+         lambda: fastrnn.quantize(nn.RNNCell(2**17 + 1, 1), inplace=False)),
     ],
 )  # fmt: skip
 def test_quantize_raises(kind, message, call):
@@ -422,7 +430,7 @@ def test_weights_that_are_not_finite():
     with torch.no_grad():
         model[0].bias_hh_l0[1] = float("nan")
     with pytest.raises(ValueError, match="quantize: 0: expected bias_hh_l0 to be finite"):
-        fastrnn.quantize(model)
+        fastrnn.quantize(model, inplace=False)
 
 
 @pytest.mark.parametrize(
@@ -445,7 +453,7 @@ def test_weights_that_are_not_finite():
 )  # fmt: skip
 def test_calls_raise(kind, message, arguments):
     with pytest.raises(kind, match=message):
-        fastrnn.quantize(nn.LSTM(4, 6))(*arguments)
+        fastrnn.quantize(nn.LSTM(4, 6), inplace=False)(*arguments)
     ours = fastrnn.LSTM(4, 6)
     with pytest.raises(kind):  # the layer itself has the same type of error
         ours(*arguments)
@@ -465,11 +473,11 @@ def test_calls_raise(kind, message, arguments):
 )  # fmt: skip
 def test_calls_of_cells_raise(kind, message, arguments):
     with pytest.raises(kind, match=message):
-        fastrnn.quantize(nn.GRUCell(4, 6))(*arguments)
+        fastrnn.quantize(nn.GRUCell(4, 6), inplace=False)(*arguments)
 
 
 def test_training_and_backward_raise():
-    quantized = fastrnn.quantize(nn.LSTM(4, 6))
+    quantized = fastrnn.quantize(nn.LSTM(4, 6), inplace=False)
     x = torch.randn(3, 2, 4, requires_grad=True)
     output, _ = quantized(x)
     with pytest.raises(RuntimeError, match="a quantized layer has no backward"):
@@ -482,7 +490,7 @@ def test_training_and_backward_raise():
 
 
 def test_autocast():
-    quantized = fastrnn.quantize(nn.GRU(4, 6))
+    quantized = fastrnn.quantize(nn.GRU(4, 6), inplace=False)
     x = torch.randn(3, 2, 4).bfloat16()
     with pytest.raises(ValueError, match="torch.float32, got torch.bfloat16"):
         quantized(x)
@@ -496,7 +504,7 @@ def test_autocast():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_compile_and_export(dtype):
-    small = fastrnn.quantize(nn.LSTM(4, 6, 2, bidirectional=True), dtype)
+    small = fastrnn.quantize(nn.LSTM(4, 6, 2, bidirectional=True), dtype, inplace=False)
     x = torch.randn(5, 3, 4)
     expected = small(x)
     with torch.no_grad():
@@ -510,10 +518,10 @@ def test_compile_and_export(dtype):
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16])
 def test_forward_mode_is_refused(dtype):
     """It would be silently zero."""
-    layer, x = fastrnn.quantize(fastrnn.LSTM(4, 6), dtype), torch.randn(3, 2, 4)
+    layer, x = fastrnn.quantize(fastrnn.LSTM(4, 6), dtype, inplace=False), torch.randn(3, 2, 4)
     with pytest.raises(RuntimeError, match="QuantizedLSTM: a quantized layer has no forward mode"):
         torch.func.jvp(lambda x: layer(x)[0], (x,), (torch.ones_like(x),))
-    cell = fastrnn.quantize(fastrnn.GRUCell(4, 6), dtype)
+    cell = fastrnn.quantize(fastrnn.GRUCell(4, 6), dtype, inplace=False)
     with forward_ad.dual_level():
         cell(x[0])
         with pytest.raises(RuntimeError, match="no forward mode"):
@@ -523,9 +531,9 @@ def test_forward_mode_is_refused(dtype):
 @pytest.mark.parametrize("sizes", [(4, 7), (3, 6)])
 def test_state_of_other_sizes(sizes):
     """Panels of nearly equal sizes have equal shapes."""
-    other = fastrnn.quantize(fastrnn.LSTM(*sizes)).state_dict()
+    other = fastrnn.quantize(fastrnn.LSTM(*sizes), inplace=False).state_dict()
     with pytest.raises(RuntimeError, match=r"= \(4, 6, 0\), got one of"):
-        fastrnn.quantize(fastrnn.LSTM(4, 6)).load_state_dict(other)
+        fastrnn.quantize(fastrnn.LSTM(4, 6), inplace=False).load_state_dict(other)
 
 
 @pytest.mark.parametrize(
@@ -535,15 +543,15 @@ def test_state_of_other_sizes(sizes):
 )  # fmt: skip
 def test_weights_that_have_no_integers(make):
     with pytest.raises(ValueError, match="to be real and not empty"):
-        fastrnn.quantize(make())
+        fastrnn.quantize(make(), inplace=False)
 
 
 def test_states_on_meta():
-    layer, x = fastrnn.quantize(fastrnn.GRU(4, 6)), torch.randn(3, 2, 4)
+    layer, x = fastrnn.quantize(fastrnn.GRU(4, 6), inplace=False), torch.randn(3, 2, 4)
     with pytest.raises(RuntimeError, match="expected all tensors on one device, got states"):
         layer(x, torch.zeros(1, 2, 6, device="meta"))
 
 
 def test_a_dreamer_cell_is_left_alone_with_a_warning():
     with pytest.warns(UserWarning, match="DreamerGRUCell is a subclass"):
-        fastrnn.quantize(fastrnn.variants.DreamerGRUCell(3, 4))
+        fastrnn.quantize(fastrnn.variants.DreamerGRUCell(3, 4), inplace=False)

@@ -403,9 +403,9 @@ def test_excluded_modules_are_left_alone():
 def test_quantize_tells_what_it_did(caplog):
     model = nested()
     with caplog.at_level("INFO", logger="fastrnn"):
-        small = fastrnn.quantize(model, exclude=["encoder.0"])
+        small = fastrnn.quantize(model, exclude=["encoder.0"], inplace=False)
     assert type(small.encoder[0]) is nn.LSTM and small.decoder is small.shared
-    again = fastrnn.quantize(model, exclude=(name for name in ["encoder.0"]))
+    again = fastrnn.quantize(model, exclude=(name for name in ["encoder.0"]), inplace=False)
     assert type(again.encoder[0]) is nn.LSTM
     assert [type(m).__name__ for m in (small.encoder[1], small.decoder)] == ["QuantizedLayer"] * 2
     assert caplog.messages == [
@@ -414,4 +414,4 @@ def test_quantize_tells_what_it_did(caplog):
         "quantize: decoder: GRU, weights in torch.int8",
     ]
     with pytest.warns(UserWarning, match="quantize: the model has no recurrent layer or cell"):
-        fastrnn.quantize(nn.Linear(2, 2))
+        fastrnn.quantize(nn.Linear(2, 2), inplace=False)

@@ -75,7 +75,7 @@ def test_counts_are_the_equations_own(kind, options, hx):
 
 def test_counts_of_other_layers():
     x = torch.randn(5, 3, 4)
-    layers = [fastrnn.quantize(fastrnn.LSTM(4, 8)), variants.LSTM(4, 8, zoneout=0.1)]
+    layers = [fastrnn.quantize(fastrnn.LSTM(4, 8), inplace=False), variants.LSTM(4, 8, zoneout=0.1)]
     with torch.no_grad():
         assert [flops(lambda m=m: m(x)) for m in layers] == [2 * 15 * 32 * 12] * 2
     assert flops(lambda: layers[1](x)[0].sum().backward()) > 2 * 2 * 15 * 32 * 12
@@ -122,7 +122,7 @@ def test_modules_are_leaves_of_symbolic_trace():
 def test_traced_like_torch_nn(name, how):
     """The graph of a model is the same with our modules in it."""
     theirs = nn.Sequential(getattr(nn, name)(3, 4)).eval()
-    ours = fastrnn.quantize(theirs)
+    ours = fastrnn.quantize(theirs, inplace=False)
     if how == "convert":
         ours = nn.Sequential(getattr(nn, name)(3, 4)).eval()
         fastrnn.convert(ours)

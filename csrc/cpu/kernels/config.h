@@ -16,6 +16,9 @@ constexpr int kTileRows[] = {6, 6, kManyRegisters ? 8 : 4, kManyRegisters ? 6 : 
 constexpr int kWideVectors = kManyRegisters ? 4 : 2;
 constexpr int kWideRows = kTileRows[kWideVectors - 1];
 
+// Rows whose columns wait for their cell at a time: it is called seldom, and they stay in L1.
+constexpr int kCellRows = 24;
+
 // Below this many rows in all, packing a weight costs more than it saves: each
 // packed element is read and written once, each direct one read once a row.
 constexpr int64_t kDirectRows = 8;

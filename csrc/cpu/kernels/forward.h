@@ -73,7 +73,7 @@ class Forward : public Recurrence<Forward<G, S>, ForwardParams, G, S> {
       for (int u = 0; u < NU; ++u) {
         const V b_ih = normalised ? V::zero() : w_.load_bias(w.b_ih, g, v + u);
         const V b_hh = normalised ? V::zero() : w_.load_bias(w.b_hh, g, v + u);
-        (separate ? b_ih : b_ih + b_hh).store(bias_[d] + at + (g * NU + u) * L);
+        (separate ? b_ih : b_ih + b_hh).store(bias_[d] + at + (u * G + g) * L);
         if (separate) b_hh.store(w_.bias_u[d] + (v + u) * L);
       }
     }
@@ -81,7 +81,7 @@ class Forward : public Recurrence<Forward<G, S>, ForwardParams, G, S> {
 
   template <int NU>
   void pack_input(int d, int64_t v, C* panel) const {
-    pack_rows<G, NU>(static_cast<const S*>(p_.weights[d].w_ih), w_.H, w_.I, v, panel);
+    pack_rows(static_cast<const S*>(p_.weights[d].w_ih), G, w_.H, w_.I, v, NU, panel);
   }
 
   // ---- the input product ---------------------------------------------------
@@ -196,7 +196,7 @@ class Forward : public Recurrence<Forward<G, S>, ForwardParams, G, S> {
   bool direct_ih_;        // w_ih is read where it lies
   bool packs_late_;       // a block of it at a time, just before its only use
   int64_t x_elements_, pre_elements_, panel_elements_;
-  C *w_ih_[2], *bias_[2];  // panels [I][G][NU * L], one a block of units; [G][NU * L]
+  C *w_ih_[2], *bias_[2];  // panels [I][NU][G][L], one a block of units; [vectors][G][L]
   C* x_;                   // a thread's chunk of input rows
   C* panel_;               // a thread's block of w_ih, where packed late
 };

@@ -45,63 +45,45 @@ class ForwardCells {
 
   static void tile(const ForwardParams& p, const States<S>& w, const Step<S>& step,
                    const Tile<C>& tile) {
-    constexpr int kMost = kUnitVectors<G>;
-    if (kMost == 1 || tile.vectors == 1) return units<1>(p, w, step, tile);
-    if constexpr (kMost >= 4) {
-      if (tile.vectors == 4) return units<4>(p, w, step, tile);
-    }
-    if constexpr (kMost >= 2) units<2>(p, w, step, tile);
-  }
-
-  // Everything that a row's place follows from is worked out before the first row: whatever is
-  // stored might change the members, for all the compiler knows.
-  template <int NU>
-  static FASTRNN_INLINE void units(const ForwardParams& p, const States<S>& w, const Step<S>& step,
-                                   const Tile<C>& tile) {
-    constexpr int kWidth = NU * L;
-    const int d = step.d;
+    // Everything that a row's place follows from is worked out before the first row: whatever is
+    // stored might change the members, for all the compiler knows.
+    const int d = step.d, vectors = tile.vectors, last = w.lanes(tile.v + vectors - 1, w.H);
     const int64_t unit = tile.v * L, row = step.at.first + tile.b;
     const int64_t H = w.H, h_stride = w.h_stride, stride = w.stride;
     const bool projected = w.s.projected, saves = kSaved<Cell> > 0 && p.gates;
-    int64_t n = w.row(d, row);
-    S* const gates = static_cast<S*>(p.gates);
-    S* const cells = static_cast<S*>(p.cells);
+    const int64_t n = w.row(d, row);
     S* const hidden = static_cast<S*>(p.hidden);
+    S* gates = saves ? static_cast<S*>(p.gates) + n * K * H + unit : nullptr;
+    S* cells = kHasC && saves ? static_cast<S*>(p.cells) + n * H + unit : nullptr;
     const C* columns = tile.columns;
+    const C* const bias_u = w.bias_u[d] + unit;
     const C* h_in = step.h_in + tile.b * h_stride + unit;
     C* c = kHasC ? w.c[d] + tile.b * stride + unit : nullptr;
     C* h_out = (projected ? w.m[d] + tile.b * stride : step.h_out + tile.b * h_stride) + unit;
     const int64_t h_out_stride = projected ? stride : h_stride;
     Published to{static_cast<S*>(p.output) + (row * w.s.directions + d) * w.P + unit,
                  hidden ? hidden + n * w.P + unit : nullptr, w.s.directions * w.P, w.P};
-    V bias_u[NU];
-    int lanes[NU];
-    for (int u = 0; u < NU; ++u) {
-      bias_u[u] = cells::kApart<Cell> ? V::load(w.bias_u[d] + unit + u * L) : V::zero();
-      lanes[u] = w.lanes(tile.v + u, H);
-    }
     for (int m = 0; m < tile.rows; ++m) {
-#pragma GCC unroll 4
-      for (int u = 0; u < NU; ++u) {
+      for (int u = 0; u < vectors; ++u, columns += K * L) {
+        const int i = u * L, lanes = u + 1 == vectors ? last : L;
         V a[K], before[Cell::kStates], after[Cell::kStates];
-        for (int k = 0; k < K; ++k) a[k] = V::load(columns + k * kWidth + u * L);
-        if constexpr (cells::kApart<Cell>) a[K - 1] = a[K - 1] + bias_u[u];
-        before[0] = Cell::kCarriesH ? V::load(h_in + u * L) : V::zero();
-        if constexpr (kHasC) before[1] = V::load(c + u * L);
+        for (int k = 0; k < K; ++k) a[k] = V::load(columns + k * L);
+        if constexpr (cells::kApart<Cell>) a[K - 1] = a[K - 1] + V::load(bias_u + i);
+        before[0] = Cell::kCarriesH ? V::load(h_in + i) : V::zero();
+        if constexpr (kHasC) before[1] = V::load(c + i);
         cells::forward<Cell>(a, before, after);
-        if constexpr (kHasC) after[1].store(c + u * L);
+        if constexpr (kHasC) after[1].store(c + i);
         if (saves) {
-          S* const kept = gates + n * K * H + unit + u * L;
-          for (int k = 0; k < K; ++k) store_lanes(a[k], kept + k * H, lanes[u]);
-          if constexpr (kHasC) store_lanes(after[1], cells + n * H + unit + u * L, lanes[u]);
+          for (int k = 0; k < K; ++k) store_lanes(a[k], gates + k * H + i, lanes);
+          if constexpr (kHasC) store_lanes(after[1], cells + i, lanes);
         }
-        after[0].store(h_out + u * L);
-        if (!projected) to.put(after[0], u * L, lanes[u]);
+        after[0].store(h_out + i);
+        if (!projected) to.put(after[0], i, lanes);
       }
-      columns += K * kWidth;
       h_in += h_stride;
       if (kHasC) c += stride;
-      ++n;
+      if (saves) gates += K * H;
+      if (kHasC && saves) cells += H;
       h_out += h_out_stride;
       to.next();
     }

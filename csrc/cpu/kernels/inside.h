@@ -279,13 +279,13 @@ class RowMemory {
 
   // [columns][stride] of a row.
   C* values(int d, int64_t b) const { return values_[d] + b * row_stride_; }
-  // Takes over a tile [rows][columns][width], `width` values of units from i on.
-  FASTRNN_NOINLINE void take(int d, int64_t i, int width, int64_t b, int rows,
+  // Takes over a tile [rows][vectors][columns][L] of units from vector v on.
+  FASTRNN_NOINLINE void take(int d, int64_t v, int vectors, int64_t b, int rows,
                              const C* tile) const {
     for (int m = 0; m < rows; ++m) {
-      C* to = values(d, b + m) + i;
-      for (int c = 0; c < columns_; ++c, to += stride_, tile += width) {
-        for (int j = 0; j < width; j += L) V::load(tile + j).store(to + j);
+      for (int u = 0; u < vectors; ++u) {
+        C* to = values(d, b + m) + (v + u) * L;
+        for (int c = 0; c < columns_; ++c, to += stride_, tile += L) V::load(tile).store(to);
       }
     }
   }

@@ -1,5 +1,5 @@
-// Packing of weights into panels: for each block of NU vectors of units,
-// panel[k][gate][NU * kLanes], zeros beyond the last unit.
+// Packing of weights into panels: for each block of vectors of units,
+// panel[k][vector][gate][kLanes], zeros beyond the last unit.
 #pragma once
 #include "cpu/kernels/tile.h"
 
@@ -15,15 +15,17 @@ FASTRNN_INLINE void convert(const S* from, int64_t n, C* to) {
   if (i < n) V::load(from + i, static_cast<int>(n - i)).store(to + i, static_cast<int>(n - i));
 }
 
-// w [gates * units, terms] row-major; the block of NU vectors from `vector` on.
-template <int G, int NU, class C, class S>
-void pack_rows(const S* w, int64_t units, int64_t terms, int64_t vector, C* panel) {
+// w [gates * units, terms] row-major; the block of so many vectors from `vector` on.
+template <class C, class S>
+void pack_rows(const S* w, int gates, int64_t units, int64_t terms, int64_t vector, int vectors,
+               C* panel) {
   using V = Vec<C>;
   constexpr int L = V::kLanes;
+  const int64_t width = gates * vectors * L;
   // L units by L terms at a time, turned in registers. The L rows of one gate are read to their
   // end before the next: no more streams than the hardware prefetches.
-  for (int g = 0; g < G; ++g) {
-    for (int u = 0; u < NU; ++u) {
+  for (int g = 0; g < gates; ++g) {
+    for (int u = 0; u < vectors; ++u) {
       const int64_t unit = (vector + u) * L;
       for (int64_t k0 = 0; k0 < terms; k0 += L) {
         const int n = static_cast<int>(terms - k0 < L ? terms - k0 : L);
@@ -33,8 +35,8 @@ void pack_rows(const S* w, int64_t units, int64_t terms, int64_t vector, C* pane
           rows[i] = unit + i < units ? load_lanes<V>(from + i * terms, n) : V::zero();
         }
         V::transpose(rows);
-        C* to = panel + ((k0 * G + g) * NU + u) * L;
-        for (int k = 0; k < n; ++k) rows[k].store(to + k * G * NU * L);
+        C* to = panel + k0 * width + (u * gates + g) * L;
+        for (int k = 0; k < n; ++k, to += width) rows[k].store(to);
       }
     }
   }

@@ -154,8 +154,8 @@ class Recurrence {
           blocks.call(i, [&](auto nu, int64_t v) {
             pass().template pack_block<nu()>(d, v);
             if (direct_) return;
-            pack_rows<G, nu()>(static_cast<const S*>(w.w_hh), w_.H, w_.P, v,
-                               w_hh_[d] + v * L * G * w_.P);
+            pack_rows(static_cast<const S*>(w.w_hh), G, w_.H, w_.P, v, nu(),
+                      w_hh_[d] + v * L * G * w_.P);
           });
         }
         if (!w_.s.projected) continue;
@@ -164,8 +164,8 @@ class Recurrence {
         for (int64_t i = 0; i < projections.count(); ++i) {
           if (!mine()) continue;
           projections.call(i, [&](auto nu, int64_t v) {
-            pack_rows<1, nu()>(static_cast<const S*>(w.w_hr), w_.P, w_.H, v,
-                               w_hr_[d] + v * L * w_.H);
+            pack_rows(static_cast<const S*>(w.w_hr), 1, w_.P, w_.H, v, nu(),
+                      w_hr_[d] + v * L * w_.H);
           });
         }
       }
@@ -199,20 +199,8 @@ class Recurrence {
           step.pre = pre_ + (chunk_row - active.begin) * step.pre_stride;
           chunk_row += active.size();
         }
-        const Blocks blocks{mine.units.begin, mine.units.end};
-        const int64_t count = blocks.count();
-        for (int64_t i = 0; i < count; ++i) {
-          // Back and forth, so that what is still in the cache is used first.
-          blocks.call(s % 2 ? count - 1 - i : i, [&](auto nu, int64_t v) {
-            Rows::each(active.begin, active.end, [&](auto mr, int64_t b) {
-              if (direct_) {
-                for (int m = 0; m < mr(); ++m) direct_tile<nu()>(step, v, b + m);
-              } else {
-                tile<mr(), nu()>(step, v, b);
-              }
-            });
-          });
-        }
+        // Back and forth, so that what is still in the cache is used first.
+        multiply(step, mine.units, active, s % 2);
         if (w_.s.projected) {
           mine.meet();
           project(step, active, mine.h_units);
@@ -264,52 +252,105 @@ class Recurrence {
 
   // ---- tiles ---------------------------------------------------------------
 
+  // The products of a step, and what a cell makes of them: called once for many tiles, of the rows
+  // of a block of units or, of one row, of many blocks.
+  void multiply(const Step<S>& step, Range units, Range active, bool backwards) const {
+    const Blocks blocks{units.begin, units.end};
+    const int64_t count = blocks.count(), rows = active.size();
+    alignas(64) C columns[kCellRows * 2 * G * kUnitVectors<G> * L];
+    if (rows == 1) {
+      for (int64_t i = 0; i < count; i += kCellRows) {
+        const int64_t last = smaller(i + kCellRows, count);
+        const int64_t first = blocks.first(backwards ? count - last : i);
+        const int64_t end = blocks.first(backwards ? count - i : last);
+        for (int64_t j = i; j < last; ++j) {
+          blocks.call(backwards ? count - 1 - j : j, [&](auto nu, int64_t v) {
+            tile<1, nu()>(step, v, active.begin, columns + (v - first) * row_width(1));
+          });
+        }
+        hand_over(step, {first, static_cast<int>(end - first), active.begin, 1, columns}, columns);
+      }
+      return;
+    }
+    const int64_t parts = ceil_div(rows, kCellRows);
+    for (int64_t i = 0; i < count; ++i) {
+      blocks.call(backwards ? count - 1 - i : i, [&](auto nu, int64_t v) {
+        for (int64_t j = 0; j < parts; ++j) {
+          const Range mine = part(rows, parts, j);
+          const int64_t first = active.begin + mine.begin, end = active.begin + mine.end;
+          Rows::each(first, end, [&](auto mr, int64_t b) {
+            tile<mr(), nu()>(step, v, b, columns + (b - first) * row_width(nu()));
+          });
+          hand_over(step, {v, nu(), first, static_cast<int>(end - first), columns}, columns);
+        }
+      });
+    }
+  }
+
+  // Of the columns of a row of a tile.
+  int row_width(int vectors) const { return vectors * (G + w_.apart) * L; }
+
   template <int MR, int NU>
-  FASTRNN_NOINLINE void tile(const Step<S>& step, int64_t v, int64_t b) const {
-    constexpr int NV = G * NU;
-    alignas(64) C columns[MR * 2 * NV * L];
+  FASTRNN_INLINE void tile(const Step<S>& step, int64_t v, int64_t b, C* columns) const {
+    if (direct_) {
+      for (int m = 0; m < MR; ++m) direct_tile<NU>(step, v, b + m, columns + m * row_width(NU));
+      return;
+    }
+    Columns<C> product = of_h<NU>(step, v, b);
+    if (fused_) pass().set_product(step, v, b, product);
+    if (!p_.inside.any) pass().template expect_writes<MR, NU>(step, v, b);
+    with_apart([&](auto apart) { column_tile<MR, NU, G, apart()>(product, columns); });
+  }
+
+  // What a tile multiplies but for what the input brings in a fused one.
+  template <int NU>
+  FASTRNN_INLINE Columns<C> of_h(const Step<S>& step, int64_t v, int64_t b) const {
     Columns<C> product;
     product.h_terms = w_.P;
     product.h = step.multiplied + b * w_.h_stride;
     product.ldh = w_.h_stride;
     product.w_hh = w_hh_[step.d] + v * L * G * w_.P;
-    if (fused_) {
-      pass().set_product(step, v, b, product);
-    } else {
-      product.x = nullptr;
-      product.pre = pre_of(step, v, b);
-      product.pre_stride = step.pre_stride;
-    }
-    if (!p_.inside.any) pass().template expect_writes<MR, NU>(step, v, b);
+    product.x = nullptr;
+    product.pre = fused_ ? nullptr : pre_of(step, v, b);
+    product.pre_stride = step.pre_stride;
+    product.pre_each = pre_columns_ * L;
+    return product;
+  }
+
+  // f(integral_constant) of the columns apart.
+  template <class F>
+  FASTRNN_INLINE void with_apart(F&& f) const {
     if (w_.apart == 0) {
-      column_tile<MR, NV, 0>(product, columns);
+      f(std::integral_constant<int, 0>{});
     } else if (w_.apart == G) {
-      column_tile<MR, NV, NV>(product, columns);
+      f(std::integral_constant<int, G>{});
     } else if constexpr (cells::All::any_apart(G)) {
-      column_tile<MR, NV, NU>(product, columns);
+      f(std::integral_constant<int, 1>{});
     }
-    hand_over(step, {v, NU, b, MR, columns}, columns);
   }
 
   template <int NU>
-  FASTRNN_NOINLINE void direct_tile(const Step<S>& step, int64_t v, int64_t b) const {
-    alignas(64) C products[G * NU * L], columns[2 * G * NU * L];
+  FASTRNN_NOINLINE void direct_tile(const Step<S>& step, int64_t v, int64_t b, C* columns) const {
+    alignas(64) C products[G * NU * L];
     direct_products<G, NU>(static_cast<const S*>(p_.weights[step.d].w_hh), w_.H, w_.P,
                            step.multiplied + b * w_.h_stride, v, products);
-    const C* const pre = pre_of(step, v, b);
-    const int apart = w_.apart * NU * L, together = G * NU * L - apart;
-    for (int i = 0; i < G * NU * L; i += L) {
-      const V x = V::load(pre + i), recurrent = V::load(products + i);
-      (i < together ? recurrent + x : x).store(columns + i);
-      if (i >= together) recurrent.store(columns + i + apart);
+    const C* pre = pre_of(step, v, b);
+    for (int i = 0; i < G * NU; ++i) {
+      const int g = i % G;
+      const V x = V::load(pre + g * L), recurrent = V::load(products + i * L);
+      const bool together = g < G - w_.apart;
+      (together ? recurrent + x : x).store(columns + g * L);
+      if (!together) recurrent.store(columns + (g + w_.apart) * L);
+      if (g + 1 < G) continue;
+      pre += pre_columns_ * L;
+      columns += (G + w_.apart) * L;
     }
-    hand_over(step, {v, NU, b, 1, columns}, columns);
   }
 
   FASTRNN_INLINE void hand_over(const Step<S>& step, const Tile<C>& tile, C* columns) const {
     pass().complete(step, tile, columns);
     if (p_.inside.any) {
-      w_.rows.take(step.d, tile.v * L, tile.vectors * L, tile.b, tile.rows, columns);
+      w_.rows.take(step.d, tile.v, tile.vectors, tile.b, tile.rows, columns);
     } else {
       cell_.tile(p_, w_, step, tile);
     }
@@ -353,7 +394,7 @@ class Recurrence {
   const Ends ends_;
   const bool direct_;
   const Masks<C> masks_;
-  C *w_hh_[2], *w_hr_[2];  // panels [P][G][NU * L], one a block of units; [H][NU * L]
+  C *w_hh_[2], *w_hr_[2];  // panels [P][NU][G][L], one a block of units; [H][NU][L]
   C* scratch_;             // of each thread
   int64_t scratch_elements_;
 

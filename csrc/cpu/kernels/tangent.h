@@ -57,7 +57,7 @@ class Tangent : public Recurrence<Tangent<G, S>, TangentParams, G, S> {
     const int64_t at = v * L * G;
     C* to = panels_[d] + at * terms_[d];
     const auto append = [&](const void* w, int64_t terms) {
-      pack_rows<G, NU>(static_cast<const S*>(w), w_.H, terms, v, to);
+      pack_rows(static_cast<const S*>(w), G, w_.H, terms, v, NU, to);
       to += terms * G * NU * L;
     };
     if (p_.t_input) append(p_.weights[d].w_ih, w_.I);
@@ -68,7 +68,7 @@ class Tangent : public Recurrence<Tangent<G, S>, TangentParams, G, S> {
       for (int u = 0; u < NU; ++u) {
         const V b_ih = normalised ? V::zero() : w_.load_bias(t.b_ih, g, v + u);
         const V b_hh = normalised ? V::zero() : w_.load_bias(t.b_hh, g, v + u);
-        const int64_t i = at + (g * NU + u) * L;
+        const int64_t i = at + (u * G + g) * L;
         (w_.apart > 0 ? b_ih : b_ih + b_hh).store(bias_[d] + i);
         if (w_.apart > 0) b_hh.store(own_bias_[d] + i);
       }
@@ -108,8 +108,9 @@ class Tangent : public Recurrence<Tangent<G, S>, TangentParams, G, S> {
           const int64_t n = w_.row(d, at.first + b);
           for (int g = 0; g < G; ++g) {
             for (int u = 0; u < nu(); ++u) {
-              add(p_.through_w_ih, n * G + g, v + u, to + (g * nu() + u) * L);
-              add(p_.through_w_hh, n * G + g, v + u, to + (column_of(g) * nu() + u) * L);
+              C* const unit = to + u * pre_columns_ * L;
+              add(p_.through_w_ih, n * G + g, v + u, unit + g * L);
+              add(p_.through_w_hh, n * G + g, v + u, unit + column_of(g) * L);
             }
           }
           to += step.pre_stride;
@@ -151,24 +152,25 @@ class Tangent : public Recurrence<Tangent<G, S>, TangentParams, G, S> {
 
   template <int MR, int NU>
   FASTRNN_NOINLINE void product(int d, int64_t v, int64_t row, C* pre, int64_t stride) const {
-    constexpr int NV = G * NU, width = NU * L;
+    constexpr int NV = G * NU;
     const int64_t at = v * L * G, terms = terms_[d] - own_terms_[d];
     const C* const x = x_ + row * terms_[d];
     const C* const w = panels_[d] + at * terms_[d];
-    product_tile<MR, NV, C>({terms, x, terms_[d], w, NV * L, bias_[d] + at, 0, pre, stride});
-    if (w_.apart == 0) return;
-    alignas(64) C own[MR * NV * L];
+    if (w_.apart == 0) {
+      product_tile<MR, NV, C>({terms, x, terms_[d], w, NV * L, bias_[d] + at, 0, pre, stride});
+      return;
+    }
+    alignas(64) C all[MR * NV * L], own[MR * NV * L];
+    product_tile<MR, NV, C>({terms, x, terms_[d], w, NV * L, bias_[d] + at, 0, all, NV * L});
     product_tile<MR, NV, C>({own_terms_[d], x + terms, terms_[d], w + terms * NV * L, NV * L,
                              own_bias_[d] + at, 0, own, NV * L});
-    for (int m = 0; m < MR; ++m, pre += stride) {
-      for (int g = 0; g < G; ++g) {
-        const int column = column_of(g);
-        for (int i = 0; i < width; i += L) {
-          const V more = V::load(own + (m * G + g) * width + i);
-          C* const to = pre + column * width + i;
-          (column == g ? more + V::load(to) : more).store(to);
-        }
-      }
+    for (int i = 0; i < MR * NV; ++i) {
+      const int m = i / NV, u = i % NV / G, g = i % G;
+      C* const unit = pre + m * stride + u * pre_columns_ * L;
+      const V of_input = V::load(all + i * L), of_h = V::load(own + i * L);
+      const bool together = column_of(g) == g;
+      (together ? of_input + of_h : of_input).store(unit + g * L);
+      if (!together) of_h.store(unit + column_of(g) * L);
     }
   }
 
@@ -179,11 +181,13 @@ class Tangent : public Recurrence<Tangent<G, S>, TangentParams, G, S> {
 
   // The columns apart have h's product; what the input brings besides is behind the others in pre.
   void complete(const Step<S>& step, const Tile<C>& tile, C* columns) const {
-    const int width = tile.vectors * L, apart = w_.apart * width, all = pre_columns_ * width;
-    for (int m = 0; m < tile.rows && apart > 0; ++m, columns += all) {
-      const C* const pre = this->pre_of(step, tile.v, tile.b + m);
-      for (int i = all - apart; i < all; i += L) {
-        (V::load(columns + i) + V::load(pre + i)).store(columns + i);
+    const int all = pre_columns_ * L;
+    for (int m = 0; m < tile.rows && w_.apart > 0; ++m) {
+      const C* pre = this->pre_of(step, tile.v, tile.b + m);
+      for (int u = 0; u < tile.vectors; ++u, columns += all, pre += all) {
+        for (int i = all - w_.apart * L; i < all; i += L) {
+          (V::load(columns + i) + V::load(pre + i)).store(columns + i);
+        }
       }
     }
   }
@@ -199,8 +203,8 @@ class Tangent : public Recurrence<Tangent<G, S>, TangentParams, G, S> {
   int64_t terms_[2];      // of the products of a chunk: those of a row of x_
   int64_t own_terms_[2];  // of them, those for w_hh where it has a product apart; they are last
   int64_t most_terms_ = 0;
-  C* panels_[2];    // [terms][G][NU * L], one a block of units
-  C* bias_[2];      // [G][NU * L], one a block
+  C* panels_[2];    // [terms][NU][G][L], one a block of units
+  C* bias_[2];      // [vectors of units][G][L]
   C* own_bias_[2];  // the same of w_hh's product, where one is apart
   int64_t x_elements_, pre_elements_;
   C* x_;  // a thread's chunk of rows

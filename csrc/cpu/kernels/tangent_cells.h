@@ -58,22 +58,21 @@ class TangentCells {
   static void tile(const TangentParams& p, const States<S>& w, const Step<S>& step,
                    const Tile<C>& tile) {
     const C* columns = tile.columns;
-    for (int m = 0; m < tile.rows; ++m, columns += K * tile.vectors * L) {
-      for (int u = 0; u < tile.vectors; ++u) {
-        unit(p, w, step, tile.v + u, tile.b + m, columns + u * L, tile.vectors * L);
+    for (int m = 0; m < tile.rows; ++m) {
+      for (int u = 0; u < tile.vectors; ++u, columns += K * L) {
+        unit(p, w, step, tile.v + u, tile.b + m, columns);
       }
     }
   }
 
-  // columns: of this row and vector, `width` apart.
   static FASTRNN_INLINE void unit(const TangentParams& p, const States<S>& w, const Step<S>& step,
-                                  int64_t v, int64_t b, const C* columns, int64_t width) {
+                                  int64_t v, int64_t b, const C* columns) {
     const int64_t n = w.row(step.d, step.at.first + b);
     const void* const saved = Cell::kKeepsH ? p.hidden : p.gates;
     V kept[K], t[K];
     for (int k = 0; k < K; ++k) {
       kept[k] = w.load_row(saved, n * K + k, v, w.H);
-      t[k] = V::load(columns + k * width);
+      t[k] = V::load(columns + k * L);
     }
     Cell::activate_tangent(kept, t);
     N a[K], before[Cell::kStates], after[Cell::kStates];

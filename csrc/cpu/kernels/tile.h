@@ -8,34 +8,48 @@
 namespace fastrnn::cpu {
 namespace {
 
+// acc[m][v] += a[m * lda] * w[v * kLanes + lane]
+template <int MR, int NV, class V, class C = typename V::Scalar>
+FASTRNN_INLINE void accumulate_term(const C* a, int64_t lda, const C* w, V (&acc)[MR][NV]) {
+  if constexpr (NV <= MR) {  // the fewer of the two operands wait in registers
+    V b[NV];
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) b[v] = V::load(w + v * V::kLanes);
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+      const V x = V::set1(a[m * lda]);
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) acc[m][v] = fma(x, b[v], acc[m][v]);
+    }
+  } else {
+    V x[MR];
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) x[m] = V::set1(a[m * lda]);
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      const V b = V::load(w + v * V::kLanes);
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m) acc[m][v] = fma(x[m], b, acc[m][v]);
+    }
+  }
+}
+
 // acc[m][v] += sum over k of a[m * lda + k] * w[k * ldw + v * kLanes + lane]
 template <int MR, int NV, class V, class C = typename V::Scalar>
 FASTRNN_INLINE void accumulate_block(int64_t terms, const C* a, int64_t lda, const C* w,
                                      int64_t ldw, V (&acc)[MR][NV]) {
-  for (int64_t k = 0; k < terms; ++k) {
-    if constexpr (NV <= MR) {  // the fewer of the two operands wait in registers
-      V b[NV];
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) b[v] = V::load(w + v * V::kLanes);
-#pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) {
-        const V x = V::set1(a[m * lda + k]);
-#pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v) acc[m][v] = fma(x, b[v], acc[m][v]);
-      }
-    } else {
-      V x[MR];
-#pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) x[m] = V::set1(a[m * lda + k]);
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) {
-        const V b = V::load(w + v * V::kLanes);
-#pragma GCC unroll 8
-        for (int m = 0; m < MR; ++m) acc[m][v] = fma(x[m], b, acc[m][v]);
-      }
+  int64_t k = 0;
+  if constexpr (MR * NV <= 8) {
+    // A small tile's term is few instructions: the end of a loop over them is badly foreseen, and
+    // what follows waits.
+    for (; k + 4 <= terms; k += 4, w += 4 * ldw) {
+      accumulate_term<MR, NV>(a + k, lda, w, acc);
+      accumulate_term<MR, NV>(a + k + 1, lda, w + ldw, acc);
+      accumulate_term<MR, NV>(a + k + 2, lda, w + 2 * ldw, acc);
+      accumulate_term<MR, NV>(a + k + 3, lda, w + 3 * ldw, acc);
     }
-    w += ldw;
   }
+  for (; k < terms; ++k, w += ldw) accumulate_term<MR, NV>(a + k, lda, w, acc);
 }
 
 // acc goes to `aside` and starts anew from zero; add_back adds what was there.
@@ -119,14 +133,14 @@ FASTRNN_NOINLINE void product_tile(const Product<C>& p) {
   }
 }
 
-// The columns of a tile of units before activation: [MR][NV + APART vectors]. The last APART
-// vectors of h's product are apart, behind the others; the rest is added to the input's product.
+// The columns of a tile of NU vectors of units before activation: [MR][NU][G + APART vectors]. The
+// last APART products of h are apart, behind the others; the rest is added to the input's product.
 template <class C>
 struct Columns {
   int64_t h_terms;
   const C* h;
   int64_t ldh;
-  const C* w_hh;  // [h_terms][NV vectors]
+  const C* w_hh;  // [h_terms][NV vectors], NV = G * NU
   // What the input brings: to be computed from here, or, where x is null, rows of pre.
   int64_t x_terms;
   const C* x;
@@ -135,16 +149,37 @@ struct Columns {
   const C* bias;  // [NV vectors]
   const C* pre;
   int64_t pre_stride;
-  int64_t x_each;  // terms of a block of the input's sum
+  int64_t pre_each;  // between vectors of units, each with G columns
+  int64_t x_each;    // terms of a block of the input's sum
 };
 
-template <int MR, int NV, int APART, class C>
+// Columns from products of h and what the input brings, rows `stride` and units `each` apart.
+template <int MR, int NU, int G, int APART, class V, class C = typename V::Scalar>
+FASTRNN_INLINE void store_columns(const V (&acc)[MR][G * NU], const C* pre, int64_t stride,
+                                  int64_t each, C* out) {
+  constexpr int L = V::kLanes, K = G + APART;
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+    for (int u = 0; u < NU; ++u) {
+      const C* const from = pre + m * stride + u * each;
+      C* const to = out + (m * NU + u) * K * L;
+#pragma GCC unroll 8
+      for (int g = 0; g < G; ++g) {
+        const V x = V::load(from + g * L), h = acc[m][u * G + g];
+        const bool together = g < G - APART;
+        (together ? h + x : x).store(to + g * L);
+        if (!together) h.store(to + (g + APART) * L);
+      }
+    }
+  }
+}
+
+template <int MR, int NU, int G, int APART, class C>
 FASTRNN_NOINLINE void column_tile(const Columns<C>& p, C* out) {
   using V = Vec<C>;
-  constexpr int L = V::kLanes;
+  constexpr int L = V::kLanes, NV = G * NU;
   alignas(64) C of_input[MR * NV * L];
-  const C* pre = p.pre;
-  int64_t stride = p.pre_stride;
   V acc[MR][NV];
   if (p.x) {
 #pragma GCC unroll 8
@@ -155,8 +190,6 @@ FASTRNN_NOINLINE void column_tile(const Columns<C>& p, C* out) {
     }
     accumulate<MR, NV>(p.x_terms, p.x, p.ldx, p.w_ih, NV * L, acc, p.x_each);
     set_aside<MR, NV>(acc, of_input);
-    pre = of_input;
-    stride = NV * L;
   } else {
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
@@ -165,19 +198,10 @@ FASTRNN_NOINLINE void column_tile(const Columns<C>& p, C* out) {
     }
   }
   accumulate<MR, NV>(p.h_terms, p.h, p.ldh, p.w_hh, NV * L, acc);
-#pragma GCC unroll 8
-  for (int m = 0; m < MR; ++m) {
-    C* const to = out + m * (NV + APART) * L;
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) {
-      const V x = V::load(pre + m * stride + v * L);
-      if (v < NV - APART) {
-        (acc[m][v] + x).store(to + v * L);
-      } else {
-        x.store(to + v * L);
-        acc[m][v].store(to + (v + APART) * L);
-      }
-    }
+  if (p.x) {
+    store_columns<MR, NU, G, APART>(acc, of_input, NV * L, G * L, out);
+  } else {
+    store_columns<MR, NU, G, APART>(acc, p.pre, p.pre_stride, p.pre_each, out);
   }
 }
 
@@ -226,22 +250,22 @@ FASTRNN_INLINE void dots(int64_t terms, const C* a, const W* const (&rows)[N], C
   for (int i = 0; i < N; ++i) out[i] = sum[i].sum();
 }
 
-// products [G][NU * L] = a w^T for one row, w [G * units, terms] where it lies. Four rows of w at a
+// products [NU][G][L] = a w^T for one row, w [G * units, terms] where it lies. Four rows of w at a
 // time: fewer leave the multipliers waiting, eight are read more slowly (docs/decisions.md).
 template <int G, int NU, class C, class S>
 FASTRNN_INLINE void direct_products(const S* w, int64_t units, int64_t terms, const C* a, int64_t v,
                                     C* products) {
   using V = Vec<C>;
-  constexpr int L = V::kLanes, W = NU * L;
-  constexpr int N = W < 4 ? W : 4;
+  constexpr int L = V::kLanes;
+  constexpr int N = L < 4 ? L : 4;
   for (int g = 0; g < G; ++g) {
-    for (int i = 0; i < W; i += N) {
+    for (int i = 0; i < NU * L; i += N) {
       const S* rows[N];
       for (int j = 0; j < N; ++j) {  // lanes beyond the last unit repeat it
         const int64_t unit = v * L + i + j;
         rows[j] = w + (g * units + (unit < units ? unit : units - 1)) * terms;
       }
-      dots<N, V>(terms, a, rows, products + g * W + i);
+      dots<N, V>(terms, a, rows, products + (i / L * G + g) * L + i % L);
     }
   }
 }
@@ -291,6 +315,18 @@ struct VectorBlocks {
   int64_t count() const {
     const int64_t n = end - begin;
     return n / Max + __builtin_popcountll(static_cast<unsigned long long>(n % Max));
+  }
+  // The first vector of block i; the end of the last one where i is their number.
+  int64_t first(int64_t i) const {
+    const int64_t whole = (end - begin) / Max;
+    if (i <= whole) return begin + i * Max;
+    int64_t v = begin + whole * Max, left = i - whole;
+    for (int64_t n = Max / 2; left > 0; n /= 2) {
+      if (((end - begin) & n) == 0) continue;
+      v += n;
+      --left;
+    }
+    return v;
   }
   // Calls f(std::integral_constant NU, first vector) for block i.
   template <class F>

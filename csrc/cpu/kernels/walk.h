@@ -115,7 +115,7 @@ struct StepRows {
 };
 
 // What products hand to a cell: of `vectors` vectors of units from v on, for `rows` rows from b on,
-// columns [rows][columns of a unit][vectors * L].
+// columns [rows][vectors][columns of a unit][L].
 template <class C>
 struct Tile {
   int64_t v;
