@@ -55,8 +55,8 @@ def convert(model: nn.Module, *, exclude: str | Iterable[str] = ()) -> Conversio
     """Makes every torch.nn recurrent layer and cell in a model one of fastrnn, in place.
 
     LSTM, GRU, RNN, LSTMCell, GRUCell and RNNCell, the model itself included. `convert`, `restore`
-    and `fastrnn.quantize(inplace=True)` change the model they are given; `copy.deepcopy(model)` keeps
-    one as it was. The modules and
+    and `fastrnn.quantize(inplace=True)` change the model they are given; `copy.deepcopy(model)`
+    keeps one as it was. The modules and
     their parameters stay the same objects, so optimizers, hooks, tied weights, pruning and
     parametrizations go on as before, whatever holds them.
 

@@ -94,8 +94,8 @@ def quantize(
         raise ValueError(f"quantize: expected dtype torch.int8 or torch.bfloat16, got {dtype}")
     if inplace is None:
         warnings.warn(
-            "quantize: expected inplace to be given: today it copies the model, later it will change "
-            "it, as convert and restore do; inplace=False keeps what it does today",
+            "quantize: expected inplace to be given: today it copies the model, later it will "
+            "change it, as convert and restore do; inplace=False keeps what it does today",
             FutureWarning,
             stacklevel=2,
         )

@@ -271,7 +271,8 @@ def _quantized_job(options: Options, layer: str, weights: str, threads: int, cas
         layers = cases.build_layers(layer, case, torch.float32, "inference")
         x = cases.make_input(case, torch.float32)
         modules = {f"{name}_float32": module for name, module in layers.items()}
-        ours = modules[f"fastrnn_{weights}"] = fastrnn.quantize(layers["fastrnn"], dtype, inplace=False)
+        ours = fastrnn.quantize(layers["fastrnn"], dtype, inplace=False)
+        modules[f"fastrnn_{weights}"] = ours
         theirs = layers["torch"]
         if weights == "int8" and layer != "RNN":
             with warnings.catch_warnings():  # it is deprecated in torch, and all there is

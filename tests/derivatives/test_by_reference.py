@@ -173,7 +173,8 @@ def test_reference_on_one_device(kind):
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16], ids=str)
 def test_quantized_on_one_device(name, dtype):
-    layer = fastrnn.quantize(getattr(fastrnn, name)(6, 9, bidirectional=True), dtype, inplace=False).to("meta")
+    layer = getattr(fastrnn, name)(6, 9, bidirectional=True)
+    layer = fastrnn.quantize(layer, dtype, inplace=False).to("meta")
     results = panels.quantized_forward(*quantized_arguments(layer, meta(4, 5, 6)).values())
     assert all(r.is_meta for r in results)
 

@@ -306,7 +306,8 @@ def test_quantized(name, dtype):
         assert torch.equal(torch.cat([*hidden[2:]], -1), every[0])
         assert all(t is None or t.isfinite().all() for t in every[2])
     one = getattr(fastrnn, name)(F, H, **({"proj_size": 3} if name == "LSTM" else {}))
-    one, first = fastrnn.quantize(one, dtype, inplace=False), [s[:1].detach().float() for s in states]
+    one = fastrnn.quantize(one, dtype, inplace=False)
+    first = [s[:1].detach().float() for s in states]
     output, _, (hidden, cells, gates) = one(x, hx_of(first), return_states=True)
     assert torch.equal(hidden[0], output)
     for t in range(T):

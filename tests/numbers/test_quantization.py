@@ -235,7 +235,7 @@ def test_cells_are_layers_of_one_step(dtype, name, library):
     cell = getattr(library, name)(7, 19, **options)
     whole = getattr(fastrnn, name[:-4])(7, 19, **options)
     whole.load_state_dict({k + "_l0": v for k, v in cell.state_dict().items()})
-    small, quantized = fastrnn.quantize(cell, dtype, inplace=False), fastrnn.quantize(whole, dtype, inplace=False)
+    small, quantized = (fastrnn.quantize(m, dtype, inplace=False) for m in (cell, whole))
     assert isinstance(small, QuantizedCell)
     x, hx = torch.randn(3, 7), states_of(whole, 3)
     _, *expected = tensors(quantized(x[None], hx))
@@ -378,7 +378,7 @@ def test_parametrized_weights_and_hooks():
     x = torch.randn(3, 2, 4)
     calls = []
     module.register_forward_hook(lambda *_: calls.append(1))
-    assert_equal(fastrnn.quantize(module, inplace=False)(x), fastrnn.quantize(plain, inplace=False)(x))
+    assert_equal(*(fastrnn.quantize(m, inplace=False)(x) for m in (module, plain)))
     assert len(calls) == 1
 
 

@@ -83,8 +83,9 @@ def test_cells(name, with_hx):
     more = {"nonlinearity": "relu"} if kind == "rnn_relu" else {}
     with torch.no_grad():
         found = extension.direct_cell(cell.__dict__, kind, _CELL_WEIGHTS, x, hx)
-        expected = getattr(functional, f"{kind[:4].strip('_')}_cell" if kind != "rnn_relu" else
-                           "rnn_cell")(x, hx, *weights, **more)
+        expected = getattr(
+            functional, f"{kind[:4].strip('_')}_cell" if kind != "rnn_relu" else "rnn_cell"
+        )(x, hx, *weights, **more)
         called = cell(x, hx)
     for results in (found, called):
         pairs = zip(results, expected) if kind == "lstm" else [(results, expected)]
@@ -177,7 +178,7 @@ LONG = {
     "a device": lambda m, x: direct(m.to("meta"), x.to("meta")),
     "no tensor": lambda m, x: direct(m, [1.0]),
     "sparse": lambda m, x: direct(m, x.to_sparse()),
-    "conjugated": lambda m, x: direct(m, torch.view_as_complex(torch.zeros(T, B, F, 2)).conj().imag),
+    "conjugated": lambda m, x: direct(m, torch.zeros(T, B, F, dtype=torch.cfloat).conj().imag),
     "tracing": lambda m, x: [],
 }  # fmt: skip
 
