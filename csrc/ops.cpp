@@ -119,6 +119,10 @@ TORCH_LIBRARY(fastrnn, m) {
   // twice, its derivative is the same with the inverse.
   m.def("gather_rows(Tensor[] inputs, Tensor[] indices) -> Tensor[]");
 
+  // layer_forward of padded rows whose sequences have lengths [B], as a node of ONNX: what the export
+  // to it (fastrnn/onnx.py) finds in place of segments. Returns output and final states.
+  m.def("layer_of_lengths(str cell, Tensor input, Tensor lengths, Tensor?[] states, Tensor[] params, bool bidirectional) -> Tensor[]");
+
   // Twins of three of the above, for where gradients are recorded (recorded.cpp); nobody else calls
   // them.
   m.def("layer_recorded(str cell, Tensor input, Tensor? batch_sizes, Tensor?[] states, Tensor[] params, bool bidirectional, bool save, Tensor? resets=None, bool reset_to_hx=False, str norm=\"none\", float eps=0., float[]? rates=None, int[]? counter=None, Tensor? seed=None, Tensor? h_scale=None) -> Tensor[]");

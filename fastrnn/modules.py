@@ -29,23 +29,6 @@ from fastrnn._stack.weights import note_assignment, weights
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 
-def _run(module, cell, input, states, batch_first, batch_sizes, options):
-    """The results of a layer of fastrnn.functional with the module's weights and settings."""
-    before = stack.dropout(module.dropout, module.num_layers) if module.training else None
-    call = stack.Call(
-        module.num_layers,
-        module.bias,
-        module.bidirectional,
-        before,
-        batch_first,
-        batch_sizes,
-        module.checkpoint_every,
-        options,
-    )
-    params = weights(module, module._flat_weights_names)
-    return stack.results(*plain.run(cell, input, states, params, call))
-
-
 # What nn.RNNBase makes parameters of so many blocks of rows for.
 _TORCH_MODES = {4: "LSTM", 3: "GRU", 1: "RNN_TANH"}
 
@@ -64,6 +47,23 @@ class _Layer(nn.RNNBase):
         """As torch.nn's, which is for cuDNN; nothing for cells that cuDNN has not."""
         if self.mode in _TORCH_MODES.values() or self.mode == "RNN_RELU":
             super().flatten_parameters()
+
+    def _run_cell(self, cell, input, states, batch_first, batch_sizes, options):
+        """The results of a layer of fastrnn.functional with the module's weights and settings;
+        cell: a `fastrnn._stack.plain.Cell`."""
+        before = stack.dropout(self.dropout, self.num_layers) if self.training else None
+        call = stack.Call(
+            self.num_layers,
+            self.bias,
+            self.bidirectional,
+            before,
+            batch_first,
+            batch_sizes,
+            self.checkpoint_every,
+            options,
+        )
+        params = weights(self, self._flat_weights_names)
+        return stack.results(*plain.run(cell, input, states, params, call))
 
     def __setattr__(self, name, value):
         super().__setattr__(name, value)
@@ -191,7 +191,7 @@ class LSTM(_Layer):
 
     def _run(self, input, hx, batch_first, batch_sizes, options):
         states = checks.lstm_states(hx, 3, batch_sizes is not None)
-        return _run(self, PLAIN["lstm"], input, states, batch_first, batch_sizes, options)
+        return self._run_cell(PLAIN["lstm"], input, states, batch_first, batch_sizes, options)
 
 
 class GRU(_Layer):
@@ -260,7 +260,7 @@ class GRU(_Layer):
         return packing.forward(self, input, hx, *options)
 
     def _run(self, input, hx, batch_first, batch_sizes, options):
-        return _run(self, PLAIN["gru"], input, (hx,), batch_first, batch_sizes, options)
+        return self._run_cell(PLAIN["gru"], input, (hx,), batch_first, batch_sizes, options)
 
 
 class RNN(_Layer):
@@ -339,10 +339,9 @@ class RNN(_Layer):
 
     def _run(self, input, hx, batch_first, batch_sizes, options):
         cell = PLAIN["rnn_relu" if self.mode == "RNN_RELU" else "rnn_tanh"]
-        return _run(self, cell, input, (hx,), batch_first, batch_sizes, options)
+        return self._run_cell(cell, input, (hx,), batch_first, batch_sizes, options)
 
 
-packing.PLAIN.update((LSTM, GRU, RNN))
 for _cls in (LSTM, GRU, RNN):  # what help and inspect show of (*args, **kwargs)
     _cls.__init__.__signature__ = inspect.signature(get_overloads(_cls.__init__)[0])
 
@@ -361,9 +360,9 @@ def _refuse_proj_size(kwargs):
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-def _direct(module, of, cell, input, hx):
-    """What a cell of the class `of` gives in inference; None where it must go the long way."""
-    if type(module) is not of or torch.compiler.is_compiling():
+def _direct(module, cell, input, hx):
+    """What a cell gives in inference; None where it must go the long way."""
+    if type(module) not in packing.PLAIN or torch.compiler.is_compiling():
         return None
     return extension.direct_cell(module.__dict__, cell, _CELL_WEIGHTS, input, hx)
 
@@ -394,7 +393,7 @@ class LSTMCell(nn.RNNCellBase):
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Runs the step; see the class."""
-        states = _direct(self, LSTMCell, "lstm", input, hx)
+        states = _direct(self, "lstm", input, hx)
         if states is not None:
             return states
         if isinstance(input, Proxy):
@@ -424,7 +423,7 @@ class GRUCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Runs the step; see the class."""
-        h = _direct(self, GRUCell, "gru", input, hx)
+        h = _direct(self, "gru", input, hx)
         if h is not None:
             return h
         if isinstance(input, Proxy):
@@ -466,10 +465,13 @@ class RNNCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Runs the step; see the class."""
-        h = _direct(self, RNNCell, f"rnn_{self.nonlinearity}", input, hx)
+        h = _direct(self, f"rnn_{self.nonlinearity}", input, hx)
         if h is not None:
             return h
         if isinstance(input, Proxy):
             return recorded(self, input, hx)
         params = weights(self, _CELL_WEIGHTS)
         return functional.rnn_cell(input, hx, *params, nonlinearity=self.nonlinearity)
+
+
+packing.PLAIN.update((LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell))

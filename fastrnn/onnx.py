@@ -5,6 +5,8 @@ weights are in another order), and `custom_translation_table` of torch.onnx.expo
 needs onnxscript, which is imported when the table is asked for: fastrnn does not depend on it.
 """
 
+import warnings
+
 from fastrnn._layer import ops
 from fastrnn._layer.cells import CELLS, STEMS
 
@@ -28,7 +30,7 @@ _ATTRIBUTES = {
 }
 
 
-def translation_table() -> dict:
+def translation_table(*, initial_states: bool = False) -> dict:
     """What `torch.onnx.export` needs to write fastrnn's layers and cells as standard ONNX nodes.
 
     ::
@@ -37,9 +39,17 @@ def translation_table() -> dict:
                           custom_translation_table=fastrnn.onnx.translation_table())
 
     One direction-complete layer becomes one LSTM, GRU (linear_before_reset=1) or RNN node; cells
-    one of a single step. All options are supported but these, for which the exporter reports a
-    NotImplementedError: projections (ONNX's LSTM has none) and packed input (ONNX has no packed
-    rows; export the layer on padded input).
+    one of a single step. `lengths` become the node's sequence_lens (int32), with outputs and final
+    states as fastrnn has them; sequences may have no step. The exporter reports a
+    NotImplementedError for projections (ONNX's LSTM has none), packed and ragged input (ONNX has no
+    such rows: export the layer on padded input, with lengths), `resets` and `return_states`. Of a
+    RNN with relu it warns (UserWarning): ONNX Runtime and OpenVINO compute it, tract, MNN and ncnn
+    take it for tanh without a word.
+
+    Args:
+        initial_states: whether a layer that is called without states gets constants of zeros as
+            initial_h and, an LSTM, initial_c: OpenCV takes a GRU only so, nncf an LSTM. Where the
+            batch is dynamic they are expanded to it.
 
     Returns:
         A dict from operator to translation, to be passed on, alone or merged with others.
@@ -55,16 +65,45 @@ def translation_table() -> dict:
             "pip install onnx onnxscript"
         ) from error
 
-    def layer(cell, input, batch_sizes, states, params, bidirectional, save):
+    def layer(cell, input, batch_sizes, states, params, bidirectional, save, lengths=None):
         node = _Node(op, cell, input, batch_sizes, params, bidirectional)
         if node.projected:
             raise NotImplementedError(
                 "fastrnn.onnx: an LSTM with proj_size cannot be exported, for ONNX's LSTM has no "
                 "projection"
             )
-        return node.outputs(getattr(op, node.kind)(*node.arguments(states), **node.attributes))
+        if save:
+            raise NotImplementedError(
+                f"fastrnn.onnx: {node.kind} with return_states cannot be exported, for ONNX's "
+                "nodes have final states alone"
+            )
+        if cell == "rnn_relu":
+            warnings.warn(
+                "fastrnn.onnx: an RNN with relu: ONNX Runtime and OpenVINO compute it; tract, MNN "
+                "and ncnn take it for tanh without a word",
+                stacklevel=2,
+            )
+        arguments = node.arguments(states, lengths, initial_states)
+        return node.outputs(getattr(op, node.kind)(*arguments, **node.attributes))
 
-    return {ops.layer_forward: layer}
+    def layer_of_lengths(cell, input, lengths, states, params, bidirectional):
+        lengths = op.Cast(lengths, to=_INT32)
+        return layer(cell, input, None, states, params, bidirectional, False, lengths)
+
+    def segments(*_):
+        raise NotImplementedError(
+            "fastrnn.onnx: resets and cu_seqlens cannot be exported: ONNX's nodes have lengths "
+            "(sequence_lens) alone"
+        )
+
+    return {
+        ops.layer_forward: layer,
+        ops.layer_of_lengths: layer_of_lengths,
+        ops.segments: segments,
+    }
+
+
+_INT32 = 6  # of onnx.TensorProto.DataType
 
 
 class _Node:
@@ -92,15 +131,28 @@ class _Node:
         for name, value in _ATTRIBUTES.get(cell, {}).items():  # a list: for each direction
             self.attributes[name] = value * self.directions if name == "activations" else value
 
-    def arguments(self, states):
-        """X, W `[D, G*H, I]`, R `[D, G*H, H]`, B `[D, 2*G*H]`, no sequence_lens, initial states, P
+    def arguments(self, states, lengths, with_states):
+        """X, W `[D, G*H, I]`, R `[D, G*H, H]`, B `[D, 2*G*H]`, sequence_lens, initial states, P
         `[D, 3*H]` of a cell with peepholes."""
+        if with_states:
+            states = [self._zeros(i) if s is None else s for i, s in enumerate(states)]
         w, r = self._stacked("w_ih"), self._stacked("w_hh")
         b = None
         if "b_ih" in self.stems:
             b = self.op.Concat(self._stacked("b_ih"), self._stacked("b_hh"), axis=1)
         p = [self._stacked("w_ch", _PEEPHOLES)] if "w_ch" in self.stems else []
-        return self.input, w, r, b, None, *states, *p
+        return self.input, w, r, b, lengths, *states, *p
+
+    def _zeros(self, index):
+        """An initial state `[D, B, H]`: by another operator for each, since the exporter makes one
+        of what is computed alike, and engines may write into it."""
+        op, batch = self.op, self.op.Shape(self.input, start=1, end=2)
+        sizes = self.directions, self.hidden_size
+        directions, size = (op.Constant(value_ints=[n]) for n in sizes)
+        shape = op.Concat(directions, batch, size, axis=0)
+        if index:
+            return op.CastLike(op.ConstantOfShape(shape), self.input)
+        return op.Expand(op.CastLike(op.Constant(value_float=0.0), self.input), shape)
 
     def outputs(self, results):
         """Y `[T, D, B, H]` as output `[T, B, D*H]`; the final states as they are."""

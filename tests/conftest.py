@@ -7,6 +7,7 @@ import torch
 
 from fastrnn import _C
 from fastrnn._layer import batching, ops
+from fastrnn._stack import packing
 
 # An assertion of a helper that fails shows values, as those of the tests do.
 pytest.register_assert_rewrite(
@@ -71,6 +72,12 @@ def cuda():
     return torch.device("cuda")
 
 
+@pytest.fixture
+def through_operators(monkeypatch):
+    """Inference calls the operators as everything else does: for tests that look at them."""
+    monkeypatch.setattr(packing, "PLAIN", frozenset())
+
+
 @pytest.fixture(scope="session")
 def shim():
     """The CUDA engine's operators on a CPU."""
@@ -92,7 +99,7 @@ def rules_of_shim(shim):
 
 
 @pytest.fixture
-def engine(shim, rules_of_shim, monkeypatch):
+def engine(shim, rules_of_shim, through_operators, monkeypatch):
     """fastrnn over the shim's operators."""
     from tests.arguments import device_operators  # after the above
 

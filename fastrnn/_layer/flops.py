@@ -36,6 +36,7 @@ def _by_direction(weights, directions):
 
 
 @_formula(ops.layer_forward)
+@_formula(ops.layer_of_lengths)
 def _(a):
     return _products(a.input.shape[:-1].numel(), *(p for p in a.params if p.dim() == 2))
 

@@ -21,6 +21,7 @@ gate_gradients_tangent = torch.ops.fastrnn.gate_gradients_tangent.default
 products = torch.ops.fastrnn.products.default
 sample_products = torch.ops.fastrnn.sample_products.default
 quantized_forward = torch.ops.fastrnn.quantized_forward.default
+layer_of_lengths = torch.ops.fastrnn.layer_of_lengths.default
 drop_weights = torch.ops.fastrnn.drop_weights.default
 segments = torch.ops.fastrnn.segments.default
 gather_rows = torch.ops.fastrnn.gather_rows.default
@@ -300,6 +301,14 @@ def _(a):
         sizes = [cell.products] * cell.saves_gates + [1] * cell.has_c
         results += [input.new_empty((directions, rows, n * a.hidden_size)) for n in sizes]
     return results
+
+
+@_register_fake(layer_of_lengths)
+def _(a):
+    directions = 2 if a.bidirectional else 1
+    layer = _Sizes(a.cell, a.cell, a.params, directions, a.input, "none", False, True)
+    output = a.input.new_empty((*a.input.shape[:-1], directions * layer.state_size))
+    return [output, *layer.states(a.input.shape[1])]
 
 
 @_register_fake(drop_weights)

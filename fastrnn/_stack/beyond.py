@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from fastrnn._layer import ops
+from fastrnn._layer import autograd, ops
 from fastrnn._layer.autograd import gather_rows
 from fastrnn._layer.transforms import transforms_active
 
@@ -216,6 +216,47 @@ def apply(options, layers, run, input, initial, directions, native):
             lengths = None
     finals = _where_run(lengths, finals, initial)
     return output, finals, _states(kept, (seq_len, batch), directions, held) if keep else None
+
+
+def apply_for_onnx(options, layers, run, input, initial):
+    """As `apply`, while torch.onnx.export traces: lengths are an input of ONNX's nodes."""
+    asked = {
+        "resets": options.resets is not None,
+        "cu_seqlens": options.cu_seqlens is not None,
+        "return_states": options.return_states,
+        "options inside the recurrence": not isinstance(run, partial) or run.func is not _PLAIN,
+    }
+    for what, is_asked in asked.items():
+        if is_asked:
+            raise NotImplementedError(
+                f"fastrnn.onnx: {options.name} with {what} cannot be exported: ONNX's nodes have "
+                "lengths (sequence_lens) alone"
+            )
+    (cell,), lengths = run.args, options.lengths
+
+    def node(input, batch_sizes, states, params, bidirectional, keep=False):
+        return ops.layer_of_lengths(cell, input, lengths, states, params, bidirectional)
+
+    output, finals, _ = layers(node, input, None, initial, False)
+    return output, _where_run(lengths, finals, initial), None
+
+
+_PLAIN = autograd.layer
+_library = torch.library.Library("fastrnn", "IMPL")  # what it registers lives as long as it
+
+
+@torch.library.impl(_library, "layer_of_lengths", "CompositeExplicitAutograd")
+def _layer_of_lengths(cell, input, lengths, states, params, bidirectional):
+    def layers(run, rows, batch_sizes, states, keep):
+        output, *finals = ops.layer_forward(
+            cell, rows, batch_sizes, states, params, bidirectional, False
+        )
+        return output, finals, ()
+
+    options = Options("layer_of_lengths", None, "zeros", lengths.to(torch.int64), False, None)
+    directions = 2 if bidirectional else 1
+    output, finals, _ = apply(options, layers, None, input, states, directions, False)
+    return [output, *finals]
 
 
 def _apply_to_ragged(options, layers, run, input, initial, directions):

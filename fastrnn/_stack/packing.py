@@ -12,7 +12,7 @@ from fastrnn._stack.beyond import States
 from fastrnn._stack.tracing import recorded
 from fastrnn._stack.weights import is_ours
 
-#: Classes whose layers in inference are a call of the extension, which knows their attributes.
+#: Classes whose calls in inference go to the extension, which knows their attributes.
 PLAIN: set[type] = set()
 
 

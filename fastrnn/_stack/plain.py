@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import _VF, Tensor
 
-from fastrnn._layer import autograd, ops
+from fastrnn._layer import autograd, ops, per_sample
 from fastrnn._layer.cells import CELLS
 from fastrnn._stack import autocast, checkpoint, checks, overlap, stack
 
@@ -39,6 +39,11 @@ def _cell(kind):
 
 
 PLAIN = {kind: _cell(kind) for kind in CELLS}
+
+
+def with_sink(cell, sink):
+    """The Cell whose layers hand gradients of samples to a sink of `fastrnn._layer.per_sample`."""
+    return cell._replace(layer=partial(per_sample.layer, cell.kind, sink))
 
 
 # -- A stack ------------------------------------------------------------------------------------
@@ -91,6 +96,9 @@ def run(cell, input, states, params, call):
     try:
         output, states, each = stack.apply(layers, by_layer, layer, input, states, call, supported)
     except (AttributeError, RuntimeError, TypeError):
+        if of_samples := per_sample.expanded(params):
+            params, sink = of_samples
+            return run(with_sink(cell, sink), input, states, params, call)
         checks.check_tensors(name, input, (), params)
         if not torch.jit.is_tracing():
             raise
@@ -174,7 +182,7 @@ def _torch_layer(cell, input, batch_sizes, states, params, bidirectional, keep=F
 
 def step(cell, input, states, w_ih, w_hh, b_ih, b_hh):
     """One step of one layer: the states, as `fastrnn.functional` documents it."""
-    name = cell.name + "_cell"
+    name, given = cell.name + "_cell", (input, states)
     try:
         dim = input.dim()
         if dim != 2 and dim != 1:
@@ -209,7 +217,10 @@ def step(cell, input, states, w_ih, w_hh, b_ih, b_hh):
         )
         # A c of another dtype promotes the result, and sizes may be 0: seldom enough for torch's.
         supported = supported and not promotes and w_ih.numel() > 0 and w_hh.numel() > 0
-    except AttributeError:
+    except (AttributeError, RuntimeError):
+        if of_samples := per_sample.expanded((w_ih, w_hh, b_ih, b_hh)):
+            params, sink = of_samples
+            return step(with_sink(cell, sink), given[0], given[1], *params)
         checks.check_tensors(name, input, states, (w_ih, w_hh))
         raise
     if not supported:

@@ -104,7 +104,10 @@ def apply(layers, params, run, input, states, call, native):
     options = beyond.check(options, input, transposed)
     directions = 2 if call.bidirectional else 1
     layers = partial(layers, params, call)
-    output, states, each = beyond.apply(options, layers, run, input, states, directions, native)
+    if torch.onnx.is_in_onnx_export():
+        output, states, each = beyond.apply_for_onnx(options, layers, run, input, states)
+    else:
+        output, states, each = beyond.apply(options, layers, run, input, states, directions, native)
     if transposed:
         output = output.transpose(0, 1)
         each = each and States(*(None if t is None else t.transpose(1, 2) for t in each))

@@ -139,7 +139,7 @@ def test_results_share_no_memory(name):
 
 @pytest.mark.parametrize("name", LAYERS + CELLS)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_nothing_is_saved_without_gradients(name, mode, monkeypatch):
+def test_nothing_is_saved_without_gradients(name, mode, through_operators, monkeypatch):
     from fastrnn._layer import ops
 
     module, x = make(name)

@@ -265,6 +265,101 @@ def test_onnx_of_variants(name, bias):
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+class Lengths(torch.nn.Module):
+    def __init__(self, module, **options):
+        super().__init__()
+        self.rnn, self.options = module, options
+
+    def forward(self, x, n):
+        return self.rnn(x, lengths=n, **self.options)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32], ids=str)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("LSTM", {"num_layers": 2, "bidirectional": True}),
+        ("GRU", {"batch_first": True}),
+        ("RNN", {"bidirectional": True}),
+    ],
+    ids=str,
+)
+def test_onnx_of_lengths(name, options, dtype):
+    """Lengths are the node's own, of 0 too; final states are those at them."""
+    model = Lengths(getattr(fastrnn, name)(3, 4, **options)).eval()
+    dynamic = torch.export.Dim.DYNAMIC
+
+    def arguments(steps, lengths):
+        x = torch.randn(steps, len(lengths), 3)
+        x = x.transpose(0, 1).contiguous() if "batch_first" in options else x
+        return x, torch.tensor(lengths, dtype=dtype)
+
+    shapes = {"x": {0: dynamic, 1: dynamic}, "n": {0: dynamic}}
+    exported = exported_to_onnx(model, arguments(5, [5, 2, 0, 1]), shapes)
+    nodes = [node for node in exported.graph.node if node.op_type == name]
+    assert len(nodes) == options.get("num_layers", 1)
+    assert all(node.input[4] and all(node.output) for node in nodes)
+    onnxruntime = pytest.importorskip("onnxruntime", reason="optional: pip install onnxruntime")
+    session = onnxruntime.InferenceSession(
+        exported.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    names = [value.name for value in session.get_inputs()]
+    for steps, lengths in ((5, [5, 2, 0, 1]), (7, [0, 7, 3])):
+        x, n = arguments(steps, lengths)
+        actual = session.run(None, dict(zip(names, (x.numpy(), n.numpy()), strict=True)))
+        expected = [t.detach() for t in leaves(model(x, n))]
+        torch.testing.assert_close([torch.from_numpy(a) for a in actual], expected)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU"])
+def test_the_operator_of_lengths(name):
+    """What stands for a node of ONNX computes it too, and its fake kernel has its shapes."""
+    module = getattr(fastrnn, name)(3, 4, bidirectional=True)
+    x, n = torch.randn(5, 4, 3), torch.tensor([5, 0, 2, 1], dtype=torch.int32)
+    states = [torch.randn(2, 4, 4) for _ in range(2 if name == "LSTM" else 1)]
+    operator = torch.ops.fastrnn.layer_of_lengths.default
+    with torch.no_grad():
+        expected = leaves(module(x, tuple(states) if len(states) > 1 else states[0], lengths=n))
+        arguments = name.lower(), x, n, states, list(module.parameters()), True
+        found = operator(*arguments)
+        assert all(map(torch.equal, found, expected))
+        torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("shapes", [None, {"input": {1: torch.export.Dim.DYNAMIC}}], ids=str)
+def test_onnx_initial_states(shapes):
+    """Constants of zeros, two for an LSTM."""
+    pytest.importorskip("onnxscript", reason="optional: pip install onnx onnxscript onnxruntime")
+    table = fastrnn.onnx.translation_table(initial_states=True)
+    program = torch.onnx.export(
+        fastrnn.LSTM(3, 4).eval(), (torch.randn(5, 2, 3),), dynamo=True, dynamic_shapes=shapes,
+        custom_translation_table=table, verbose=False,
+    )  # fmt: skip
+    (node,) = [n for n in program.model_proto.graph.node if n.op_type == "LSTM"]
+    h, c = node.input[5:7]
+    assert h and c and h != c
+
+
+def test_onnx_warns_of_relu():
+    with pytest.warns(UserWarning, match="take it for tanh"):
+        exported_to_onnx(fastrnn.RNN(3, 4, nonlinearity="relu"), (torch.randn(5, 2, 3),), None)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"resets": torch.zeros(5, 2, dtype=torch.bool)}, "resets and cu_seqlens cannot"),
+        ({"return_states": True}, "GRU with return_states cannot"),
+    ],
+    ids=["resets", "return_states"],
+)
+def test_onnx_refuses(options, reason):
+    model = Lengths(fastrnn.GRU(3, 4), **options).eval()
+    with pytest.raises(Exception, match="ONNX") as raised:
+        exported_to_onnx(model, (torch.randn(5, 2, 3), None), None)
+    assert any(reason in text for text in causes(raised.value))
+
+
 def causes(error):
     while error is not None:
         yield str(error)

@@ -196,7 +196,7 @@ def test_twice_and_in_place():
         torch.testing.assert_close(torch.autograd.grad(loss, x, retain_graph=True)[0], expected)
 
 
-def test_what_keeps_everything(operators):
+def test_what_keeps_everything(operators, through_operators):
     layer = fastrnn.GRU(3, 4, checkpoint_every=2)
     rows = [torch.randn(n, 3) for n in (5, 3)]
     layer(pack_sequence(rows))

@@ -361,7 +361,7 @@ def test_autocast_dtypes(kind):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_nothing_more_is_kept_than_asked_for(name, monkeypatch):
+def test_nothing_more_is_kept_than_asked_for(name, through_operators, monkeypatch):
     """Without return_states no operator saves, and none is called that was not."""
     from fastrnn._layer import ops
 

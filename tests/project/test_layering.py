@@ -30,8 +30,13 @@ IMPORTS = {
     "conversion": {"modules"},
     "functional": {"_stack.beyond", "_stack.checks", "_stack.plain", "_stack.stack"},
     "initialization": {"_layer.cells", "reference"},
+    # What other packages must know of us.
+    "integrations.__init__": set(),
+    "integrations.opacus": {"_layer.cells", "_stack.plain", "modules"},
+    "integrations.torch_ao": {"modules", "quantization"},
     "modules": {
         "_layer.cells",
+        "_layer.extension",
         "_stack.checks",
         "_stack.packing",
         "_stack.plain",
@@ -91,6 +96,7 @@ IMPORTS = {
     "_stack.overlap": {"_layer.autograd", "_layer.extension", "_layer.transforms"},
     "_stack.packing": {
         "_layer.cells",
+        "_layer.extension",
         "_stack.beyond",
         "_stack.checks",
         "_stack.tracing",
@@ -100,6 +106,7 @@ IMPORTS = {
         "_layer.autograd",
         "_layer.cells",
         "_layer.ops",
+        "_layer.per_sample",
         "_stack.autocast",
         "_stack.checkpoint",
         "_stack.checks",
@@ -145,11 +152,17 @@ IMPORTS = {
     "_layer.inside": set(),
     "_layer.ops": {"_layer.cells", "_layer.extension"},
     "_layer.panels": {"_layer.cells", "reference"},
+    "_layer.per_sample": {
+        "_layer.backward",
+        "_layer.cells",
+        "_layer.ops",
+        "_layer.transforms",
+    },
     "_layer.rows": set(),
     "_layer.transforms": set(),
 }
 # Optional packages: imported inside a function, which says what to install.
-OPTIONAL = {"onnx": {"onnxscript"}}
+OPTIONAL = {"onnx": {"onnxscript"}, "integrations.opacus": {"opacus"}}
 
 # folder or file under csrc (the longest that fits counts) -> the beginnings of the paths that it
 # may include. Headers of the standard library, of intrinsics and of the system are free for all.
@@ -157,7 +170,16 @@ TORCH = ("torch/", "ATen/", "c10/")
 INCLUDES = {
     "ops.cpp": ("torch/library.h",),
     "recorded.cpp": TORCH,
-    "module.cpp": (*TORCH, "pybind11/", "cpu/dispatch.h", "cuda/plan.h", "host/layer.h"),
+    "module.cpp": (
+        *TORCH,
+        "pybind11/",
+        "cpu/dispatch.h",
+        "cuda/plan.h",
+        "direct.h",
+        "host/layer.h",
+    ),
+    "direct.h": ("Python.h",),
+    "direct.cpp": (*TORCH, "cpu/inference.h", "direct.h"),
     "layer_shape.h": (),
     "host": (*TORCH, "cells/list.h", "host/", "layer_shape.h"),
     "cells": ("cells/", "layer_shape.h"),
@@ -186,7 +208,8 @@ INCLUDES = {
         "cpu/tensors.h",
         "host/saved.h",
     ),
-    "cpu/host.cpp": (*TORCH, "cpu/layer.h", "host/operators.h"),
+    "cpu/inference.h": (*TORCH, "host/cells.h"),
+    "cpu/host.cpp": (*TORCH, "cpu/inference.h", "cpu/layer.h", "host/operators.h"),
     "cpu/samples.cpp": (*TORCH, "cpu/layer.h"),
     "cpu/second_order.cpp": (*TORCH, "cpu/layer.h"),
     "cpu/quantized.cpp": (*TORCH, "cpu/layer.h"),
@@ -281,7 +304,7 @@ def test_folders_import_one_way():
     equations = {"_C", "reference", "variants_reference"}
     for name, allowed in IMPORTS.items():
         folder = name.partition(".")[0]
-        if folder == name:
+        if folder in (name, "integrations"):
             continue
         folders = ("_layer.",) if folder == "_layer" else ("_layer.", "_stack.")
         assert all(a.startswith(folders) or a in equations for a in allowed), name

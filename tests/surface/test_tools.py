@@ -5,6 +5,7 @@ import torch
 from torch import fx, nn
 from torch.func import jvp
 from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import fastrnn
@@ -135,3 +136,68 @@ def test_a_leaf_alone_cannot_be_traced(name):
     for library in (nn, fastrnn):
         with pytest.raises(fx.proxy.TraceError):
             fx.symbolic_trace(getattr(library, name)(3, 4))
+
+
+# -- torch.ao and ExpandedWeights ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LAYERS + CELLS)
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+def test_quantize_dynamic(name):
+    """Once registered, torch.ao makes of our classes what fastrnn.quantize does."""
+    import fastrnn.integrations.torch_ao  # noqa: F401
+
+    calls, cls = [], getattr(fastrnn, name)
+    model = nn.ModuleList([cls(4, 8), nn.Linear(2, 2)])
+    model[0].register_forward_hook(lambda *_: calls.append(1))
+    small = torch.ao.quantization.quantize_dynamic(model, {cls, nn.Linear})
+    assert type(small[0]).__name__.startswith("Quantized") and type(model[0]) is cls
+    x = torch.randn(5, 3, 4) if name in LAYERS else torch.randn(3, 4)
+    ours = fastrnn.quantize(model[0], inplace=False)
+    with torch.no_grad():
+        found, expected = small[0](x), ours(x)
+    for a, b in zip(*(r if isinstance(r, tuple) else (r,) for r in (found, expected))):
+        if isinstance(a, torch.Tensor):
+            assert torch.equal(a, b)
+    assert len(calls) == 2
+    with pytest.raises(ValueError, match="expected dtype torch.qint8"):
+        torch.ao.quantization.quantize_dynamic(model, {cls}, dtype=torch.float16)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("LSTM", {"num_layers": 2, "bidirectional": True}),
+        ("LSTM", {"proj_size": 2}),
+        ("GRU", {"bidirectional": True}),
+        ("RNN", {"num_layers": 2, "bias": False}),
+        ("LSTMCell", {}),
+        ("GRUCell", {}),
+    ],
+    ids=str,
+)
+def test_expanded_weights(name, options, reduction):
+    """torch's gradients of samples, of final states as of outputs."""
+    batch_first = {} if "Cell" in name else {"batch_first": True}
+    module = getattr(fastrnn, name)(3, 5, **options, **batch_first)
+    x = torch.randn(4, 3) if "Cell" in name else torch.randn(4, 6, 3)
+
+    def loss(results):
+        flat = torch.utils._pytree.tree_leaves(results)
+        return sum((r * r).sum() for r in flat)
+
+    results = call_for_per_sample_grads(module, batch_size=4, loss_reduction=reduction)(x)
+    loss(results).backward()
+    scale = 4 if reduction == "mean" else 1
+    for b in range(4):
+        expected = torch.autograd.grad(loss(module(x[b : b + 1])), list(module.parameters()))
+        for p, e in zip(module.parameters(), expected, strict=True):
+            torch.testing.assert_close(p.grad_sample[b], scale * e, rtol=1e-4, atol=1e-5)
+
+
+def test_expanded_weights_of_another_batch():
+    module = fastrnn.GRU(3, 5)  # whose batch is the second dimension
+    output, _ = call_for_per_sample_grads(module, batch_size=6)(torch.randn(6, 4, 3))
+    with pytest.raises(RuntimeError, match="expected a batch of 6"):
+        output.sum().backward()
