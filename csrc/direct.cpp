@@ -61,12 +61,17 @@ struct Layer {
   }
 };
 
-bool is_true(PyObject* attributes, const char* name) {
-  return PyDict_GetItemString(attributes, name) == Py_True;
+// What Python takes an attribute for, which need be no bool.
+std::optional<bool> truth(PyObject* attributes, const char* name) {
+  PyObject* const value = PyDict_GetItemString(attributes, name);
+  const int is_true = value == nullptr ? -1 : PyObject_IsTrue(value);
+  if (is_true >= 0) return is_true != 0;
+  PyErr_Clear();
+  return std::nullopt;
 }
 
-// The parameters of these names, which are no attributes besides.
-bool take_params(Layer& layer, PyObject* attributes, PyObject* names) {
+// The parameters of these names, which are no attributes besides. may_lack: biases may be None.
+bool take_params(Layer& layer, PyObject* attributes, PyObject* names, bool may_lack) {
   PyObject* const parameters = PyDict_GetItemString(attributes, "_parameters");
   if (parameters == nullptr || names == nullptr) return false;
   const Py_ssize_t count = PySequence_Fast_GET_SIZE(names);
@@ -75,7 +80,7 @@ bool take_params(Layer& layer, PyObject* attributes, PyObject* names) {
     PyObject* const name = PySequence_Fast_GET_ITEM(names, i);
     if (PyDict_GetItem(attributes, name) != nullptr) return false;
     PyObject* const parameter = PyDict_GetItem(parameters, name);
-    if (parameter == Py_None && i >= 2) continue;  // a cell without biases
+    if (may_lack && parameter == Py_None && i >= 2) continue;
     if (!layer.add(layer.params, parameter)) return false;
   }
   return true;
@@ -183,13 +188,16 @@ PyObject* direct_layer(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   Layer layer;
   layer.input = *input;
   layer.num_layers = PyLong_AsLong(layers);
-  layer.bidirectional = is_true(attributes, "bidirectional");
-  layer.batch_first = is_true(attributes, "batch_first");
-  PyObject* const dropout = PyDict_GetItemString(attributes, "dropout");
-  const bool drops = layer.num_layers > 1 && is_true(attributes, "training") &&
-                     (dropout == nullptr || PyObject_IsTrue(dropout) != 0);
+  const std::optional<bool> bidirectional = truth(attributes, "bidirectional"),
+                            batch_first = truth(attributes, "batch_first"),
+                            training = truth(attributes, "training"),
+                            dropout = truth(attributes, "dropout");
+  if (!bidirectional || !batch_first || !training || !dropout) Py_RETURN_NONE;
+  layer.bidirectional = *bidirectional;
+  layer.batch_first = *batch_first;
+  const bool drops = layer.num_layers > 1 && *training && *dropout;
   const int64_t blocks = layer.num_layers * (layer.bidirectional ? 2 : 1);
-  if (drops || layer.num_layers < 1 || !take_params(layer, attributes, names) ||
+  if (drops || layer.num_layers < 1 || !take_params(layer, attributes, names, false) ||
       layer.params.size() % static_cast<size_t>(blocks) != 0 ||
       !take_states(layer, arguments[3], cells::traits(*cell).has_c())) {
     Py_RETURN_NONE;
@@ -205,7 +213,7 @@ PyObject* direct_cell(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Layer layer;
   if (!cell || !input || input->dim() != 2 || !PyTuple_CheckExact(arguments[2])) Py_RETURN_NONE;
   layer.input = *input;
-  if (!take_params(layer, arguments[0], arguments[2]) ||
+  if (!take_params(layer, arguments[0], arguments[2], true) ||
       !take_states(layer, arguments[4], cells::traits(*cell).has_c())) {
     Py_RETURN_NONE;
   }

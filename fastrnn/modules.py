@@ -16,7 +16,6 @@ from typing import get_overloads, overload
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
-from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import functional
 from fastrnn._layer import extension
@@ -37,6 +36,7 @@ class _Layer(nn.RNNBase):
     """What LSTM, GRU and RNN share."""
 
     checkpoint_every: int | None = None
+    forward = packing.forward
     __prepare_scriptable__ = refuse_script
 
     def __init__(self, mode, *args, **kwargs):
@@ -164,31 +164,6 @@ class LSTM(_Layer):
             return hx
         return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
 
-    @overload
-    def forward(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
-
-    @overload
-    def forward(
-        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
-
-    def forward(
-        self,
-        input,
-        hx=None,
-        *,
-        resets=None,
-        reset_to="zeros",
-        lengths=None,
-        return_states=False,
-        cu_seqlens=None,
-    ):
-        """Runs the layers; see the class."""
-        options = resets, reset_to, lengths, return_states, cu_seqlens
-        return packing.forward(self, input, hx, *options)
-
     def _run(self, input, hx, batch_first, batch_sizes, options):
         states = checks.lstm_states(hx, 3, batch_sizes is not None)
         return self._run_cell(PLAIN["lstm"], input, states, batch_first, batch_sizes, options)
@@ -235,29 +210,6 @@ class GRU(_Layer):
         checkpoint_every = kwargs.pop("checkpoint_every", None)
         super().__init__(self._mode, *args, **kwargs)
         _set_checkpoint_every(self, checkpoint_every)
-
-    @overload
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
-
-    @overload
-    def forward(
-        self, input: PackedSequence, hx: Tensor | None = None
-    ) -> tuple[PackedSequence, Tensor]: ...
-
-    def forward(
-        self,
-        input,
-        hx=None,
-        *,
-        resets=None,
-        reset_to="zeros",
-        lengths=None,
-        return_states=False,
-        cu_seqlens=None,
-    ):
-        """Runs the layers; see the class."""
-        options = resets, reset_to, lengths, return_states, cu_seqlens
-        return packing.forward(self, input, hx, *options)
 
     def _run(self, input, hx, batch_first, batch_sizes, options):
         return self._run_cell(PLAIN["gru"], input, (hx,), batch_first, batch_sizes, options)
@@ -313,29 +265,6 @@ class RNN(_Layer):
         checkpoint_every = kwargs.pop("checkpoint_every", None)
         super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
         _set_checkpoint_every(self, checkpoint_every)
-
-    @overload
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
-
-    @overload
-    def forward(
-        self, input: PackedSequence, hx: Tensor | None = None
-    ) -> tuple[PackedSequence, Tensor]: ...
-
-    def forward(
-        self,
-        input,
-        hx=None,
-        *,
-        resets=None,
-        reset_to="zeros",
-        lengths=None,
-        return_states=False,
-        cu_seqlens=None,
-    ):
-        """Runs the layers; see the class."""
-        options = resets, reset_to, lengths, return_states, cu_seqlens
-        return packing.forward(self, input, hx, *options)
 
     def _run(self, input, hx, batch_first, batch_sizes, options):
         cell = PLAIN["rnn_relu" if self.mode == "RNN_RELU" else "rnn_tanh"]

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.fx import Proxy
-from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn._layer import ops, panels
 from fastrnn._layer.cells import CELLS, cell_of
@@ -381,20 +380,7 @@ class QuantizedLayer(_Quantized):
             return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
         return hx.index_select(1, permutation)
 
-    def forward(
-        self,
-        input: Tensor | PackedSequence,
-        hx=None,
-        *,
-        resets=None,
-        reset_to="zeros",
-        lengths=None,
-        return_states=False,
-        cu_seqlens=None,
-    ):
-        """Runs the layers; see the class."""
-        options = resets, reset_to, lengths, return_states, cu_seqlens
-        return packing.forward(self, input, hx, *options)
+    forward = packing.forward
 
     def _run(self, input, hx, batch_first, batch_sizes, options):
         name = self._get_name()

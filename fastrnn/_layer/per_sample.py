@@ -5,6 +5,8 @@ runs, and what each sample contributes is handed over, `[B, *parameter.shape]`. 
 of a sample are the operator `sample_products`'s.
 """
 
+from functools import partial
+
 import torch
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -27,27 +29,28 @@ from fastrnn._layer.transforms import store, stored
 def layer(cell, sink, input, batch_sizes, states, params, bidirectional, keep=False):
     """One layer, as `fastrnn._stack.stack` describes a run.
 
-    sink: `sink(gradients)` is called in backward with one of each of params, in the order of the
-    batch's rows (of packed data, which are sorted). It has an attribute `marker`: None, or a tensor
-    `[...]` that the first call takes off it, and whose gradient, zeros, comes after that call's.
+    sink: `sink(number of params)` is called for each layer, in order; gives `(receive, marker)`.
+    `receive(gradients)` is called in backward with one of each of params, in the order of the
+    batch's rows (of packed data, which are sorted). marker: None, or a tensor of any shape whose
+    gradient, zeros, comes right after that call.
     """
     if keep:
         raise ValueError(
             "fastrnn: expected return_states=False with gradients of samples, got True"
         )
-    marker, sink.marker = sink.marker, None
-    what = cell, sink, bidirectional
+    receive, marker = sink(len(params))
+    what = cell, receive, bidirectional
     return _PerSample.apply(*what, marker, input, batch_sizes, *states, *params)
 
 
 class _PerSample(Function):
     @staticmethod
-    def forward(ctx, cell, sink, bidirectional, marker, input, batch_sizes, *tensors):
+    def forward(ctx, cell, receive, bidirectional, marker, input, batch_sizes, *tensors):
         count = CELLS[cell].states
         states, params = tensors[:count], tensors[count:]
         results = ops.layer_forward(cell, input, batch_sizes, states, params, bidirectional, True)
         ctx.layer = layer_of(cell, bidirectional, len(params), input.shape)
-        ctx.sink, ctx.marker = sink, None if marker is None else marker.shape
+        ctx.receive, ctx.marker = receive, None if marker is None else marker.shape
         ctx.set_materialize_grads(False)
         saved, weights = results[1 + count :], ctx.layer.weights(params)
         store(ctx, input, batch_sizes, None, *states, *saved, *weights, forward=False)
@@ -74,7 +77,7 @@ class _PerSample(Function):
         )  # fmt: skip
         of_params = wanted[1 + layer.states :]
         each = _samples(layer, record, found, batch, of_params)
-        ctx.sink(each)
+        ctx.receive(each)
         none = [False] * (len(wanted) - 1)
         d_input, _ = products_of(layer, record, (wanted[0], *none), found, batch)
         d_states = [d if w else None for d, w in zip(found.states, states, strict=True)]
@@ -147,23 +150,24 @@ def expanded(params):
 
 
 class _ExpandedSink:
-    """Sets `grad_sample` of the original weights, layer by layer from the last."""
-
-    marker = None
+    """Sets `grad_sample` of the original weights, of which each layer takes the next."""
 
     def __init__(self, params):
-        self.params = list(params)
+        self.left = list(params)
 
-    def __call__(self, gradients):
-        from torch.nn.utils._expanded_weights import expanded_weights_utils
+    def __call__(self, count):
+        own, self.left = self.left[:count], self.left[count:]
+        return partial(_set_grad_samples, own), None
 
-        own = self.params[len(self.params) - len(gradients) :]
-        del self.params[len(self.params) - len(gradients) :]
-        for param, gradient in zip(own, gradients, strict=True):
-            if type(param).__name__ == "ExpandedWeight" and gradient is not None:
-                if gradient.shape[0] != param.batch_size:
-                    raise RuntimeError(
-                        f"fastrnn: expected a batch of {param.batch_size}, as the ExpandedWeights' "
-                        f"batch_size says, got {gradient.shape[0]}"
-                    )
-                expanded_weights_utils.set_grad_sample_if_exists(param, lambda _, g=gradient: g)
+
+def _set_grad_samples(params, gradients):
+    from torch.nn.utils._expanded_weights import expanded_weights_utils
+
+    for param, gradient in zip(params, gradients, strict=True):
+        if type(param).__name__ == "ExpandedWeight" and gradient is not None:
+            if gradient.shape[0] != param.batch_size:
+                raise RuntimeError(
+                    f"fastrnn: expected a batch of {param.batch_size}, as the ExpandedWeights' "
+                    f"batch_size says, got {gradient.shape[0]}"
+                )
+            expanded_weights_utils.set_grad_sample_if_exists(param, lambda _, g=gradient: g)

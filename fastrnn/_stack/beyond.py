@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from fastrnn._layer import autograd, ops
-from fastrnn._layer.autograd import gather_rows
 from fastrnn._layer.transforms import transforms_active
 
 
@@ -220,11 +219,12 @@ def apply(options, layers, run, input, initial, directions, native):
 
 def apply_for_onnx(options, layers, run, input, initial):
     """As `apply`, while torch.onnx.export traces: lengths are an input of ONNX's nodes."""
+    is_plain = isinstance(run, partial) and run.func is autograd.layer
     asked = {
         "resets": options.resets is not None,
         "cu_seqlens": options.cu_seqlens is not None,
         "return_states": options.return_states,
-        "options inside the recurrence": not isinstance(run, partial) or run.func is not _PLAIN,
+        "options inside the recurrence": not is_plain,
     }
     for what, is_asked in asked.items():
         if is_asked:
@@ -241,7 +241,6 @@ def apply_for_onnx(options, layers, run, input, initial):
     return output, _where_run(lengths, finals, initial), None
 
 
-_PLAIN = autograd.layer
 _library = torch.library.Library("fastrnn", "IMPL")  # what it registers lives as long as it
 
 
@@ -371,7 +370,7 @@ class _Segments:
         every = states
         if reset_to == "hx" or states[0] is None:
             every = ()
-        rows, *started = gather_rows(
+        rows, *started = autograd.gather_rows(
             [input], self.order, self.places, every, self.starts, self.started
         )
         if not every and states[0] is not None:
@@ -383,7 +382,7 @@ class _Segments:
         `[D, T, B, C]`, and the states that segments end with as the batch's; zeros where a sequence
         has none."""
         rows = [output, *(t for each in kept for t in each if t is not None and t is not output)]
-        moved = gather_rows(rows, self.places, self.order, finals, self.ends, self.ended)
+        moved = autograd.gather_rows(rows, self.places, self.order, finals, self.ends, self.ended)
         others = iter(moved[1 : len(rows)])
         kept = [
             [None if t is None else moved[0] if t is output else next(others) for t in each]
@@ -432,7 +431,7 @@ class _Masked:
                 None if t is None else t.view(1, *self.sizes, t.shape[-1])
                 for t in (output, *finals[len(states) :])
             ]
-            ends = gather_rows(steps[: len(states)], self.last, self.is_last)
+            ends = autograd.gather_rows(steps[: len(states)], self.last, self.is_last)
             kept = [None if t is None else self._ordered(t, d) for t in steps[1:]] if keep else []
             results.append((self._ordered(output, d), *ends, *kept))
         outputs, *others = zip(*results, strict=True)
@@ -440,4 +439,4 @@ class _Masked:
 
     def _ordered(self, rows, direction):
         order = self.orders[direction]
-        return gather_rows([rows], order, order)[0]
+        return autograd.gather_rows([rows], order, order)[0]

@@ -16,12 +16,21 @@ from fastrnn._stack.weights import is_ours
 PLAIN: set[type] = set()
 
 
-def forward(module, input, hx, resets, reset_to, lengths, return_states, cu_seqlens):
-    """What module's `_run` makes of input, in input's form.
-
-    _run: `(input, hx, batch_first, batch_sizes, options) -> (output, hx)` or `(output, hx, States)`
-    as `fastrnn.functional` documents them, options of `beyond.of_call`.
-    """
+def forward(
+    self,
+    input,
+    hx=None,
+    *,
+    resets=None,
+    reset_to="zeros",
+    lengths=None,
+    return_states=False,
+    cu_seqlens=None,
+):
+    """Runs the layers; see the class."""
+    # The method of every module with layers: what its `_run` makes of input, in input's form.
+    # _run: `(input, hx, batch_first, batch_sizes, options) -> (output, hx)` or `(output, hx,
+    # States)` as `fastrnn.functional` documents them, options of `beyond.of_call`.
     batch_sizes = options = nested = None
     asks = (
         resets is not None
@@ -32,9 +41,9 @@ def forward(module, input, hx, resets, reset_to, lengths, return_states, cu_seql
     )
     if type(input) is not Tensor and isinstance(input, Tensor) and input.is_nested:
         nested, asks = input, True
-        input, cu_seqlens = _rows_of(module, nested, cu_seqlens)
-    elif not asks and type(module) in PLAIN and not torch.compiler.is_compiling():
-        attributes = module.__dict__
+        input, cu_seqlens = _rows_of(self, nested, cu_seqlens)
+    elif not asks and type(self) in PLAIN and not torch.compiler.is_compiling():
+        attributes = self.__dict__
         results = extension.direct_layer(attributes, attributes["mode"].lower(), input, hx)
         if results is not None:
             return results
@@ -43,26 +52,26 @@ def forward(module, input, hx, resets, reset_to, lengths, return_states, cu_seql
             input, batch_sizes, sorted_indices, unsorted_indices = input
         elif isinstance(input, Proxy):
             asked = (resets, reset_to, lengths, return_states, cu_seqlens) if asks else ()
-            return recorded(module, input, hx, **dict(zip(beyond.Options._fields[1:], asked)))
+            return recorded(self, input, hx, **dict(zip(beyond.Options._fields[1:], asked)))
     if asks:
-        name = module._get_name().lower()
+        name = self._get_name().lower()
         asked = resets, reset_to, lengths, return_states, cu_seqlens
         options = beyond.of_call(name, batch_sizes, *asked)
     if batch_sizes is not None:
         if hx is not None:
-            hx = module.permute_hidden(hx, sorted_indices)
-        output, hx = module._run(input, hx, False, batch_sizes, None)
+            hx = self.permute_hidden(hx, sorted_indices)
+        output, hx = self._run(input, hx, False, batch_sizes, None)
         output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
-        return output, module.permute_hidden(hx, unsorted_indices)
+        return output, self.permute_hidden(hx, unsorted_indices)
     run = _padded if cu_seqlens is None else _ragged
-    if nested is None and is_ours(module):
-        return run(module, input, hx, options)
+    if nested is None and is_ours(self):
+        return run(self, input, hx, options)
     # torch.nn calls it with None too: a subclass may do something there.
-    hx = hx if hx is None else module.permute_hidden(hx, None)
-    output, hx, *each = run(module, input, hx, options)
+    hx = hx if hx is None else self.permute_hidden(hx, None)
+    output, hx, *each = run(self, input, hx, options)
     if nested is not None:
         output = torch.nested.nested_tensor_from_jagged(output, nested.offsets())
-    return output, module.permute_hidden(hx, None), *each
+    return output, self.permute_hidden(hx, None), *each
 
 
 def _ragged(module, input, hx, options):

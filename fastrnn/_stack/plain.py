@@ -87,7 +87,7 @@ def run(cell, input, states, params, call):
     layer = cell.layer if supported else _without_kernels(cell)
     if call.checkpoint_every is not None:
         checks.check_checkpoint_every(name, call.checkpoint_every)
-        if supported:
+        if supported and not torch.onnx.is_in_onnx_export():
             layer = partial(checkpoint.layer, layer, cell.kind, call.checkpoint_every)
     if call.num_layers == 1:
         layers, by_layer = stack.layers, [params]

@@ -18,6 +18,8 @@ Tried with Opacus 1.6.0: GradSampleModule with hooks, both orders of dimensions 
 and PrivacyEngine.
 """
 
+from functools import partial
+
 import torch
 from opacus.grad_sample import register_grad_sampler
 from opacus.validators import register_module_fixer, register_module_validator
@@ -34,17 +36,20 @@ __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 
 class _Call:
-    """One call of a module: takes what its layers leave, from the last to the first."""
+    """One call of a module, as a sink of `fastrnn._layer.per_sample`: its first layer, the last in
+    backward, depends on the marker."""
 
-    def __init__(self, module, names, order):
-        self.module, self.names, self.order = module, list(names), order
-        self.marker = None  # what the first layer depends on
+    def __init__(self, module, names, order, marker):
+        self.module, self.left, self.order, self.marker = module, list(names), order, marker
         self.found = {}
 
-    def __call__(self, gradients):
-        own = self.names[len(self.names) - len(gradients) :]
-        del self.names[len(self.names) - len(gradients) :]
-        for name, gradient in zip(own, gradients, strict=True):
+    def __call__(self, count):
+        own, self.left = self.left[:count], self.left[count:]
+        marker, self.marker = self.marker, None
+        return partial(self._receive, own, marker is not None), marker
+
+    def _receive(self, names, is_first, gradients):
+        for name, gradient in zip(names, gradients, strict=True):
             if gradient is not None:
                 parameter = getattr(self.module, name)
                 gradient = gradient.to(parameter.dtype)
@@ -53,8 +58,9 @@ class _Call:
                 if parameter in self.found:  # tied ones
                     gradient = gradient + self.found[parameter]
                 self.found[parameter] = gradient
-        if not self.names:
+        if is_first:
             self.module.__dict__.setdefault("_of_samples", []).append(self.found)
+            self.found = {}
 
 
 class _Join(torch.autograd.Function):
@@ -99,20 +105,16 @@ class _OfSamples:
                 "Opacus, which has gradients of samples of padded or packed input"
             )
         batch = self._batch(input)
-        marker = torch.zeros((), device=self.weight_device(), requires_grad=True)
+        marker = torch.zeros((), device=next(self.parameters()).device, requires_grad=True)
         results = super().__call__(marker.expand(batch, batch), input=input, hx=hx)
         return self._joined(input, _Join.apply(*results))
-
-    def weight_device(self):
-        return next(self.parameters()).device
 
     def forward(self, marker, *, input, hx=None, **options):
         """The results, or in training `(token, *results)`; called by way of `__call__`."""
         if marker is None:
             return super().forward(input, hx, **options)
         order = input.unsorted_indices if isinstance(input, PackedSequence) else None
-        self._call = call = _Call(self, self._names(), order)
-        call.marker = marker
+        self._call = _Call(self, self._names(), order, marker)
         try:
             results = super().forward(input, hx)
         finally:
@@ -173,8 +175,7 @@ class _Cell(_OfSamples):
         """See `_OfSamples`."""
         if marker is None:
             return super(_OfSamples, self).forward(input, hx)
-        call = _Call(self, self._names(), None)
-        call.marker = marker
+        call = _Call(self, self._names(), None, marker)
         cell = cell_of(self)
         states = hx if isinstance(hx, tuple) else (hx,) * cell.states
         params = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)

@@ -279,7 +279,7 @@ class Lengths(torch.nn.Module):
     ("name", "options"),
     [
         ("LSTM", {"num_layers": 2, "bidirectional": True}),
-        ("GRU", {"batch_first": True}),
+        ("GRU", {"batch_first": True, "checkpoint_every": 2}),
         ("RNN", {"bidirectional": True}),
     ],
     ids=str,

@@ -93,6 +93,25 @@ def test_cells(name, with_hx):
         assert isinstance(results, tuple) == (kind == "lstm")
 
 
+def test_flags_that_are_no_bool(monkeypatch):
+    """Attributes that were set to what Python takes for true."""
+    module = fastrnn.GRU(F, H, bidirectional=True).eval()
+    module.bidirectional = module.batch_first = 1
+    x = torch.randn(B, T, F)
+    with torch.no_grad():
+        found = flat(direct(module, x))
+        monkeypatch.setattr(packing, "PLAIN", set())
+        assert all(map(torch.equal, found, flat(module(x))))
+
+    class Neither:
+        def __bool__(self):
+            raise ValueError("neither")
+
+    module.batch_first = Neither()
+    with torch.no_grad():
+        assert direct(module, x) is None
+
+
 def test_views_and_strides():
     module = layer("LSTM")
     wide = torch.randn(T, B, 2 * F)[..., ::2]

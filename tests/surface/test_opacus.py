@@ -99,6 +99,21 @@ def test_packed_and_states(name):
     close(module, one_by_one(model, [pack_sequence([r]) for r in rows], one))
 
 
+class FirstLayer(Model):
+    def forward(self, x):
+        return (self.rnn(x)[1][:1] ** 2).sum((0, 2))
+
+
+def test_the_state_of_one_layer():
+    """What each layer leaves is that layer's, whichever of them the loss is of."""
+    model = FirstLayer("RNN")
+    model.rnn.batch_first = True
+    module = GradSampleModule(ModuleValidator.fix(model), loss_reduction="sum")
+    x = torch.randn(B, T, F)
+    module(x).sum().backward()
+    close(module, one_by_one(model, x.split(1)))
+
+
 class Steps(nn.Module):
     def __init__(self, cell):
         super().__init__()

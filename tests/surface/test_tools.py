@@ -196,6 +196,17 @@ def test_expanded_weights(name, options, reduction):
             torch.testing.assert_close(p.grad_sample[b], scale * e, rtol=1e-4, atol=1e-5)
 
 
+def test_expanded_weights_backward_twice():
+    """A graph that is kept gives the same again, added up, layer by layer."""
+    module, x = fastrnn.GRU(3, 5, 2, batch_first=True), torch.randn(4, 6, 3)
+    output, _ = call_for_per_sample_grads(module, batch_size=4, loss_reduction="sum")(x)
+    output.sum().backward(retain_graph=True)
+    once = [p.grad_sample.clone() for p in module.parameters()]
+    output.sum().backward()
+    for p, g in zip(module.parameters(), once, strict=True):
+        torch.testing.assert_close(p.grad_sample, 2 * g)
+
+
 def test_expanded_weights_of_another_batch():
     module = fastrnn.GRU(3, 5)  # whose batch is the second dimension
     output, _ = call_for_per_sample_grads(module, batch_size=6)(torch.randn(6, 4, 3))
