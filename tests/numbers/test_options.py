@@ -44,7 +44,7 @@ def test_nothing_to_split_is_the_plain_layer(kind, setting, monkeypatch):
     options["lengths"].fill_(case.seq_len)
     torch.manual_seed(0)
     plain, _ = both(case, {})
-    monkeypatch.setattr(beyond, "gather_rows", None)
+    monkeypatch.setattr(beyond.autograd, "gather_rows", None)
     for asked in ({"resets"}, {"lengths"}, {"resets", "lengths"}):
         torch.manual_seed(0)
         ours, theirs = both(case, {name: options[name] for name in asked})
